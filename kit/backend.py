@@ -1,0 +1,1488 @@
+"""A training loop written once, compiled on TensorFlow, JAX and PyTorch.
+
+Four functions are the whole core:
+
+- `compiled(fn)`: `fn` as one compiled program;
+- `minimize(loss_fn, variables, optimizer)`: one gradient step inside it;
+- `gradient(fn, inputs)`: the gradient of a scalar function of arrays;
+- `scan(fn, init, xs)`: a loop that is compiled once, however long it runs.
+
+The code between them is ordinary stateful Keras: it calls models, assigns
+variables, updates metrics, draws from seed generators. This is the only file
+of the project that asks which backend runs.
+
+How it works. TensorFlow has compiled state of its own (`tf.function`). JAX and
+PyTorch compile pure functions only, so there `fn` runs once under a
+`keras.StatelessScope` that hands out the values of the variables and catches
+what is assigned to them: that makes a pure function `(values, arguments) ->
+(results, new values)` of it, which `jax.jit` compiles, or `make_fx` records as
+a flat graph of ATen calls. Nobody lists the variables: the scope sees each one
+that is read or written.
+"""
+
+import contextlib
+import functools
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import optree
+from keras import ops
+
+__all__ = ["compile_seconds", "compiled", "gradient", "minimize", "run_eagerly", "scan"]
+
+Nested = Any  # any nesting of tuples, lists, dicts and named tuples of arrays
+
+
+class _Context(threading.local):
+    """What the running thread is in the middle of."""
+
+    def __init__(self):
+        self.tracing = False  # inside a compiled function that is being traced
+        self.scope: Any = None  # the innermost `_Scope`, on JAX and PyTorch
+        self.in_gradient = False  # inside a function that is differentiated
+        self.frame: Any = None  # the `scan` body that is being traced, on JAX
+
+
+_context = _Context()
+# make_fx patches torch.nn.Module while it traces, and Keras keeps names in
+# global dictionaries: one trace at a time. Compiled programs run in parallel.
+_trace_lock = threading.RLock()
+_settings = {"eager": False, "compile_seconds": 0.0}
+
+
+# --- The public functions ---------------------------------------------------
+
+
+def compiled(
+    fn: Callable | None = None, *, eager: bool = False, inductor: bool = False
+) -> Callable:
+    """Returns `fn` as one compiled program; usable as a decorator.
+
+    The program is `tf.function(jit_compile=True)`, `jax.jit` or a flat PyTorch
+    graph. Variables are found by themselves, whatever object holds them, and
+    are updated when the call returns. Each new combination of the arguments'
+    structure, shapes and dtypes is compiled once.
+
+    Arguments and results are nested structures of arrays. Python and NumPy
+    numbers are data: another number doesn't recompile, and 64-bit ones become
+    32-bit (floats: `keras.config.floatx()`), as on JAX. Booleans, strings and
+    `None` are part of the program: `training=True` and `training=False` are
+    two. A number that `fn` takes from elsewhere (a closure, `self`) is frozen
+    at the first call: pass it, or keep it in a `keras.Variable`.
+
+    Args:
+        fn: The function, or a method of a class. Everything it uses has to be
+            built: layers, models and metrics. Optimizers are built here.
+        eager: If `True`, `fn` runs line by line, for a debugger or prints.
+            `run_eagerly` does the same for all compiled functions at once.
+        inductor: PyTorch only: compile the graph further with TorchInductor.
+            About 1.5 times faster, after 10 to 30 s: for long runs.
+
+    Returns:
+        A callable with the signature of `fn`. The results hold the backend's
+        own tensors.
+
+    Raises:
+        TypeError: If `fn` is not callable, or an argument of the compiled
+            function is neither an array nor hashable.
+        ValueError: If a layer that isn't built is used. An exception inside
+            `fn` leaves every variable as it was.
+
+    Example:
+
+    ```python
+    counter = keras.Variable(0.0)
+
+    @kit.compiled
+    def count(x):
+        counter.assign_add(keras.ops.sum(x))
+        return counter.value
+
+    count(np.ones(3))  # 3.0
+    ```
+    """
+    if fn is None:
+        return functools.partial(compiled, eager=eager, inductor=inductor)
+    if not callable(fn):
+        raise TypeError(
+            f"compiled: `fn` must be callable, received {fn!r} "
+            f"of type {type(fn).__name__}."
+        )
+    return _Compiled(fn, eager, inductor)
+
+
+def minimize(
+    loss_fn: Callable[[], Any],
+    variables: Sequence[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+) -> Any:
+    """Makes one gradient step on a scalar loss.
+
+    To be called inside a `compiled` function (or outside of one, to debug).
+    Other state that `loss_fn` changes (BatchNormalization's statistics, seeds,
+    metrics) is updated as well, once.
+
+    Args:
+        loss_fn: Function of no arguments that returns the scalar loss, or
+            `(loss, aux)`, where `aux` is any nested structure of arrays.
+        variables: The `keras.Variable`s to change, such as
+            `model.trainable_variables`.
+        optimizer: A Keras optimizer; its clipping, schedules, weight decay and
+            loss scaling apply. It is built on `variables` when it isn't yet:
+            build it yourself on the larger list to call it on parts of it.
+
+    Returns:
+        The loss before the step, or `(loss, aux)` if `loss_fn` returns a pair.
+
+    Raises:
+        TypeError: If `optimizer` is no Keras optimizer, or `variables` holds
+            something else than Keras variables.
+        ValueError: If the loss isn't a scalar, a variable has no part in it,
+            or `minimize` is called inside a `loss_fn`.
+
+    Example:
+
+    ```python
+    @kit.compiled
+    def train_step(x, y):
+        def loss_fn():
+            return keras.ops.mean((model(x, training=True) - y) ** 2)
+        return kit.minimize(loss_fn, model.trainable_variables, optimizer)
+    ```
+    """
+    variables = list(variables)
+    _check_minimize(loss_fn, variables, optimizer)
+    if not optimizer.built:
+        if _context.tracing:
+            raise _BuildOptimizer(optimizer, variables)
+        optimizer.build(variables)
+
+    def scaled_loss_fn():
+        result = loss_fn()
+        has_aux = isinstance(result, tuple)
+        if has_aux and len(result) != 2:
+            raise ValueError(
+                "minimize: `loss_fn` must return the loss or a pair (loss, aux), "
+                f"received a tuple of length {len(result)}."
+            )
+        loss, aux = result if has_aux else (result, None)
+        loss = _scalar(loss, "minimize: `loss_fn`")
+        return optimizer.scale_loss(loss), (loss, aux, has_aux)
+
+    (loss, aux, has_aux), grads = _engine.value_and_grad(scaled_loss_fn, variables)
+    if without := [v.path for v, g in zip(variables, grads, strict=True) if g is None]:
+        raise ValueError(
+            "minimize: the loss doesn't depend on these variables, so they get no "
+            f"gradient: {without}. Leave them out of `variables`, or check that "
+            "`loss_fn` calls the layers that hold them and stops no gradient."
+        )
+    _engine.apply_gradients(optimizer, grads, variables)
+    return (loss, aux) if has_aux else loss
+
+
+def gradient(fn: Callable[[Nested], Any], inputs: Nested) -> Nested:
+    """Returns the gradient of a scalar function with respect to its input.
+
+    Works alone, inside a `compiled` function, and inside the `loss_fn` of
+    `minimize`, which then differentiates through it (gradient penalties).
+
+    Args:
+        fn: Function of one argument, a structure like `inputs`, that returns a
+            scalar. Sum over a batch to get the gradient of each example.
+        inputs: Nested structure of floating-point arrays.
+
+    Returns:
+        A structure like `inputs`: d fn / d inputs. Zero where `fn` doesn't
+        depend on an input.
+
+    Raises:
+        TypeError: If an input isn't floating-point.
+        ValueError: If `fn` doesn't return a scalar.
+
+    Example:
+
+    ```python
+    kit.gradient(lambda x: keras.ops.sum(x**2), np.array([1.0, 2.0]))  # [2, 4]
+    ```
+    """
+    leaves, spec = _flatten(inputs)
+    leaves = [_engine.tensor(_canonical(leaf)) for leaf in leaves]
+    for leaf in leaves:
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise TypeError(
+                "gradient: `inputs` must hold floating-point arrays, received one "
+                f"of dtype {dtype}."
+            )
+    grads = _engine.gradient(
+        lambda values: _scalar(fn(spec.unflatten(values)), "gradient: `fn`"), leaves
+    )
+    return spec.unflatten(grads)
+
+
+def scan(
+    fn: Callable[[Nested, Nested], tuple[Nested, Nested]],
+    init: Nested,
+    xs: Nested = None,
+    length: int | None = None,
+    reverse: bool = False,
+) -> tuple[Nested, Nested]:
+    """Runs `carry, y = fn(carry, x)` over the leading axis of `xs`.
+
+    Inside a `compiled` function the body is compiled once, however long the
+    loop. It may use and change variables, call `minimize`, `gradient` and
+    `scan`. Inside a function that is differentiated, PyTorch unrolls it.
+
+    Args:
+        fn: The body. Takes the carry and a slice of `xs` (`None` without
+            `xs`); returns the next carry, with the same structure, shapes and
+            dtypes, and an output of any structure (or `None`).
+        init: The first carry, a nested structure of arrays.
+        xs: Nested structure of arrays with an equal leading axis, or `None`.
+        length: Number of turns; needed if `xs` is `None`.
+        reverse: If `True`, runs from the last slice to the first; outputs
+            stand where their slices stood.
+
+    Returns:
+        The last carry, and the outputs stacked along a new leading axis.
+
+    Raises:
+        ValueError: If the leading axes or `length` don't agree, or the body
+            returns a carry of another structure, shape or dtype.
+
+    Example:
+
+    ```python
+    rewards = np.array([1.0, 1.0, 1.0], "float32")
+    step = lambda value, reward: (reward + 0.5 * value, reward + 0.5 * value)
+    kit.scan(step, 0.0, rewards, reverse=True)  # 1.75, [1.75, 1.5, 1.0]
+    ```
+    """
+    carry, carry_spec = optree.tree_flatten(init, namespace="keras")
+    carry = [_engine.tensor(_canonical(leaf)) for leaf in carry]
+    slices, xs_spec = _flatten(xs)
+    if xs is None:
+        slices, xs_spec = [], None
+    slices = [_engine.tensor(_canonical(leaf)) for leaf in slices]
+    length = _scan_length(slices, length)
+    y_spec: list[Any] = [None]  # filled by the body: known after one trace
+
+    def body(carry_leaves, x_leaves):
+        x = None if xs_spec is None else xs_spec.unflatten(x_leaves)
+        result = fn(carry_spec.unflatten(carry_leaves), x)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(
+                "scan: `fn` must return a pair (carry, y), received "
+                f"{type(result).__name__}."
+            )
+        new_leaves = _check_carry(carry_spec, carry_leaves, result[0])
+        ys, y_spec[0] = _flatten_results(result[1])
+        return new_leaves, ys
+
+    carry, ys = _engine.scan(body, carry, slices, length, reverse)
+    return carry_spec.unflatten(carry), y_spec[0](ys)
+
+
+def run_eagerly(eager: bool = True) -> None:
+    """Runs every compiled function line by line from now on, or no longer.
+
+    For a debugger, prints, and finding the line that raises. What was assigned
+    before an exception stays assigned.
+
+    Args:
+        eager: `True` to run uncompiled, `False` to compile again.
+    """
+    _settings["eager"] = bool(eager)
+
+
+def compile_seconds() -> float:
+    """Returns the seconds this process has spent on compiling so far.
+
+    That is the time of each program's tracing and first call.
+    """
+    return _settings["compile_seconds"]
+
+
+# --- Compiled functions: arguments, signatures, programs --------------------
+
+
+class _BuildOptimizer(Exception):
+    """Raised in a trace to have the optimizer built outside of it."""
+
+    def __init__(self, optimizer, variables):
+        super().__init__(optimizer, variables)
+        self.optimizer = optimizer
+        self.variables = variables
+
+
+class _Compiled:
+    """A function and its compiled programs, one for each signature."""
+
+    def __init__(self, fn, eager, inductor):
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+        self._eager = eager
+        self._inductor = inductor
+        self._programs: dict[Any, Callable] = {}
+
+    def __set_name__(self, owner, name):
+        self._name = name
+
+    def __get__(self, instance, owner=None):
+        """Binds a method: each object has programs of its own."""
+        if instance is None:
+            return self
+        bound = _Compiled(self._fn.__get__(instance), self._eager, self._inductor)
+        # Found there by the next look-up, and gone when the object goes. Not by
+        # setattr: Keras would track it.
+        instance.__dict__[getattr(self, "_name", self._fn.__name__)] = bound
+        return bound
+
+    def __deepcopy__(self, memo):
+        return self  # programs belong to variables, which the copy doesn't share
+
+    def __call__(self, *args, **kwargs):
+        leaves, spec = _flatten((args, kwargs) if kwargs else args)
+        if _context.tracing or self._eager or _settings["eager"]:
+            leaves = [_canonical(leaf) for leaf in leaves]
+            leaves = [_engine.tensor(x) if hasattr(x, "shape") else x for x in leaves]
+            structure = spec.unflatten(leaves)
+            args, kwargs = structure if kwargs else (structure, {})
+            arrays, unflatten = _flatten_results(self._fn(*args, **kwargs))
+            return unflatten(arrays)
+        signature: list[Any] = [spec]
+        arrays = []
+        for leaf in leaves:
+            leaf = _canonical(leaf)
+            if hasattr(leaf, "shape"):
+                arrays.append(leaf)
+                dtype = leaf.dtype
+                name = _dtype_names.get(dtype) or _name_dtype(dtype)
+                signature.append((name, tuple(leaf.shape)))
+            else:
+                signature.append(leaf)
+        try:
+            program = self._programs.get(tuple(signature))
+        except TypeError:
+            raise TypeError(
+                f"{self._fn.__name__}: compiled functions take arrays, numbers and "
+                "hashable objects; received "
+                f"{[type(x).__name__ for x in signature[1:] if not _hashable(x)]}."
+            ) from None
+        if program is not None:
+            return program(arrays)
+        return self._first_call(tuple(signature), arrays, bool(kwargs))
+
+    def _first_call(self, signature, arrays, has_kwargs):
+        spec, entries = signature[0], signature[1:]
+        is_array = [isinstance(e, tuple) and len(e) == 2 for e in entries]
+
+        def fn(values):
+            values = iter(values)
+            leaves = [
+                next(values) if array else entry
+                for array, entry in zip(is_array, entries, strict=True)
+            ]
+            structure = spec.unflatten(leaves)
+            args, kwargs = structure if has_kwargs else (structure, {})
+            return _flatten_results(self._fn(*args, **kwargs))
+
+        start = time.perf_counter()
+        while True:
+            try:
+                program = self._trace(fn, arrays)
+                break
+            except _BuildOptimizer as request:
+                request.optimizer.build(request.variables)
+        results = program(arrays)
+        _settings["compile_seconds"] += time.perf_counter() - start
+        self._programs[signature] = program
+        return results
+
+    def _trace(self, fn, arrays):
+        with _tracing():
+            return _engine.trace(fn, arrays, self._inductor)
+
+
+@contextlib.contextmanager
+def _tracing():
+    before = _context.tracing
+    with _trace_lock:
+        _context.tracing = True
+        try:
+            yield
+        finally:
+            _context.tracing = before
+
+
+def _flatten(structure):
+    """Leaves and structure of nested containers; `None` is a leaf."""
+    return optree.tree_flatten(structure, none_is_leaf=True, namespace="keras")
+
+
+def _flatten_results(structure):
+    """Returns the arrays of `structure`, and a function that puts them back.
+
+    `None`, strings and the like stay in the structure.
+    """
+    leaves, spec = _flatten(structure)
+    leaves = [_canonical(leaf) for leaf in leaves]
+    is_array = [hasattr(leaf, "shape") for leaf in leaves]
+    arrays = [
+        _engine.tensor(leaf)
+        for leaf, array in zip(leaves, is_array, strict=True)
+        if array
+    ]
+    if all(is_array):
+        return arrays, spec.unflatten
+
+    def unflatten(values):
+        values = iter(values)
+        return spec.unflatten(
+            next(values) if array else leaf
+            for leaf, array in zip(leaves, is_array, strict=True)
+        )
+
+    return arrays, unflatten
+
+
+_dtype_names: dict[Any, str] = {}  # NumPy's and each framework's -> Keras' name
+
+
+def _name_dtype(dtype):
+    name = _dtype_names[dtype] = keras.backend.standardize_dtype(dtype)
+    return name
+
+
+_NARROW = {"float64": None, "int64": "int32", "uint64": "uint32"}
+
+
+def _canonical(leaf):
+    """Numbers as NumPy scalars, 64 bits narrowed, variables by value."""
+    kind = type(leaf)
+    if kind is int:
+        return np.int32(leaf) if -(2**31) <= leaf < 2**31 else np.uint32(leaf)
+    if kind is float:
+        return np.dtype(keras.config.floatx()).type(leaf)
+    if isinstance(leaf, np.ndarray | np.generic):
+        name = leaf.dtype.name
+        if name in _NARROW:
+            return leaf.astype(_NARROW[name] or keras.config.floatx())
+        if leaf.dtype.kind in "OSUM":
+            raise TypeError(f"An array of dtype {name} can't be used as a tensor.")
+        return leaf
+    if isinstance(leaf, keras.Variable):
+        return leaf.value
+    return leaf
+
+
+def _hashable(value):
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _scalar(value, what):
+    value = ops.convert_to_tensor(value)
+    if tuple(value.shape) != ():
+        raise ValueError(
+            f"{what} must return a scalar, received shape {tuple(value.shape)}. "
+            "Reduce it, as with `keras.ops.mean` or `keras.ops.sum`."
+        )
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(f"{what} must return a float, received dtype {dtype}.")
+    return value
+
+
+def _check_minimize(loss_fn, variables, optimizer):
+    if not callable(loss_fn):
+        raise TypeError(
+            "minimize: `loss_fn` must be a function without arguments that returns "
+            f"the loss, received {type(loss_fn).__name__}: wrap what computes the "
+            "loss in a function."
+        )
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "minimize: `optimizer` must be a Keras optimizer, received "
+            f"{type(optimizer).__name__}."
+        )
+    if not variables:
+        raise ValueError("minimize: `variables` is empty: is the model built?")
+    for variable in variables:
+        if not isinstance(variable, keras.Variable):
+            raise TypeError(
+                "minimize: `variables` must hold keras.Variable objects, as in "
+                f"`model.trainable_variables`; received {type(variable).__name__}."
+            )
+    if _context.in_gradient:
+        raise ValueError(
+            "minimize: called inside a function that is being differentiated; "
+            "move it out of `loss_fn` (or out of the function given to `gradient`)."
+        )
+    _engine.check_optimizer(optimizer)
+
+
+def _scan_length(slices, length):
+    axes = {tuple(x.shape)[0] if len(x.shape) else None for x in slices}
+    if None in axes or len(axes) > 1:
+        raise ValueError(
+            "scan: the arrays in `xs` need leading axes of equal length, received "
+            f"shapes {[tuple(x.shape) for x in slices]}."
+        )
+    if length is None and not axes:
+        raise ValueError("scan: `length` is needed when `xs` is None.")
+    if axes and length is not None and axes != {length}:
+        raise ValueError(f"scan: `length` is {length}, but `xs` has {axes.pop()}.")
+    length = axes.pop() if length is None else int(length)
+    if length < 1:
+        raise ValueError(f"scan: at least one turn is needed, received {length}.")
+    return length
+
+
+def _check_carry(spec, old_leaves, new_carry):
+    new_leaves, new_spec = optree.tree_flatten(new_carry, namespace="keras")
+    if new_spec != spec:
+        raise ValueError(
+            f"scan: `fn` returned a carry of structure {new_spec}, expected {spec}."
+        )
+    new_leaves = [_engine.tensor(_canonical(leaf)) for leaf in new_leaves]
+    for old, new in zip(old_leaves, new_leaves, strict=True):
+        before = (tuple(old.shape), keras.backend.standardize_dtype(old.dtype))
+        after = (tuple(new.shape), keras.backend.standardize_dtype(new.dtype))
+        if before != after:
+            raise ValueError(
+                "scan: the carry must keep its shape and dtype, received "
+                f"{after[0]} {after[1]} after {before[0]} {before[1]}."
+            )
+    return new_leaves
+
+
+def _eager_scan(body, carry, slices, length, reverse):
+    """The loop in Python: for eager runs, and to differentiate on PyTorch."""
+    ys: list[Any] = [None] * length
+    for t in reversed(range(length)) if reverse else range(length):
+        carry, ys[t] = body(carry, [x[t] for x in slices])
+    return carry, [ops.stack(column) for column in zip(*ys, strict=True)]
+
+
+# --- Variables under a trace, on JAX and PyTorch ----------------------------
+
+
+def _raw(variable):
+    """The tensor that holds a variable's value.
+
+    `Variable.value` can't serve: it asks the scope, which asks us, and casts
+    under mixed precision. `_value` is private in Keras 3; test_backend.py has
+    a test that names it.
+    """
+    value = variable._value
+    if value is None:
+        raise ValueError(
+            f"The variable {variable.path!r} was created inside a compiled function. "
+            "Build layers, models and metrics before: call `build(input_shape)`, or "
+            "call them once on an example."
+        )
+    return value
+
+
+class _Scope(keras.StatelessScope):
+    """The values of variables while a function is traced; scopes nest."""
+
+    def __init__(self, read, values=()):
+        super().__init__(collect_losses=True)
+        self._read = read  # called for a variable this scope has no value of
+        self.read = {}  # id -> variable, in the order of first use
+        self.written = {}
+        self.state_mapping = {id(variable): value for variable, value in values}
+
+    def get_current_value(self, variable):
+        key = id(variable)
+        if key not in self.state_mapping:
+            self.read[key] = variable  # also keeps it alive, and so its id
+            self.state_mapping[key] = self._read(variable)
+        return self.state_mapping[key]
+
+    def add_update(self, update):
+        variable, value = update
+        self.written[id(variable)] = variable
+        self.state_mapping[id(variable)] = value
+
+    def __enter__(self):
+        self._around, _context.scope = _context.scope, self
+        return super().__enter__()
+
+    def __exit__(self, *args):
+        _context.scope = self._around
+        super().__exit__(*args)
+
+    def updates(self):
+        """Written variables and their new values."""
+        variables = list(self.written.values())
+        return variables, [self.state_mapping[id(v)] for v in variables]
+
+
+def _outer_read():
+    """How a scope inside the present one reads: through it, or the variable."""
+    return _context.scope.get_current_value if _context.scope else _raw
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+class _differentiating:
+    """Marks that a differentiated function runs."""
+
+    def __enter__(self):
+        self._before, _context.in_gradient = _context.in_gradient, True
+
+    def __exit__(self, *args):
+        _context.in_gradient = self._before
+
+
+# --- JAX --------------------------------------------------------------------
+
+
+class _Frame:
+    """A `scan` body under trace, in which it numbers the scans.
+
+    So each has a name that is the same in every trace of the function.
+    """
+
+    def __init__(self, key, plan):
+        self.key = key
+        self.plan = plan  # name of a scan -> the variables that its body writes
+        self.count = 0
+
+    def next_key(self):
+        self.count += 1
+        return (*self.key, self.count)
+
+
+class _JaxEngine:
+    def __init__(self):
+        import jax
+
+        self.jax = jax
+        self.tensor = ops.convert_to_tensor
+        self.discovering = False
+
+    def trace(self, fn, arrays, inductor):
+        jax = self.jax
+        plan: dict[tuple, list] = {}
+        scope: Any = None
+        unflatten: Any = None
+
+        def discover(arrays):
+            nonlocal scope
+            scope = _Scope(_raw)
+            _context.frame = _Frame((), plan)
+            with scope:
+                fn(arrays)
+            return ()
+
+        self.discovering = True
+        try:
+            jax.eval_shape(discover, arrays)
+        finally:
+            self.discovering = False
+            _context.frame = None
+        written = list(scope.written.values())
+        kept = [v for key, v in scope.read.items() if key not in scope.written]
+        for variable in written + kept:  # a Python number left them a weak type
+            if _raw(variable).weak_type:
+                variable.assign(jax.numpy.array(variable._value, variable.dtype))
+
+        def pure(written_values, kept_values, arrays):
+            nonlocal unflatten
+            values = zip(
+                [*written, *kept], [*written_values, *kept_values], strict=True
+            )
+            # JAX traces when the program is first called, out of our sight.
+            with _tracing(), _Scope(_unforeseen, values) as scope:
+                _context.frame = _Frame((), plan)
+                try:
+                    results, unflatten = fn(arrays)
+                finally:
+                    _context.frame = None
+                return results, [scope.state_mapping[id(v)] for v in written]
+
+        # The debugger of NaNs runs a failed program again, on the same arrays.
+        donate = () if jax.config.jax_debug_nans else (0,)
+        program = jax.jit(pure, donate_argnums=donate)
+
+        def run(arrays):
+            old = [v._value for v in written]
+            rest = [v._value for v in kept]
+            seen = {id(x) for x in old}
+            if len(seen) < len(old) or not seen.isdisjoint(map(id, rest + arrays)):
+                # An array that two variables share can't be donated.
+                old = [jax.numpy.array(x, copy=True) for x in old]
+            results, new = program(old, rest, arrays)
+            for variable, value in zip(written, new, strict=True):
+                variable._value = value
+            return unflatten(results)
+
+        return run
+
+    def _pure(self, fn, variables=()):
+        """`fn()` as a function of the variables' values: (out, updates)."""
+        written = []
+        read = _outer_read()
+
+        def pure(values):
+            nonlocal written
+            with _differentiating():
+                values = zip(variables, values, strict=True)
+                with _Scope(read, values) as scope:
+                    out = fn()
+                written, updates = scope.updates()
+            return out, updates
+
+        return pure, lambda updates: _assign(written, updates)
+
+    def value_and_grad(self, loss_fn, variables):
+        jax = self.jax
+        pure, commit = self._pure(loss_fn, variables)
+        reached = set()
+        has_aux = False
+        checking = self.discovering or not _context.tracing
+
+        def mark(index):
+            """The identity, which notes that a gradient came by."""
+
+            @jax.custom_vjp
+            def identity(x):
+                return x
+
+            def backward(_, cotangent):
+                reached.add(index)
+                return (cotangent,)
+
+            identity.defvjp(lambda x: (x, None), backward)
+            return identity
+
+        def with_aux(values):
+            nonlocal has_aux
+            if checking:
+                values = [mark(i)(x) for i, x in enumerate(values)]
+            (scaled, (loss, aux, has_aux)), updates = pure(values)
+            return scaled, (loss, aux, updates)
+
+        values = [v.value for v in variables]
+        grads, (loss, aux, updates) = jax.grad(with_aux, has_aux=True)(values)
+        commit(updates)
+        if checking:
+            grads = [g if i in reached else None for i, g in enumerate(grads)]
+        return (loss, aux, has_aux), grads
+
+    def check_optimizer(self, optimizer):
+        pass
+
+    def apply_gradients(self, optimizer, grads, variables):
+        if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer.apply(grads, variables)
+            return
+        # It branches on the gradients, which on JAX only this form of it can.
+        values = [v.value for v in variables]
+        state = [v.value for v in optimizer.variables]
+        values, state = optimizer.stateless_apply(state, grads, values)
+        _assign([*variables, *optimizer.variables], [*values, *state])
+
+    def gradient(self, fn, leaves):
+        state = {}
+
+        def scalar(leaves):
+            pure, state["commit"] = self._pure(lambda: fn(leaves))
+            return pure([])
+
+        grads, updates = self.jax.grad(scalar, has_aux=True)(leaves)
+        state["commit"](updates)
+        return grads
+
+    def scan(self, body, carry, slices, length, reverse):
+        jax = self.jax
+        if not _context.tracing:
+            return _eager_scan(body, carry, slices, length, reverse)
+        key, plan = _context.frame.next_key(), _context.frame.plan
+        outer = _context.scope
+
+        def traced_body(carry, x):
+            before, _context.frame = _context.frame, _Frame(key, plan)
+            try:
+                return body(carry, x)
+            finally:
+                _context.frame = before
+
+        if self.discovering:  # one turn shows what is written, and all shapes
+            with _Scope(outer.get_current_value) as scope:
+                carry, ys = traced_body(carry, [x[0] for x in slices])
+            written, updates = scope.updates()
+            plan[key] = written
+            _assign(written, updates)
+            ys = [jax.numpy.broadcast_to(y, (length, *y.shape)) for y in ys]
+            return carry, ys
+
+        written = plan[key]
+
+        def turn(state, x):
+            carry, values = state
+            values = zip(written, values, strict=True)
+            with _Scope(outer.get_current_value, values) as scope:
+                carry, ys = traced_body(carry, x)
+                return (carry, [scope.state_mapping[id(v)] for v in written]), ys
+
+        init = (carry, [outer.get_current_value(v) for v in written])
+        # Weak types (of Python numbers) would have the body traced once more.
+        init = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), init)
+        (carry, values), ys = jax.lax.scan(
+            turn, init, slices, length=length, reverse=reverse
+        )
+        _assign(written, values)
+        return carry, ys
+
+
+def _unforeseen(variable):
+    _raw(variable)  # a variable created in the trace has an error of its own
+    raise RuntimeError(
+        f"The variable {variable.path!r} was used in one trace of a function and not "
+        "in another: the function does something else each time it runs (it branches "
+        "on something outside of it). Pass what it branches on as an argument."
+    )
+
+
+# --- TensorFlow -------------------------------------------------------------
+
+
+class _TensorFlowEngine:
+    def __init__(self):
+        import tensorflow as tf
+
+        self.tf = tf
+        self.tensor = tf.convert_to_tensor  # Keras' hands variables back as they are
+
+    def trace(self, fn, arrays, inductor):
+        tf = self.tf
+        unflatten: Any = None
+
+        def pure(*arrays):
+            nonlocal unflatten
+            with tf.variable_creator_scope(_refuse_creation):
+                results, unflatten = fn(arrays)
+            return results
+
+        specs = [tf.TensorSpec(x.shape, x.dtype) for x in arrays]
+        program = tf.function(pure, jit_compile=True, autograph=False)
+        program = program.get_concrete_function(*specs)
+
+        def run(arrays):
+            return unflatten(program(*map(tf.convert_to_tensor, arrays)))
+
+        return run
+
+    def value_and_grad(self, loss_fn, variables):
+        tf = self.tf
+        values = [v.value for v in variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for value in values:
+                tape.watch(value)
+            with _differentiating():
+                scaled, results = loss_fn()
+        grads = tape.gradient(scaled, values)
+        # Embedding gives tf.IndexedSlices, the other backends arrays.
+        grads = [g if g is None else tf.convert_to_tensor(g) for g in grads]
+        return results, grads
+
+    def check_optimizer(self, optimizer):
+        pass
+
+    def apply_gradients(self, optimizer, grads, variables):
+        optimizer.apply(grads, variables)
+
+    def gradient(self, fn, leaves):
+        tf = self.tf
+        leaves = [tf.identity(x) for x in leaves]  # two may be the same tensor
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(leaves)
+            with _differentiating():
+                value = fn(leaves)
+        zero = tf.UnconnectedGradients.ZERO
+        return [
+            tf.convert_to_tensor(g)
+            for g in tape.gradient(value, leaves, unconnected_gradients=zero)
+        ]
+
+    def scan(self, body, carry, slices, length, reverse):
+        tf = self.tf
+        if not _context.tracing:
+            return _eager_scan(body, carry, slices, length, reverse)
+
+        # Traced once as a function of its own, which tells what the loop has
+        # to allocate; the loop then calls it.
+        turn = tf.function(lambda carry, x: body(carry, x), autograph=False)
+        turn = turn.get_concrete_function(
+            [tf.TensorSpec(c.shape, c.dtype) for c in carry],
+            [tf.TensorSpec(x.shape[1:], x.dtype) for x in slices],
+        )
+        arrays = [
+            tf.TensorArray(y.dtype, size=length, element_shape=y.shape)
+            for y in turn.structured_outputs[1]
+        ]
+
+        def step(i, carry, arrays):
+            t = length - 1 - i if reverse else i
+            carry, ys = turn(carry, [x[t] for x in slices])
+            arrays = [a.write(t, y) for a, y in zip(arrays, ys, strict=True)]
+            return i + 1, carry, arrays
+
+        _, carry, arrays = tf.while_loop(
+            lambda i, *_: i < length,
+            step,
+            (tf.constant(0), carry, arrays),
+            # XLA needs the bound to differentiate the loop.
+            maximum_iterations=length,
+        )
+        return carry, [a.stack() for a in arrays]
+
+
+def _refuse_creation(next_creator, **kwargs):
+    raise ValueError(
+        f"The variable {kwargs.get('name')!r} was created inside a compiled function. "
+        "Build layers, models and metrics before: call `build(input_shape)`, or call "
+        "them once on an example."
+    )
+
+
+# --- PyTorch ----------------------------------------------------------------
+
+
+class _TorchEngine:
+    def __init__(self):
+        import torch
+        import torch.fx.experimental.proxy_tensor as proxy_tensor
+
+        self.torch = torch
+        self.make_fx = proxy_tensor.make_fx
+        self.untraced = proxy_tensor.disable_proxy_modes_tracing
+        self.loops: Any = weakref.WeakValueDictionary()
+        self.numbers = itertools.count()
+        self.library = torch.library.Library("kit", "DEF")
+        self.library.define("loop(int number, Tensor[] operands) -> Tensor[]")
+        self.library.impl("loop", self._run_loop, "CompositeExplicitAutograd")
+        torch.library.register_fake("kit::loop", self._fake_loop, lib=self.library)
+        _make_random_traceable()
+
+        tensor = torch.Tensor
+        values = (tensor.numpy, tensor.__array__, tensor.tolist, tensor.item)
+
+        class Guard(torch.overrides.TorchFunctionMode):
+            """Keeps what a trace would take as a constant from becoming one."""
+
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                kwargs = dict(kwargs or {})
+                if function in values:
+                    raise TypeError(
+                        "A compiled function asked for the value of an array (as "
+                        "`float`, `convert_to_numpy` or `if` do), which isn't known "
+                        "while it is compiled. Use keras.ops, or return the array."
+                    )
+                if function is torch.nn.functional.one_hot:  # it looks for the maximum
+                    x, num_classes = args
+                    classes = torch.arange(num_classes, device=x.device)
+                    return (x.unsqueeze(-1) == classes).to(torch.int64)
+                if torch.is_tensor(kwargs.get("alpha")):  # a learning rate
+                    changes = torch._foreach_mul(args[1], kwargs.pop("alpha"))
+                    args = (args[0], changes)
+                return function(*args, **kwargs)
+
+        self.guard = Guard
+
+    def trace(self, fn, arrays, inductor):
+        torch = self.torch
+        graph = _TorchGraph(self, fn, [self.tensor(x) for x in arrays])
+        run_graph = graph.compile(inductor)
+        captured, sources, written = graph.captured, graph.sources, graph.written
+
+        def run(arrays):
+            with torch.no_grad():
+                outputs = run_graph(
+                    *map(self.tensor, arrays),
+                    *captured,
+                    *[v._value for v in sources],
+                )
+                for variable, value in zip(written, outputs, strict=False):
+                    variable._value.data = value
+            return graph.unflatten(outputs[len(written) :])
+
+        return run
+
+    def tensor(self, x):
+        if isinstance(x, np.ndarray) and not x.flags.writeable:
+            x = x.copy()  # PyTorch shares the memory, and warns
+        # A graph is recorded for contiguous inputs.
+        return ops.convert_to_tensor(x).contiguous()
+
+    def _differentiate(self, fn, values, variables=()):
+        """Runs `fn` on a scope of its own; returns its results and updates."""
+        with (
+            self.torch.enable_grad(),
+            _differentiating(),
+            _Scope(_outer_read(), zip(variables, values, strict=True)) as scope,
+        ):
+            results = fn()
+        return results, scope.updates()
+
+    def value_and_grad(self, loss_fn, variables):
+        torch = self.torch
+        values = [v.value.detach().requires_grad_() for v in variables]
+        (scaled, (loss, aux, has_aux)), updates = self._differentiate(
+            loss_fn, values, variables
+        )
+        if not scaled.requires_grad:
+            return (loss, aux, has_aux), [None] * len(variables)
+        grads = torch.autograd.grad(scaled, values, allow_unused=True)
+        _assign(updates[0], [x.detach() for x in updates[1]])
+        leaves, spec = _flatten((loss, aux))
+        leaves = [x.detach() if torch.is_tensor(x) else x for x in leaves]
+        return (*spec.unflatten(leaves), has_aux), grads
+
+    def apply_gradients(self, optimizer, grads, variables):
+        with self.torch.no_grad():
+            if _context.scope:
+                # Keras' optimizers change tensors in place on PyTorch: give them
+                # copies, which nothing else can be looking at.
+                for v in [*variables, *optimizer.variables]:
+                    v.assign(v.value.clone())
+            optimizer.apply(grads, variables)
+
+    def check_optimizer(self, optimizer):
+        """Keras decides in Python, from a tensor's value, whether these act."""
+        without = None
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            without = "a LossScaleOptimizer; train in bfloat16, which needs no scaling"
+        elif isinstance(optimizer, keras.optimizers.Nadam):
+            without = "Nadam, which computes in NumPy; use Adam"
+        elif optimizer.gradient_accumulation_steps:
+            without = "`gradient_accumulation_steps`; use a larger batch"
+        elif optimizer.ema_overwrite_frequency and optimizer.use_ema:
+            without = "`ema_overwrite_frequency`; call `finalize_variable_values`"
+        if without and _context.tracing:
+            raise ValueError(f"minimize: PyTorch can't compile {without} instead.")
+
+    def gradient(self, fn, leaves):
+        torch = self.torch
+        nested = torch.is_grad_enabled() and _context.in_gradient
+        if nested:  # stay connected with what the inputs were computed from
+            leaves = [
+                x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+                for x in leaves
+            ]
+        else:
+            leaves = [x.detach().requires_grad_() for x in leaves]
+        value, updates = self._differentiate(lambda: fn(leaves), ())
+        if value.requires_grad:
+            grads = torch.autograd.grad(
+                value, leaves, create_graph=nested, allow_unused=True
+            )
+        else:
+            grads = [None] * len(leaves)
+        if not nested:
+            updates = (updates[0], [x.detach() for x in updates[1]])
+        _assign(*updates)
+        return [
+            torch.zeros_like(x) if g is None else g
+            for x, g in zip(leaves, grads, strict=True)
+        ]
+
+    def scan(self, body, carry, slices, length, reverse):
+        torch = self.torch
+        if not _context.tracing or torch.is_grad_enabled():
+            return _eager_scan(body, carry, slices, length, reverse)
+        with self.untraced():
+            loop = _TorchLoop(self, body, carry, slices, length, reverse)
+        state = [v.value for v in loop.written]
+        others = [v.value for v in loop.read_only]
+        operands = [*state, *carry, *loop.captured, *others, *slices]
+        outputs = torch.ops.kit.loop(loop.number, operands)
+        _context.frame.append(loop)
+        _assign(loop.written, outputs[: len(state)])
+        outputs = outputs[len(state) :]
+        return outputs[: len(carry)], outputs[len(carry) :]
+
+    def _run_loop(self, number, operands):
+        loop = self.loops[number]
+        # Shapes are all that a trace needs.
+        return loop.zeros() if _context.tracing else loop.run(operands)
+
+    def _fake_loop(self, number, operands):
+        return self.loops[number].zeros()
+
+
+class _TorchGraph:
+    """A function as a flat graph of ATen calls.
+
+    Its inputs are the function's arguments, `captured` tensors (constants, and
+    what a loop's body takes from around it) and the values of the variables in
+    `sources`; its outputs the new values of `written`, then the results.
+    """
+
+    def __init__(self, engine, fn, tensors):
+        torch = engine.torch
+        self.torch = torch
+        held = {}  # id of a tensor -> the variable whose value it stands for
+        examples = []  # keeps these ids valid
+
+        def read(variable):
+            with engine.untraced():
+                example = _raw(variable).detach().clone()
+            held[id(example)] = variable
+            examples.append(example)
+            # A copy inside the trace: make_fx takes what it hasn't seen before
+            # for a constant, whose value may be looked at.
+            return example.clone()
+
+        def flat(*tensors):
+            with _Scope(read) as scope:
+                results, self.unflatten = fn(tensors)
+                self.written, updates = scope.updates()
+            return [*updates, *results]
+
+        around, _context.frame = _context.frame, []
+        try:
+            with torch.no_grad(), engine.guard():
+                tensors = [x.detach().clone() for x in tensors]
+                self.module = engine.make_fx(flat)(*tensors)
+            self.loops = _context.frame  # the graph knows them by number only
+        finally:
+            _context.frame = around
+        self._lift(held)
+        self._simplify()
+        self._own_outputs()
+        self.module.graph.eliminate_dead_code()
+        self.module.recompile()
+
+    def _lift(self, held):
+        """Turns tensors that the trace took for constants into inputs."""
+        graph = self.module.graph
+        found: dict[int, tuple] = {}
+        for node in graph.find_nodes(op="get_attr"):
+            tensor = getattr(self.module, node.target)
+            found.setdefault(id(tensor), (tensor, []))[1].append(node)
+        captured = [x for key, x in found.items() if key not in held]
+        sources = [(held[key], x[1]) for key, x in found.items() if key in held]
+        self.captured = [tensor for tensor, _ in captured]
+        self.sources = [variable for variable, _ in sources]
+        arguments = list(graph.find_nodes(op="placeholder"))
+        if arguments:  # then these
+            here = graph.inserting_after(arguments[-1])
+        else:
+            here = graph.inserting_before(next(iter(graph.nodes)))
+        self.source_nodes = {}
+        for owner, nodes in captured + sources:
+            with here:
+                placeholder = graph.placeholder(f"lifted_{nodes[0].name}")
+            here = graph.inserting_after(placeholder)
+            if isinstance(owner, keras.Variable):
+                self.source_nodes[placeholder] = owner
+            for node in nodes:
+                node.replace_all_uses_with(placeholder)
+                graph.erase_node(node)
+        for name in list(self.module._buffers) + list(self.module.__dict__):
+            if name.startswith("_tensor_constant"):
+                delattr(self.module, name)
+
+    def _simplify(self):
+        """Takes out copies that nobody needs, and what is computed twice."""
+        torch, graph = self.torch, self.module.graph
+        changed = self._changed_in_place()
+        seen: dict[tuple, Any] = {}
+        for node in list(graph.nodes):
+            if node.op != "call_function":
+                continue
+            source = node.args[0] if node.args else None
+            if (
+                node.target is torch.ops.aten.detach.default
+                or (
+                    # A copy of a constant, in case that somebody changes it.
+                    node.target is torch.ops.aten.lift_fresh_copy.default
+                    and node not in changed
+                )
+                or (
+                    node.target is torch.ops.aten.clone.default
+                    and source in self.source_nodes
+                    and not node.kwargs
+                    and node not in changed
+                )
+            ):
+                replacement = source
+            elif (
+                isinstance(node.target, torch._ops.OpOverload)
+                and not node.target._schema.is_mutable
+                and torch.Tag.nondeterministic_seeded not in node.target.tags
+                and node not in changed
+                and changed.isdisjoint(node.all_input_nodes)
+            ):
+                key = (node.target, repr(node.args), repr(node.kwargs))
+                replacement = seen.setdefault(key, node)
+            else:
+                continue
+            if replacement is not node:
+                node.replace_all_uses_with(replacement)
+                graph.erase_node(node)
+
+    def work_in_place(self):
+        """Has optimizers change a loop's state itself, not a copy of it.
+
+        `minimize` gives them a copy, `clone` in the graph. The state belongs to
+        the loop: where nobody reads the old value afterwards, there is no need
+        for one.
+        """
+        graph = self.module.graph
+        order = {node: i for i, node in enumerate(graph.nodes)}
+        output = next(iter(graph.find_nodes(op="output")))
+        final: Any = dict(zip(map(id, self.written), output.args[0], strict=False))
+        changed = self._changed_in_place()
+        clones: Any = graph.find_nodes(
+            op="call_function", target=self.torch.ops.aten.clone.default
+        )
+        for node in clones:
+            source = node.args[0]
+            variable = self.source_nodes.get(source)
+            if (
+                node not in changed
+                or final.get(id(variable)) != node
+                or node.kwargs
+            ):
+                continue
+            readers = self._readers(source) - {node}
+            first_change = min(
+                order[user] for user in self._readers(node) if user is not output
+            )
+            if all(order[reader] < first_change for reader in readers):
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+        self.module.recompile()
+
+    def _readers(self, node):
+        """Those who use a node's tensor, through views of it too."""
+        readers = set()
+        for user in node.users:
+            readers.add(user)
+            if self._is_view(user):
+                readers |= self._readers(user)
+        return readers
+
+    def _is_view(self, node):
+        schema = getattr(node.target, "_schema", None)
+        return schema is not None and any(
+            r.alias_info is not None and not r.alias_info.is_write
+            for r in schema.returns
+        )
+
+    def _changed_in_place(self):
+        """The nodes whose tensors some later call overwrites."""
+        changed = set()
+        for node in self.module.graph.nodes:
+            schema = getattr(node.target, "_schema", None)
+            if schema is None or not schema.is_mutable:
+                continue
+            for argument, value in zip(schema.arguments, node.args, strict=False):
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                for written in value if isinstance(value, list | tuple) else [value]:
+                    changed.add(written)
+            changed.add(node)  # returns what it wrote to
+        # Whoever looks at the same memory through a view has changed as well.
+        before = -1
+        while before != len(changed):
+            before = len(changed)
+            for node in self.module.graph.nodes:
+                if self._is_view(node) and not changed.isdisjoint(
+                    (node, *node.all_input_nodes)
+                ):
+                    changed.update((node, *node.all_input_nodes))
+        return changed
+
+    def _own_outputs(self):
+        """Has each output a memory of its own; drops variables left unchanged."""
+        torch, graph = self.torch, self.module.graph
+        output = next(iter(graph.find_nodes(op="output")))
+        values = list(output.args[0])
+        count = len(self.written)
+        pairs = [
+            (variable, value)
+            for variable, value in zip(self.written, values[:count], strict=True)
+            if self.source_nodes.get(value) is not variable
+        ]
+        self.written = [variable for variable, _ in pairs]
+        outputs = []
+        for value in [v for _, v in pairs] + values[count:]:
+            if value in outputs or value.op == "placeholder" or self._is_view(value):
+                with graph.inserting_before(output):
+                    value = graph.call_function(
+                        torch.ops.aten.clone.default,
+                        (value,),
+                        {"memory_format": torch.contiguous_format},
+                    )
+            outputs.append(value)
+        output.args = (outputs,)
+
+    def compile(self, inductor):
+        if not inductor:
+            return self.module.forward
+        for loop in self.loops:
+            loop.call = loop.graph.compile(inductor)
+        return self.torch.compile(self.module, dynamic=False)
+
+
+class _TorchLoop:
+    """The body of a `scan`, recorded once, run `length` times."""
+
+    def __init__(self, engine, body, carry, slices, length, reverse):
+        self.torch = engine.torch
+        self.number = next(engine.numbers)
+        engine.loops[self.number] = self
+        self.steps = range(length)[:: -1 if reverse else 1]
+
+        def fn(tensors):
+            new_carry, ys = body(tensors[: len(carry)], tensors[len(carry) :])
+            self.examples = [*new_carry, *ys]
+            return self.examples, None
+
+        examples = [*carry, *(x[0] for x in slices)]
+        self.graph = _TorchGraph(engine, fn, examples)
+        # Out of the trace, which they would keep alive.
+        self.examples = [x.detach().clone() for x in self.examples]
+        self.graph.work_in_place()
+        self.call = self.graph.module.forward
+        self.written = self.graph.written
+        written = {id(v) for v in self.written}
+        self.read_only = [v for v in self.graph.sources if id(v) not in written]
+        self.captured = self.graph.captured
+        self.num_carry = len(carry)
+        self.num_slices = len(slices)
+
+    def zeros(self):
+        """Outputs of the right shapes and dtypes, for traces."""
+        zeros, length = self.torch.zeros_like, len(self.steps)
+        carry, ys = self.examples[: self.num_carry], self.examples[self.num_carry :]
+        return [
+            *(zeros(v._value) for v in self.written),
+            *(zeros(x) for x in carry),
+            *(zeros(y).expand(length, *y.shape).clone() for y in ys),
+        ]
+
+    def run(self, operands):
+        """From the operands of `kit::loop` to its outputs."""
+        torch, num_written = self.torch, len(self.written)
+        num_state = num_written + self.num_carry
+        # The body may change the variables in place: they are the loop's own.
+        state = [x.clone() for x in operands[:num_written]]
+        state += operands[num_written:num_state]
+        operands = operands[num_state:]
+        captured = operands[: len(self.captured)]
+        others = operands[len(self.captured) : len(operands) - self.num_slices]
+        slices = [x.unbind(0) for x in operands[len(operands) - self.num_slices :]]
+        # Where each value of a variable comes from: the state, or from outside.
+        position = {id(v): i for i, v in enumerate(self.written)}
+        others = iter(others)
+        sources = [
+            (position.get(id(v)), None if id(v) in position else next(others))
+            for v in self.graph.sources
+        ]
+        ys = [None] * len(self.steps)
+        for t in self.steps:
+            outputs = self.call(
+                *state[num_written:],
+                *[x[t] for x in slices],
+                *captured,
+                *[fixed if i is None else state[i] for i, fixed in sources],
+            )
+            state, ys[t] = outputs[:num_state], outputs[num_state:]
+        return [*state, *(torch.stack(column) for column in zip(*ys, strict=True))]
+
+
+def _make_random_traceable():
+    """Has `keras.random` draw from the seed's value while PyTorch is traced.
+
+    Keras seeds a `torch.Generator` with the number that the seed holds at that
+    moment, which a trace would make a constant: the same dropout mask on every
+    call. The functions stand in a private module of Keras; outside of a trace
+    they are Keras' own. test_backend.py has a test that names them.
+    """
+    from keras.src.backend.torch import random as keras_random
+
+    from kit import random
+
+    def key(seed):
+        return ops.cast(keras_random.draw_seed(seed), "int32")
+
+    def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
+        return random.uniform(key(seed), tuple(shape), minval, maxval, dtype)
+
+    def normal(shape, mean=0.0, stddev=1.0, dtype=None, seed=None):
+        return random.normal(key(seed), tuple(shape), mean, stddev, dtype)
+
+    def truncated_normal(shape, mean=0.0, stddev=1.0, dtype=None, seed=None):
+        return random.truncated_normal(key(seed), tuple(shape), mean, stddev, dtype)
+
+    def randint(shape, minval, maxval, dtype="int32", seed=None):
+        return ops.cast(random.randint(key(seed), tuple(shape), minval, maxval), dtype)
+
+    def categorical(logits, num_samples, dtype="int32", seed=None):
+        logits = ops.repeat(ops.expand_dims(logits, -2), num_samples, axis=-2)
+        return ops.cast(random.categorical(key(seed), logits), dtype)
+
+    def shuffle(x, axis=0, seed=None):
+        return ops.take(x, random.permutation(key(seed), x.shape[axis]), axis=axis)
+
+    def dropout(inputs, rate, noise_shape=None, seed=None):
+        if rate in (0.0, 1.0):
+            return inputs * (1.0 - rate)
+        shape = [
+            size if noise is None else noise
+            for size, noise in zip(
+                inputs.shape, noise_shape or [None] * inputs.ndim, strict=True
+            )
+        ]
+        keep = random.uniform(key(seed), tuple(shape)) >= rate
+        return ops.where(keep, inputs / (1.0 - rate), ops.zeros_like(inputs))
+
+    for replacement in (
+        uniform, normal, truncated_normal, randint, categorical, shuffle, dropout
+    ):  # fmt: skip
+        original = getattr(keras_random, replacement.__name__)
+
+        def choose(*args, _original=original, _replacement=replacement, **kwargs):
+            function = _replacement if _context.tracing else _original
+            return function(*args, **kwargs)
+
+        setattr(keras_random, replacement.__name__, functools.wraps(original)(choose))
+
+
+def _make_engine():
+    engines = {
+        "jax": _JaxEngine,
+        "tensorflow": _TensorFlowEngine,
+        "torch": _TorchEngine,
+    }
+    name = keras.backend.backend()
+    if name not in engines:
+        raise ImportError(
+            f"kit runs on {', '.join(engines)}; the Keras backend is {name!r}. Set "
+            "the environment variable KERAS_BACKEND before Python starts."
+        )
+    return engines[name]()
+
+
+_engine: Any = _make_engine()

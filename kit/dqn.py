@@ -1,0 +1,605 @@
+"""Deep Q-network: Q-learning with a neural network, from replayed experience.
+
+The network Q(s, .) gives the expected discounted return of each action. It is
+fitted to its own Bellman equation,
+
+    y = r + gamma (1 - terminated) max_a' Q_target(s', a'),
+
+on transitions (s, a, r, s') drawn at random from what was lived through, with a
+target network Q_target that follows Q slowly. Shapes: N environments, B
+transitions in a minibatch, G gradient steps in a turn, A actions, T environment
+steps in a turn.
+"""
+
+import math
+import numbers
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kit import random
+from kit.backend import compiled, minimize, scan
+from kit.environments import Environments, play_episodes
+from kit.replay import ReplayBuffer
+
+# What the numbers that an agent is made of may be.
+RANGES = {
+    "gamma": (0, 1),
+    "buffer_size": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "learning_starts": (0, math.inf),
+    "train_freq": (1, math.inf),
+    "gradient_steps": (1, math.inf),
+    "target_update_freq": (1, math.inf),
+    "tau": (1e-9, 1),
+    "epsilon_start": (0, 1),
+    "epsilon_end": (0, 1),
+    "exploration_fraction": (1e-9, 1),
+}
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class Dueling(keras.layers.Layer):
+    """Turns a state's value and its actions' advantages into Q-values.
+
+    Q(s, a) = V(s) + A(s, a) - mean_a A(s, a). As the last layer of a Q-network
+    it lets the network learn how good a state is apart from what to do in it.
+
+    Input shape: `(B, 1 + A)`: the value, then the advantages.
+
+    Output shape: `(B, A)`.
+
+    Reference: Wang et al., 2016, https://arxiv.org/abs/1511.06581, equation 9.
+    """
+
+    def call(self, inputs):
+        """Returns the Q-values."""
+        value, advantage = inputs[:, :1], inputs[:, 1:]
+        return value + advantage - ops.mean(advantage, axis=-1, keepdims=True)
+
+    def compute_output_shape(self, input_shape):
+        """Returns `(B, A)`."""
+        return (input_shape[0], input_shape[1] - 1)
+
+
+def q_network(
+    obs_shape: Sequence[int],
+    num_actions: int,
+    units: Sequence[int] = (128,),
+    dueling: bool = False,
+) -> keras.Sequential:
+    """Builds a Q-network: Dense layers, behind a convolution for images.
+
+    Args:
+        obs_shape: Shape of an observation: any, or (height, width, channels) for
+            images, whose values are expected in [0, 255].
+        num_actions: Number of actions A.
+        units: Sizes of the hidden layers. Defaults to `(128,)`.
+        dueling: If `True`, ends in a `Dueling` layer. Defaults to `False`.
+
+    Returns:
+        A `keras.Sequential` from `(B, *obs_shape)` to `(B, A)`.
+
+    Raises:
+        ValueError: If `obs_shape` is empty.
+    """
+    if not obs_shape:
+        raise ValueError(
+            "q_network: `obs_shape` is (), so observations are single numbers; "
+            "gymnasium.wrappers.FlattenObservation makes vectors of them."
+        )
+    model = keras.Sequential([keras.Input(tuple(obs_shape))], name="q_network")
+    if len(obs_shape) == 3:
+        model.add(keras.layers.Rescaling(1 / 255))
+        model.add(keras.layers.Conv2D(16, 3, activation="relu"))
+    if len(obs_shape) > 1:
+        model.add(keras.layers.Flatten())
+    for size in units:
+        model.add(keras.layers.Dense(size, activation="relu"))
+    model.add(keras.layers.Dense(int(num_actions) + dueling))
+    if dueling:
+        model.add(Dueling())
+    return model
+
+
+@keras.saving.register_keras_serializable(package="kit")
+def huber(td_target, q):
+    """Returns the Huber loss of each TD error, which grows linearly beyond 1.
+
+    With e = |td_target - q| and c = min(e, 1): e^2 / 2 up to 1, then e - 1/2.
+
+    Args:
+        td_target: y, shape (B,).
+        q: Q(s, a), shape (B,).
+
+    Returns:
+        The losses, shape (B,).
+    """
+    error = ops.abs(td_target - q)
+    clipped = ops.minimum(error, 1.0)
+    return clipped * (error - 0.5 * clipped)
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class DQN(keras.Model):
+    """Deep Q-network agent for discrete actions.
+
+    In turns, it plays `train_freq` steps epsilon-greedily into a replay buffer,
+    then makes `gradient_steps` gradient steps in one compiled call.
+
+    Args:
+        q_network: Built model from observations `(B, ...)` to Q-values `(B, A)`;
+            the function `q_network` makes one.
+        gamma: Discount factor in [0, 1]. Defaults to 0.99.
+        buffer_size: Number of transitions to remember. Defaults to 10,000.
+        batch_size: B, transitions in a gradient step. Defaults to 128.
+        learning_starts: Environment steps before the first gradient step; all
+            of them explore at the epsilon of their time. Defaults to 1,000.
+        train_freq: T, steps of each environment in a turn. Defaults to 10.
+        gradient_steps: G, gradient steps in a turn. Defaults to 1.
+        target_update_freq: Environment steps between updates of the target
+            network, counted at the end of turns. Defaults to 500.
+        tau: Part of the way that the target network goes to the network in an
+            update, in (0, 1]. Defaults to 1, a copy.
+        epsilon_start: Probability of a random action at the start. Defaults to 1.
+        epsilon_end: The same at the end of exploration. Defaults to 0.05.
+        exploration_fraction: Part of `total_timesteps` over which epsilon falls,
+            linearly, in (0, 1]. Defaults to 0.5.
+        double: If `True`, the network chooses the next action and the target
+            network rates it, which removes the overestimation that comes of
+            taking a maximum (van Hasselt et al., 2015). Defaults to `False`.
+        seed: Seed of exploration and minibatches, the same draws on every
+            backend. Defaults to 0.
+
+    Raises:
+        TypeError: If `q_network` is no Keras model, or a number isn't one.
+        ValueError: If `q_network` isn't a `Sequential` or functional model from
+            one input to one vector, or a number is out of its range.
+
+    Example:
+
+    ```python
+    env = gymnasium.make("CartPole-v1")
+    agent = kit.DQN(kit.q_network((4,), 2), gamma=0.99)
+    agent.compile(optimizer=keras.optimizers.Adam(2.5e-4))
+    history = agent.fit(env, total_timesteps=50_000)
+    agent.evaluate(env, episodes=20)
+    agent.save("dqn.keras")
+    ```
+
+    Reference: Mnih et al., 2015, https://doi.org/10.1038/nature14236. Deviations:
+    Adam in place of RMSprop; several environments; training in turns.
+    """
+
+    def __init__(
+        self,
+        q_network: keras.Model,
+        *,
+        gamma: float = 0.99,
+        buffer_size: int = 10_000,
+        batch_size: int = 128,
+        learning_starts: int = 1_000,
+        train_freq: int = 10,
+        gradient_steps: int = 1,
+        target_update_freq: int = 500,
+        tau: float = 1.0,
+        epsilon_start: float = 1.0,
+        epsilon_end: float = 0.05,
+        exploration_fraction: float = 0.5,
+        double: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(q_network, keras.Model):
+            raise TypeError(
+                "DQN: `q_network` must be a keras.Model, received "
+                f"{type(q_network).__name__}."
+            )
+        if not _rates_actions(q_network):
+            raise ValueError(
+                "DQN: `q_network` must be a built model from observations to Q-values "
+                "of shape (batch, actions); begin it with `keras.Input(obs_shape)`."
+            )
+        options = {
+            "gamma": gamma,
+            "buffer_size": buffer_size,
+            "batch_size": batch_size,
+            "learning_starts": learning_starts,
+            "train_freq": train_freq,
+            "gradient_steps": gradient_steps,
+            "target_update_freq": target_update_freq,
+            "tau": tau,
+            "epsilon_start": epsilon_start,
+            "epsilon_end": epsilon_end,
+            "exploration_fraction": exploration_fraction,
+        }
+        for name, value in options.items():
+            low, high = RANGES[name]
+            kind = numbers.Integral if high == math.inf else numbers.Real
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"DQN: `{name}` must be "
+                    f"{'an integer' if kind is numbers.Integral else 'a number'}, "
+                    f"received {value!r} of type {type(value).__name__}."
+                )
+            if not low <= value <= high:
+                raise ValueError(
+                    f"DQN: `{name}` must lie between {low} and {high}, received "
+                    f"{value}."
+                )
+        self.q_network = q_network
+        self.gamma = gamma
+        self.buffer_size = buffer_size
+        self.batch_size = batch_size
+        self.learning_starts = learning_starts
+        self.train_freq = train_freq
+        self.gradient_steps = gradient_steps
+        self.target_update_freq = target_update_freq
+        self.tau = tau
+        self.epsilon_start = epsilon_start
+        self.epsilon_end = epsilon_end
+        self.exploration_fraction = exploration_fraction
+        self.double = double
+        self.seed = seed
+        self.num_actions = q_network.output_shape[-1]
+        self.target_network = keras.models.clone_model(q_network)
+        self.target_network.set_weights(q_network.get_weights())
+        self.target_network.trainable = False
+        self.random = random.Generator(seed)
+        self.build(q_network.input_shape)
+
+    def build(self, input_shape):
+        """Nothing is left to build: the networks came built."""
+        self.built = True
+
+    def call(self, inputs, training=None):
+        """Returns the Q-values `(B, A)` of observations `(B, ...)`."""
+        return self.q_network(inputs, training=training)
+
+    def compile(self, optimizer: Any = "adam", loss: Any = huber, **kwargs: Any):
+        """Sets how to learn.
+
+        Args:
+            optimizer: Keras optimizer, or its name. Defaults to Adam.
+            loss: Function of TD targets and Q-values (B,), a Keras loss, or its
+                name. Defaults to `huber`, which keeps rare large errors from
+                dominating.
+            **kwargs: See `keras.Model.compile`.
+        """
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        self.td_loss = keras.losses.get(loss)
+        # Programs hold the optimizer and the loss that they were compiled with.
+        self.__dict__.pop("_learn", None)
+
+    def get_compile_config(self):
+        """Returns the arguments of `compile`, for saving; `None` before it."""
+        if not self.compiled:
+            return None
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "loss": keras.saving.serialize_keras_object(self.td_loss),
+        }
+
+    def compile_from_config(self, config):
+        """Compiles as `get_compile_config` says; the optimizer's state follows."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        env: Any,
+        total_timesteps: int,
+        *,
+        steps_per_epoch: int | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        verbose: int | str = "auto",
+        seed: int | None = None,
+    ) -> keras.callbacks.History:
+        """Plays and learns.
+
+        An epoch is a reporting interval. Its logs: `return` and `length` (means
+        of the episodes that ended in it, NaN if none), `loss`, `q_value`,
+        `epsilon`, `steps_per_second`, `timesteps`. A second call goes on with
+        the networks and the optimizer, and begins a new buffer and schedule.
+
+        Args:
+            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with a `Discrete`
+                action space and a `Box` observation space.
+            total_timesteps: Number of environment steps, all environments
+                together.
+            steps_per_epoch: Environment steps in an epoch, rounded to turns.
+                Defaults to a fiftieth of `total_timesteps`.
+            callbacks: Keras callbacks; a batch is a turn to them.
+            verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
+                `"auto"`, which is 1.
+            seed: Seed of the environment. Defaults to the agent's.
+
+        Returns:
+            The `History` of the epochs' logs.
+
+        Raises:
+            TypeError: If `env` isn't one of Gymnasium's.
+            ValueError: If the spaces aren't supported or don't fit the network,
+                `compile` wasn't called, or a number is not positive.
+        """
+        envs = Environments(env)
+        self._check_spaces(envs)
+        if not self.compiled:
+            raise ValueError("DQN: call `compile(optimizer=...)` before `fit`.")
+        for name, value in (
+            ("total_timesteps", total_timesteps),
+            ("steps_per_epoch", steps_per_epoch),
+        ):
+            if value is not None and not 1 <= value < math.inf:
+                raise ValueError(f"DQN: `{name}` must be positive, received {value}.")
+        turn_steps = self.train_freq * envs.num_envs
+        turns = math.ceil(total_timesteps / turn_steps)
+        per_epoch = max(
+            1, round((steps_per_epoch or total_timesteps / 50) / turn_steps)
+        )
+        epochs = math.ceil(turns / per_epoch)
+        verbose = 1 if verbose == "auto" else verbose
+        progress: Any = keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=self,
+            verbose=verbose,
+            epochs=epochs,
+            steps=per_epoch,
+        )
+
+        space = envs.observation_space
+        buffer = ReplayBuffer(self.buffer_size, space.shape, space.dtype, envs.num_envs)
+        # Two numbers a step, to explore or not and how, and one a sampled
+        # transition: all that a turn needs, in one call.
+        words = 2 * turn_steps + self.gradient_steps * self.batch_size
+        draw = compiled(lambda: random.uniform(self.random, (words,)))
+        obs = envs.reset(self.seed if seed is None else seed)
+        buffer.reset(obs)
+        self.stop_training = False
+        timesteps = turn = 0
+        progress.on_train_begin()
+        for epoch in range(epochs):
+            progress.on_epoch_begin(epoch)
+            start, first_timestep, turn_logs = time.perf_counter(), timesteps, []
+            for batch in range(min(per_epoch, turns - turn)):
+                progress.on_train_batch_begin(batch)
+                steps = min(
+                    self.train_freq,
+                    math.ceil((total_timesteps - timesteps) / envs.num_envs),
+                )
+                drawn = ops.convert_to_numpy(draw())
+                play, chosen = np.split(drawn, [2 * turn_steps])
+                play = play.reshape(2, self.train_freq, envs.num_envs)[:, :steps]
+                at = timesteps + envs.num_envs * np.arange(steps)
+                epsilon = self._epsilon(at / total_timesteps)
+                explore = play[0] < epsilon[:, None]  # (T, N)
+                obs = self._play(envs, buffer, obs, explore, play[1])
+                before, timesteps = timesteps, timesteps + steps * envs.num_envs
+                logs = {"epsilon": float(epsilon[-1])}
+                if timesteps >= self.learning_starts:
+                    chosen = chosen.reshape(self.gradient_steps, self.batch_size)
+                    batches = buffer.gather(buffer.indices(chosen))
+                    loss, q_value = self._learn(batches, self.gamma)
+                    logs |= {"loss": loss, "q_value": q_value}
+                    self._update_target(before, timesteps)
+                turn_logs.append(logs)
+                progress.on_train_batch_end(batch, {"timesteps": timesteps})
+                turn += 1
+                if self.stop_training:
+                    break
+            epoch_logs = _summary(turn_logs, envs.episodes)
+            elapsed = time.perf_counter() - start
+            epoch_logs["steps_per_second"] = (timesteps - first_timestep) / elapsed
+            epoch_logs["timesteps"] = timesteps
+            envs.episodes.clear()
+            progress.on_epoch_end(epoch, epoch_logs)
+            if self.stop_training:
+                break
+        progress.on_train_end()
+        return self.history
+
+    def _epsilon(self, progress):
+        """Linear from `epsilon_start` to `epsilon_end`; progress in [0, 1]."""
+        done = np.minimum(progress / self.exploration_fraction, 1.0)
+        change = self.epsilon_end - self.epsilon_start
+        return (self.epsilon_start + change * done).astype(np.float32)
+
+    def _play(self, envs, buffer, obs, explore, uniform):
+        """Plays a turn, epsilon-greedily; returns what to act on next."""
+        first = envs.action_space.start
+        random_action = (uniform * self.num_actions).astype(np.int32)
+        for t in range(len(explore)):
+            action = random_action[t]  # (N,)
+            if not explore[t].all():
+                greedy = ops.convert_to_numpy(self._greedy(obs))
+                action = np.where(explore[t], action, greedy)
+            step = envs.step(action + first)
+            buffer.add(
+                action,
+                step.reward,
+                step.terminated,
+                step.truncated,
+                step.next_obs,
+                step.obs,
+                step.valid,
+            )
+            obs = step.obs
+        return obs
+
+    @compiled
+    def _greedy(self, obs):
+        return ops.argmax(self.q_network(obs, training=False), axis=-1)
+
+    @compiled
+    def _learn(self, batches, gamma):
+        """Makes G gradient steps on batches (G, B, ...)."""
+
+        def gradient_step(carry, batch):
+            return carry, self._gradient_step(batch, gamma)
+
+        _, (losses, q_values) = scan(gradient_step, None, batches)
+        return ops.mean(losses), ops.mean(q_values)
+
+    def _gradient_step(self, batch, gamma):
+        td_target = self._td_target(batch, gamma)
+
+        def loss_fn():
+            q = self.q_network(batch["obs"], training=True)  # (B, A)
+            q = _of_action(q, batch["action"])
+            return ops.mean(self.td_loss(td_target, q)), ops.mean(q)
+
+        return minimize(loss_fn, self.q_network.trainable_variables, self.optimizer)
+
+    def _td_target(self, batch, gamma):
+        """Y = r + gamma (1 - terminated) Q_target(s', a'), shape (B,).
+
+        Only `terminated` ends what is to come: an episode that was truncated
+        would have gone on.
+        """
+        next_q = self.target_network(batch["next_obs"], training=False)  # (B, A)
+        if self.double:
+            best = ops.argmax(self.q_network(batch["next_obs"]), axis=-1)
+            next_q = _of_action(next_q, best)
+        else:
+            next_q = ops.max(next_q, axis=-1)
+        goes_on = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
+        return batch["reward"] + gamma * goes_on * next_q
+
+    def _update_target(self, before, timesteps):
+        """Moves the target network as often as its period ended in this turn."""
+        freq = self.target_update_freq
+        if updates := timesteps // freq - before // freq:
+            self._mix_target(1.0 - (1.0 - self.tau) ** updates)
+
+    @compiled
+    def _mix_target(self, tau):
+        variables = zip(
+            self.target_network.variables, self.q_network.variables, strict=True
+        )
+        for target, online in variables:
+            if keras.backend.is_float_dtype(target.dtype):
+                # In this form tau = 1 copies to the last bit.
+                target.assign(tau * online + (1.0 - tau) * target)
+
+    def act(self, obs: Any) -> Any:
+        """Returns the greedy action, or actions.
+
+        Args:
+            obs: One observation, or a batch of them (B, ...).
+
+        Returns:
+            An integer for one observation, else an integer array (B,). Actions
+            count from 0: add the `start` of an action space that has another.
+        """
+        obs = np.asarray(obs)
+        expected = tuple(self.q_network.input_shape[1:])
+        if obs.shape == expected:
+            return int(ops.convert_to_numpy(self._greedy(obs[None]))[0])
+        if obs.shape[1:] != expected:
+            raise ValueError(
+                f"DQN: `obs` must have shape {expected}, or a batch axis before it, "
+                f"received {obs.shape}."
+            )
+        return ops.convert_to_numpy(self._greedy(obs))
+
+    def evaluate(
+        self, env: Any, episodes: int = 20, seed: int | None = None
+    ) -> dict[str, float]:
+        """Plays episodes greedily.
+
+        Args:
+            env: Environment as in `fit`.
+            episodes: Number of episodes. Defaults to 20.
+            seed: Seed of the first reset. Defaults to none.
+
+        Returns:
+            `return`, `return_std`, `length` and `episodes`: means over episodes,
+            and the standard deviation of their returns.
+        """
+        envs = Environments(env)
+        self._check_spaces(envs)
+        first = envs.action_space.start
+        return play_episodes(
+            env,
+            lambda obs: ops.convert_to_numpy(self._greedy(obs)) + first,
+            episodes,
+            seed,
+        )
+
+    def _check_spaces(self, envs):
+        from gymnasium.spaces import Box, Discrete
+
+        if not isinstance(envs.action_space, Discrete):
+            raise ValueError(
+                f"DQN: the action space {envs.action_space} isn't supported; DQN needs "
+                "Discrete actions. For continuous ones, use PPO or actor-critic."
+            )
+        if not isinstance(envs.observation_space, Box):
+            raise ValueError(
+                f"DQN: the observation space {envs.observation_space} isn't supported; "
+                "DQN needs a Box. gymnasium.wrappers.FlattenObservation makes one."
+            )
+        expected = tuple(self.q_network.input_shape[1:])
+        if tuple(envs.observation_space.shape) != expected:
+            raise ValueError(
+                f"DQN: the environment's observations have shape "
+                f"{envs.observation_space.shape}, `q_network` takes {expected}."
+            )
+        if envs.action_space.n != self.num_actions:
+            raise ValueError(
+                f"DQN: the environment has {envs.action_space.n} actions, `q_network` "
+                f"rates {self.num_actions}."
+            )
+
+    def get_config(self):
+        """Returns the constructor's arguments, for saving."""
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in (*RANGES, "double", "seed")},
+            "q_network": keras.saving.serialize_keras_object(self.q_network),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes an agent from what `get_config` returned."""
+        network = keras.saving.deserialize_keras_object(
+            config["q_network"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "q_network": network})
+
+
+def _rates_actions(model):
+    """Whether the shapes are known: one array in, one of shape (B, A) out."""
+    shapes = [
+        getattr(model, name, None) if model.built else None
+        for name in ("input_shape", "output_shape")
+    ]
+    return (
+        all(isinstance(s, tuple) and not isinstance(s[-1], tuple) for s in shapes)
+        and len(shapes[1]) == 2
+        and shapes[1][1] is not None
+    )
+
+
+def _of_action(q, action):
+    """The Q-values (B,) of one action each, out of all (B, A)."""
+    actions = ops.arange(q.shape[-1], dtype="int32")
+    taken = ops.equal(ops.expand_dims(ops.cast(action, "int32"), -1), actions)
+    return ops.sum(ops.where(taken, q, 0.0), axis=-1)
+
+
+def _summary(turn_logs, episodes):
+    """Means over an epoch; NaN where there is nothing to take a mean of."""
+    returns, lengths = zip(*episodes, strict=True) if episodes else ([], [])
+    columns = {"return": returns, "length": lengths}
+    for name in ("loss", "q_value", "epsilon"):
+        values = [logs[name] for logs in turn_logs if name in logs]
+        columns[name] = [float(ops.convert_to_numpy(x)) for x in values]
+    return {k: float(np.mean(v)) if len(v) else math.nan for k, v in columns.items()}

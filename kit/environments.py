@@ -1,0 +1,174 @@
+"""One view on Gymnasium's environments and vector environments."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Step(NamedTuple):
+    """What one step of N environments gave."""
+
+    next_obs: np.ndarray  # (N, ...) what the actions led to, also at an end
+    obs: np.ndarray  # (N, ...) what to act on next: after an end, a first one
+    reward: np.ndarray  # (N,) float32
+    terminated: np.ndarray  # (N,) bool: a final state, nothing to expect after it
+    truncated: np.ndarray  # (N,) bool: cut off, the state has a value
+    valid: np.ndarray | None  # (N,) bool: False where the step only reset
+
+
+class Environments:
+    """N environments that restart by themselves; counts their episodes.
+
+    Hides what differs between a `gymnasium.Env` and the three ways in which a
+    `gymnasium.vector.VectorEnv` resets: in the step after the end (the default,
+    and then that step is no transition), in the same step, or not by itself.
+
+    Args:
+        env: A `gymnasium.Env` or `gymnasium.vector.VectorEnv`.
+
+    Raises:
+        TypeError: If `env` is neither, such as the id of an environment.
+
+    Attributes:
+        num_envs: N.
+        observation_space: The space of one observation.
+        action_space: The space of one action.
+        episodes: List of `(return, length)` of the episodes that ended since
+            the list was last cleared.
+    """
+
+    def __init__(self, env: Any):
+        import gymnasium
+        from gymnasium.vector import AutoresetMode, VectorEnv
+
+        if not isinstance(env, gymnasium.Env | VectorEnv):
+            raise TypeError(
+                "`env` must be a gymnasium.Env or gymnasium.vector.VectorEnv, "
+                f"received {env!r} of type {type(env).__name__}. Make one with "
+                "`gymnasium.make`."
+            )
+        self.env: Any = env
+        self.is_vector = isinstance(env, VectorEnv)
+        self.num_envs: int = getattr(env, "num_envs", 1)
+        prefix = "single_" if self.is_vector else ""
+        self.observation_space: Any = getattr(env, f"{prefix}observation_space")
+        self.action_space: Any = getattr(env, f"{prefix}action_space")
+        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self._resets_next = self.is_vector and mode == AutoresetMode.NEXT_STEP
+        self._resets_same = self.is_vector and mode == AutoresetMode.SAME_STEP
+        self._ended = np.zeros(self.num_envs, bool)
+        self.episodes: list[tuple[float, int]] = []
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        """Begins new episodes; returns their first observations (N, ...)."""
+        obs, _ = self.env.reset(seed=seed)
+        self._ended[:] = False
+        self._returns = np.zeros(self.num_envs, np.float64)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        return obs if self.is_vector else np.asarray(obs)[None]
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Acts in each environment, with `actions` of shape (N, ...)."""
+        step = self._step_vector(actions) if self.is_vector else self._step(actions[0])
+        self._returns += step.reward
+        self._lengths += 1
+        if step.valid is not None:
+            self._returns[~step.valid] = 0.0
+            self._lengths[~step.valid] = 0
+        if (ended := step.terminated | step.truncated).any():
+            for i in np.flatnonzero(ended):
+                self.episodes.append((float(self._returns[i]), int(self._lengths[i])))
+                self._returns[i] = self._lengths[i] = 0
+        return step
+
+    def _step(self, action):
+        next_obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs = next_obs
+        if terminated or truncated:
+            obs, _ = self.env.reset()
+        return Step(
+            np.asarray(next_obs)[None],
+            np.asarray(obs)[None],
+            np.array([reward], np.float32),
+            np.array([bool(terminated)]),
+            np.array([bool(truncated)]),
+            None,
+        )
+
+    def _step_vector(self, actions):
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        next_obs, valid = obs, None
+        ended: Any = terminated | truncated
+        if self._resets_next:
+            if self._ended.any():
+                valid = ~self._ended
+                terminated, truncated = terminated & valid, truncated & valid
+            self._ended = terminated | truncated
+        elif ended.any() and self._resets_same:
+            next_obs = obs.copy()
+            for i in np.flatnonzero(ended):
+                next_obs[i] = info["final_obs"][i]
+        elif ended.any():
+            next_obs = obs.copy()
+            obs, _ = self.env.reset(options={"reset_mask": ended})
+        return Step(
+            next_obs, obs, np.asarray(reward, np.float32), terminated, truncated, valid
+        )
+
+
+def play_episodes(
+    env: Any,
+    policy: Callable[[np.ndarray], np.ndarray],
+    episodes: int,
+    seed: int | None = None,
+) -> dict[str, float]:
+    """Plays whole episodes and returns how they went.
+
+    Each of N environments plays the same number of episodes (rounded up), so
+    short ones aren't favoured.
+
+    Args:
+        env: A `gymnasium.Env` or `gymnasium.vector.VectorEnv`.
+        policy: Function from observations (N, ...) to actions (N, ...).
+        episodes: Number of episodes, at least 1.
+        seed: Seed of the first reset.
+
+    Returns:
+        `return`, `return_std`, `length` (means over episodes, and the standard
+        deviation of the returns) and `episodes`.
+    """
+    if episodes < 1:
+        raise ValueError(f"`episodes` must be at least 1, received {episodes}.")
+    envs = Environments(env)
+    quota = math.ceil(episodes / envs.num_envs)
+    obs = envs.reset(seed)
+    played = np.zeros(envs.num_envs, int)
+    results = []
+    while played.min() < quota:
+        step = envs.step(policy(obs))
+        obs = step.obs
+        for i in np.flatnonzero(step.terminated | step.truncated):
+            episode = envs.episodes.pop(0)
+            if played[i] < quota:
+                results.append(episode)
+                played[i] += 1
+    returns, lengths = np.array(results).T
+    return {
+        "return": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "length": float(lengths.mean()),
+        "episodes": len(results),
+    }
+
+
+def random_policy(env: Any, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the policy that draws each action from the action space."""
+    envs = Environments(env)
+    envs.action_space.seed(seed)
+
+    def policy(obs: np.ndarray) -> np.ndarray:
+        return np.array([envs.action_space.sample() for _ in range(len(obs))])
+
+    return policy

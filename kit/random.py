@@ -1,0 +1,593 @@
+"""Random numbers from explicit keys: the same bits on every backend.
+
+A key is an int32 array of shape (2,). Every function here is a pure function of
+its key, so a draw can be repeated, compiled, and compared between backends:
+
+- `key(seed)` makes a key, `split(key, num)` makes several of one;
+- `bits`, `uniform`, `normal`, `truncated_normal`, `bernoulli`, `randint`,
+  `categorical`, `permutation` and `orthogonal` draw;
+- `Generator(seed)` hands out a fresh key at each draw: pass it in place of a key.
+
+The bits come from Threefry-2x32 with 20 rounds, which `jax.random` uses by default:
+`key`, `split`, `bits` and float32 `uniform` on (0, 1) equal JAX's bit for bit. What
+passes through a logarithm (`normal`, `truncated_normal`, `categorical`) may differ
+between backends by rounding, about one part in a million.
+
+Use a key for one draw only: two draws from the same key are the same numbers.
+
+Reference:
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+    SC 2011.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+__all__ = [
+    "Generator",
+    "bernoulli",
+    "bits",
+    "categorical",
+    "key",
+    "normal",
+    "orthogonal",
+    "permutation",
+    "randint",
+    "split",
+    "truncated_normal",
+    "uniform",
+]
+
+Tensor = Any  # a tensor of the backend, or what it can be made of
+
+# After how many bits each of the eight rounds rotates (Salmon et al., table 2).
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+PARITY = 0x1BD11BDA  # keeps the third key word from being zero with the others
+MANTISSA_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
+TWO_SIGMA_MASS = math.erf(math.sqrt(2.0))  # P(|z| < 2) of a standard normal
+
+# sqrt(2) is left out: the coefficients of erfinv(x) / x as polynomials in w, highest
+# power first, w = -log(1 - x^2); for w < 5 in (w - 2.5), beyond in (sqrt(w) - 3).
+# From Giles, "Approximating the erfinv function", GPU Computing Gems, 2011.
+# fmt: off
+ERFINV_CENTRAL = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06,
+    0.00021858087, -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
+)
+ERFINV_TAIL = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844,
+    0.00573950773, -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
+)
+# fmt: on
+
+
+# --- Keys ---------------------------------------------------------------------
+
+
+def key(seed: int) -> Tensor:
+    """Makes a key from a seed.
+
+    Args:
+        seed: Integer, 0 <= seed < 2**32.
+
+    Returns:
+        The key, int32 of shape (2,): the bits of `jax.random.key(seed)`.
+
+    Raises:
+        TypeError: If `seed` is not an integer.
+        ValueError: If `seed` is out of range.
+
+    Example:
+
+    ```python
+    first, second = kit.random.split(kit.random.key(0))
+    kit.random.uniform(first, (3,))
+    ```
+    """
+    return ops.convert_to_tensor(_seed_words(seed), dtype="int32")
+
+
+def split(key: "Tensor | Generator", num: int = 2) -> Tensor:
+    """Makes several keys of one, whose draws are independent of each other.
+
+    The i-th key does not depend on `num`: asking for more leaves the first as they
+    were. Don't use `key` itself again.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        num: Integer, how many, at least 1. Defaults to 2.
+
+    Returns:
+        int32 of shape (num, 2).
+
+    Raises:
+        TypeError: If `key` or `num` is of another type.
+        ValueError: If `num` < 1, or the key has another shape.
+    """
+    num = _count("num", num)
+    return ops.stack(_threefry(_take(key), 0, ops.arange(num, dtype="int32")), axis=1)
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class Generator(keras.random.SeedGenerator):
+    """Hands out a fresh key at each draw.
+
+    The n-th key is `split(key(seed), n + 1)[n]`; n is kept in a Keras variable, so
+    each call of a compiled function draws anew. Keys repeat after 2**32 draws.
+
+    It is a `keras.random.SeedGenerator`, hence a layer or model finds it among its
+    attributes: its state is part of `layer.variables`, so Keras' `fit` carries it too.
+    As Keras does with its own generators, `.keras` files do not keep the state; a
+    loaded model starts again from what its constructor does. Use it with the functions
+    of this module; Keras' own layers and `keras.random` want Keras' generator.
+
+    Args:
+        seed: Integer, 0 <= seed < 2**32.
+        name: Optional string, the name of the generator.
+
+    Attributes:
+        state: Non-trainable integer variable of shape (3,): the key and the counter.
+
+    Raises:
+        TypeError: If `seed` is not an integer.
+        ValueError: If `seed` is out of range.
+
+    Example:
+
+    ```python
+    generator = kit.random.Generator(0)
+    kit.random.normal(generator, (2, 3))
+    kit.random.normal(generator, (2, 3))  # other numbers
+    ```
+    """
+
+    def __init__(self, seed: int, name: str | None = None):
+        words = _seed_words(seed)
+        super().__init__(seed=0, name=name)
+        self.seed = int(seed)
+        # "int" is int32, but int64 on TensorFlow, which keeps int32 variables in host
+        # memory, where a function that XLA compiled for a GPU can't reach them.
+        with keras.name_scope(self.name):
+            self.state = keras.Variable(
+                np.array([*words, 0]), dtype="int", trainable=False, name="state"
+            )
+
+    def next(self, ordered: bool = True) -> Tensor:
+        """Returns a fresh key, int32 of shape (2,), and counts it.
+
+        Args:
+            ordered: Without effect; part of the signature of Keras' generator.
+        """
+        state = ops.cast(ops.convert_to_tensor(self.state), "int32")
+        fresh = ops.stack(_threefry(state[:2], 0, state[2]))
+        self.state.assign(state + ops.convert_to_tensor([0, 0, 1], dtype="int32"))
+        return fresh
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the constructor."""
+        return {"seed": self.seed, "name": self.name}
+
+
+# --- Draws --------------------------------------------------------------------
+
+
+def bits(key: "Tensor | Generator", shape: Sequence[int]) -> Tensor:
+    """Draws 32 random bits for each element.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        shape: Tuple of integers, known when a function is compiled. Fewer than 2**31
+            elements.
+
+    Returns:
+        int32 of the shape `shape`: the bits of `jax.random.bits`, as signed integers.
+
+    Raises:
+        TypeError: If `key` or `shape` is of another type.
+        ValueError: If a dimension is negative or there are too many elements.
+    """
+    shape = _check_shape(shape)
+    counter = ops.arange(math.prod(shape), dtype="int32")
+    return ops.reshape(ops.bitwise_xor(*_threefry(_take(key), 0, counter)), shape)
+
+
+def uniform(
+    key: "Tensor | Generator",
+    shape: Sequence[int],
+    minval: Tensor = 0.0,
+    maxval: Tensor = 1.0,
+    dtype: str | None = None,
+) -> Tensor:
+    """Draws floats uniformly from [minval, maxval).
+
+    As many bits as the mantissa holds make a multiple of 2**-23 (float32) in [0, 1),
+    which is then stretched; the rounding of that may reach `maxval` itself.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        shape: Tuple of integers.
+        minval: Float, or an array that broadcasts to `shape`. Defaults to 0.
+        maxval: Float, or an array that broadcasts to `shape`. Defaults to 1.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`. Defaults to
+            `keras.config.floatx()`.
+
+    Returns:
+        Floats of the shape `shape`.
+
+    Raises:
+        TypeError: If `key` or `shape` is of another type.
+        ValueError: If `dtype` is another, or `minval` > `maxval` (numbers).
+    """
+    dtype = _check_dtype(dtype)
+    numbers = isinstance(minval, (int, float)) and isinstance(maxval, (int, float))
+    if numbers and not minval <= maxval:
+        raise ValueError(
+            "`minval` must not be greater than `maxval`. "
+            f"Received: minval={minval}, maxval={maxval}"
+        )
+    minval = ops.convert_to_tensor(minval, dtype=dtype)
+    maxval = ops.convert_to_tensor(maxval, dtype=dtype)
+    return _unit(bits(key, shape), dtype) * (maxval - minval) + minval
+
+
+def normal(
+    key: "Tensor | Generator",
+    shape: Sequence[int],
+    mean: Tensor = 0.0,
+    stddev: Tensor = 1.0,
+    dtype: str | None = None,
+) -> Tensor:
+    """Draws floats from a normal distribution.
+
+    A uniform u in (-1, 1) becomes mean + stddev * sqrt(2) * erfinv(u), by a formula of
+    our own: erfinv of TensorFlow's uncompiled operation is off by 0.01 at 5 sigma, and
+    those of JAX and PyTorch differ by 2e-5. The largest |z| is about 5.4.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        shape: Tuple of integers.
+        mean: Float, or an array that broadcasts to `shape`. Defaults to 0.
+        stddev: Float, or an array that broadcasts to `shape`. Defaults to 1.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`. Defaults to
+            `keras.config.floatx()`.
+
+    Returns:
+        Floats of the shape `shape`.
+
+    Raises:
+        TypeError: If `key` or `shape` is of another type.
+        ValueError: If `dtype` is another.
+    """
+    dtype = _check_dtype(dtype)
+    return ops.cast(mean + stddev * _gaussian(bits(key, shape), mass=1.0), dtype)
+
+
+def truncated_normal(
+    key: "Tensor | Generator",
+    shape: Sequence[int],
+    mean: Tensor = 0.0,
+    stddev: Tensor = 1.0,
+    dtype: str | None = None,
+) -> Tensor:
+    """Draws floats from a normal distribution cut off two `stddev` from the mean.
+
+    `stddev` is that of the whole distribution; the part within has 0.8796 of it.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        shape: Tuple of integers.
+        mean: As for `normal`.
+        stddev: As for `normal`.
+        dtype: As for `normal`.
+
+    Returns:
+        Floats of the shape `shape`.
+
+    Raises:
+        TypeError: If `key` or `shape` is of another type.
+        ValueError: If `dtype` is another.
+    """
+    dtype = _check_dtype(dtype)
+    z = _gaussian(bits(key, shape), mass=TWO_SIGMA_MASS)
+    return ops.cast(mean + stddev * z, dtype)
+
+
+def bernoulli(
+    key: "Tensor | Generator", shape: Sequence[int], p: Tensor = 0.5
+) -> Tensor:
+    """Draws `True` with probability `p`.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        shape: Tuple of integers.
+        p: Probability in [0, 1], float or an array that broadcasts to `shape`. It is
+            met to 2**-23. Defaults to 0.5.
+
+    Returns:
+        Booleans of the shape `shape`.
+
+    Raises:
+        TypeError: If `key` or `shape` is of another type.
+        ValueError: If `p` is a number outside [0, 1].
+    """
+    if isinstance(p, (int, float)) and not 0.0 <= p <= 1.0:
+        raise ValueError(f"`p` must be a probability in [0, 1]. Received: p={p}")
+    # float32 whatever floatx is: half precision would not meet `p`.
+    return uniform(key, shape, dtype="float32") < ops.cast(p, "float32")
+
+
+def randint(
+    key: "Tensor | Generator", shape: Sequence[int], minval: Tensor, maxval: Tensor
+) -> Tensor:
+    """Draws integers from [minval, maxval).
+
+    31 random bits modulo n = maxval - minval: the first values are more likely than
+    the last by a factor of at most 1 + n / 2**31 (for n = 1000, 5e-7).
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        shape: Tuple of integers.
+        minval: Integer, or an int32 array that broadcasts to `shape`; the smallest.
+        maxval: Integer, or an int32 array that broadcasts to `shape`; one more than
+            the largest. It may be data: the fill of a replay buffer.
+
+    Returns:
+        int32 of the shape `shape`.
+
+    Raises:
+        TypeError: If `key` or `shape` is of another type.
+        ValueError: If `minval` >= `maxval` where both are numbers, or one of them or
+            their difference is not below 2**31.
+    """
+    if isinstance(minval, (int, np.integer)) and isinstance(maxval, (int, np.integer)):
+        minval, maxval = int(minval), int(maxval)
+        if not minval < maxval <= min(minval, 0) + 2**31 - 1 or minval < -(2**31):
+            raise ValueError(
+                "`minval` must be smaller than `maxval`, both int32, and their "
+                f"difference below 2**31. Received: minval={minval}, maxval={maxval}"
+            )
+    minval, maxval = ops.cast(minval, "int32"), ops.cast(maxval, "int32")
+    words = _logical_shift_right(bits(key, shape), 1)
+    return ops.mod(words, maxval - minval) + minval
+
+
+def categorical(key: "Tensor | Generator", logits: Tensor, axis: int = -1) -> Tensor:
+    """Draws the index of a category, with the probabilities softmax(logits).
+
+    Gumbel-max: argmax(logits - log(-log(u))), u uniform in (0, 1). Categories of a
+    probability below 1e-6 are not drawn in proportion; -inf is never drawn.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        logits: Floats of a shape known when a function is compiled, unnormalized log
+            probabilities.
+        axis: Integer, the axis of the categories. Defaults to the last.
+
+    Returns:
+        int32 of the shape of `logits` without `axis`.
+
+    Raises:
+        TypeError: If `key` is of another type.
+        ValueError: If the shape of `logits` is not known, or `axis` is not in it.
+
+    Example:
+
+    ```python
+    logits = keras.ops.log([[0.1, 0.9], [0.5, 0.5]])
+    kit.random.categorical(kit.random.key(0), logits)  # shape (2,)
+    ```
+    """
+    logits = ops.cast(logits, "float32")
+    rank = len(logits.shape)
+    if not -rank <= axis < rank:
+        raise ValueError(
+            f"`axis` must be an axis of `logits`, from {-rank} to {rank - 1}. "
+            f"Received: axis={axis}, logits.shape={tuple(logits.shape)}"
+        )
+    u = uniform(key, logits.shape, dtype="float32")
+    # 0 would give -inf, and no category at all where it meets masked ones.
+    u = ops.maximum(u, float(np.finfo("float32").tiny))
+    return ops.cast(ops.argmax(logits - ops.log(-ops.log(u)), axis=axis), "int32")
+
+
+def permutation(key: "Tensor | Generator", n: int) -> Tensor:
+    """Draws an order of the integers 0 to n - 1.
+
+    The order that sorts n random words. Equal words keep their order, so that every
+    backend gives the same; that any two are equal has a probability of about
+    n**2 / 2**33 (for n = 10,000, 1 %) and favours one order of those two.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        n: Integer, at least 1.
+
+    Returns:
+        int32 of shape (n,), each of 0 to n - 1 once.
+
+    Raises:
+        TypeError: If `key` or `n` is of another type.
+        ValueError: If `n` < 1.
+    """
+    # `keras.ops.argsort` is stable on all three; a test keeps watch over that.
+    return ops.cast(ops.argsort(bits(key, (_count("n", n),))), "int32")
+
+
+def orthogonal(
+    key: "Tensor | Generator", shape: Sequence[int], gain: float = 1.0
+) -> Tensor:
+    """Draws a matrix with orthonormal columns or rows, whichever are fewer.
+
+    Q of the QR decomposition of a Gaussian matrix, signed so that the diagonal of R is
+    positive, which makes Q uniformly distributed. More than two dimensions are taken
+    as the matrix (product of all but the last, last). Computed in NumPy in float64,
+    to be the same everywhere: not for use in a compiled function.
+
+    Args:
+        key: A key, int32 of shape (2,), or a `Generator`.
+        shape: Tuple of at least two integers.
+        gain: Float, factor of the result. Defaults to 1.
+
+    Returns:
+        Floats of the shape `shape`, in `keras.config.floatx()`.
+
+    Raises:
+        TypeError: If `key` or `shape` is of another type.
+        ValueError: If `shape` has fewer than two dimensions.
+
+    Reference:
+        Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of
+        learning in deep linear neural networks", ICLR 2014.
+    """
+    shape = _check_shape(shape)
+    if len(shape) < 2:
+        raise ValueError(
+            f"`shape` must have at least two dimensions. Received: shape={shape}"
+        )
+    u = uniform(key, (2, math.prod(shape)), dtype="float32")
+    value = _orthogonal(ops.convert_to_numpy(u), shape, gain)
+    return ops.convert_to_tensor(value, dtype=keras.config.floatx())
+
+
+# --- Arithmetic -----------------------------------------------------------------
+
+
+def _threefry(key, x0, x1):
+    """Returns the two words of Threefry-2x32-20 for the counter words x0, x1.
+
+    int32 throughout, whose sums wrap around: not every backend has uint32 arithmetic.
+    """
+    key0, key1 = key[0], key[1]
+    schedule = (key0, key1, ops.bitwise_xor(ops.bitwise_xor(key0, key1), PARITY))
+    x0, x1 = x0 + key0, x1 + key1
+    for i in range(20):
+        x0 = x0 + x1
+        x1 = ops.bitwise_xor(_rotate_left(x1, ROTATIONS[i % 8]), x0)
+        if i % 4 == 3:  # after every fourth round the key is mixed in again
+            n = i // 4 + 1
+            x0 = x0 + schedule[n % 3]
+            x1 = x1 + (schedule[(n + 1) % 3] + n)
+    return x0, x1
+
+
+def _rotate_left(x, n):
+    return ops.bitwise_or(ops.left_shift(x, n), _logical_shift_right(x, 32 - n))
+
+
+def _logical_shift_right(x, n):
+    # int32 shifts the sign in from the left; the mask takes it away.
+    return ops.bitwise_and(ops.right_shift(x, n), (1 << (32 - n)) - 1)
+
+
+def _unit(words, dtype="float32"):
+    """Makes random words into multiples of 2**-mantissa in [0, 1)."""
+    mantissa = MANTISSA_BITS[dtype]
+    return ops.cast(_logical_shift_right(words, 32 - mantissa), dtype) * 2.0**-mantissa
+
+
+def _gaussian(words, mass):
+    """sqrt(2) * erfinv(mass * u), u uniform in (-1, 1), float32."""
+    # Odd multiples of 2**-24: exact in float32, whether multiply and add are fused or
+    # not. Near 1 the last bit of u decides about the second decimal of the result.
+    u = _unit(words) * 2.0 + (2.0**-24 - 1.0)
+    x = u * mass
+    # (1 - x) (1 + x) and not 1 - x^2, which loses the digits near 1.
+    w = -ops.log((1.0 - x) * (1.0 + x))
+    central = _polynomial(ERFINV_CENTRAL, w - 2.5)
+    tail = _polynomial(ERFINV_TAIL, ops.sqrt(ops.maximum(w, 5.0)) - 3.0)
+    z = ops.where(w < 5.0, central, tail) * x * math.sqrt(2.0)
+    # The cut of a truncated normal is at 2, which rounding may pass.
+    return z if mass == 1.0 else ops.clip(z, -2.0, 2.0)
+
+
+def _polynomial(coefficients, x):
+    value = coefficients[0]
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
+
+
+def _orthogonal(u, shape, gain):
+    """Makes uniform draws u (2, size) into an orthogonal matrix, in float64."""
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    # Box-Muller in float64: QR magnifies what differs between backends.
+    u = u.astype("float64").reshape(2, max(rows, columns), min(rows, columns))
+    radius = np.sqrt(-2.0 * np.log1p(-u[0]))
+    q, r = np.linalg.qr(radius * np.cos(2.0 * np.pi * u[1]))
+    q = q * np.where(np.diag(r) < 0.0, -1.0, 1.0)
+    return gain * (q if rows >= columns else q.T).reshape(shape)
+
+
+# --- Checks ---------------------------------------------------------------------
+
+
+def _seed_words(seed):
+    """Returns the two words of the key of `seed`, as Python integers of 32 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(
+            "`seed` must be an integer, 0 <= seed < 2**32. "
+            f"Received: {seed!r} of type {type(seed).__name__}"
+        )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed` must be in [0, 2**32). Received: seed={seed}")
+    return 0, int(seed) - 2**32 if seed >= 2**31 else int(seed)
+
+
+def _take(key):
+    """Returns the key of a draw: `key` itself, or a fresh one of a generator."""
+    if isinstance(key, Generator):
+        return key.next()
+    accepted = (
+        "`key` must be an int32 array of shape (2,), from `kit.random.key(seed)` or "
+        "`kit.random.split`, or a `kit.random.Generator`."
+    )
+    if isinstance(key, (int, float, np.generic, str, keras.random.SeedGenerator)):
+        raise TypeError(f"{accepted} Received: {key!r} of type {type(key).__name__}")
+    key = ops.convert_to_tensor(key)
+    if tuple(key.shape) != (2,):
+        raise ValueError(f"{accepted} Received: shape {tuple(key.shape)}")
+    dtype = keras.backend.standardize_dtype(key.dtype)
+    if dtype != "int32":
+        raise TypeError(f"{accepted} Received: dtype {dtype}")
+    return key
+
+
+def _count(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"`{name}` must be an integer. "
+            f"Received: {value!r} of type {type(value).__name__}"
+        )
+    if not 1 <= value < 2**31:
+        raise ValueError(f"`{name}` must be in [1, 2**31). Received: {name}={value}")
+    return int(value)
+
+
+def _check_shape(shape):
+    try:
+        checked = tuple(operator.index(size) for size in shape)
+    except TypeError as error:
+        raise TypeError(
+            "`shape` must be a tuple of integers, known when a function is compiled. "
+            f"Received: {shape!r} of type {type(shape).__name__}"
+        ) from error
+    if any(size < 0 for size in checked) or math.prod(checked) >= 2**31:
+        raise ValueError(
+            "`shape` must have no negative dimension and fewer than 2**31 elements. "
+            f"Received: shape={shape}"
+        )
+    return checked
+
+
+def _check_dtype(dtype):
+    dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+    if dtype not in MANTISSA_BITS:
+        raise ValueError(
+            f"`dtype` must be one of {', '.join(MANTISSA_BITS)}. Received: {dtype!r}"
+        )
+    return dtype

@@ -1,0 +1,362 @@
+"""What every recipe shares: its run's folder, its figures, its learning curve.
+
+    run = Run("dqn", seed=seed, output_dir=output_dir, config=locals())
+    ...                                            # train, evaluate
+    agent.save(run.output_dir / "model.keras")
+    run.finish(history=history, metrics={"eval_return": 500.0},
+               baselines={"random_return": 22.1}, throughput=(8123, "env steps/s"))
+
+The command line is made by tyro from the signature of the recipe's `main`.
+"""
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+
+class Run:
+    """One run of a recipe: sets the seeds, owns the folder, reports at the end.
+
+    Making it starts the clock, so make it first in `main`. A folder left by an
+    earlier run is reused and its files are overwritten one by one; the earlier
+    `metrics.json` goes at once and the new one is written last, so a folder that
+    has one holds a finished run.
+
+    Args:
+        recipe: Name of the recipe, as in the name of its file: `"dqn"`.
+        seed: Integer, 0 or more. Seeds Python, NumPy and the Keras backend.
+        output_dir: Folder for the results, made where it is missing. Defaults to
+            `runs/<recipe>-<backend>-<seed>` in the current directory.
+        config: Mapping of the arguments of this run, to be recorded; in the first
+            line of `main`, `locals()` is exactly that. `seed` and `output_dir`
+            in it are left out: they are recorded, or chosen, elsewhere.
+
+    Raises:
+        ValueError: If nothing can be written to `output_dir`.
+        TypeError: If a value of `config` has no form in JSON.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        *,
+        seed: int = 0,
+        output_dir: str | Path | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        self.recipe = recipe
+        self.seed = seed
+        self.backend = keras.backend.backend()
+        self.config = {
+            name: _to_json(value, f"config[{name!r}]")
+            for name, value in (config or {}).items()
+            if name not in ("seed", "output_dir")
+        }
+        default = Path("runs") / f"{recipe}-{self.backend}-{seed}"
+        self.output_dir = default if output_dir is None else Path(output_dir)
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            with _replacing(self.output_dir / "metrics.json") as file:
+                file.touch()  # Overwrites an earlier run's: proves we may.
+            (self.output_dir / "metrics.json").unlink()
+        except OSError as error:
+            raise ValueError(
+                f"output_dir={str(self.output_dir)!r} cannot be written to "
+                f"({error}). Choose another folder with --output-dir."
+            ) from error
+        keras.utils.set_random_seed(seed)
+        self._start = time.perf_counter()
+
+    def finish(
+        self,
+        *,
+        metrics: Mapping[str, Any],
+        baselines: Mapping[str, Any],
+        throughput: tuple[float, str],
+        compile_seconds: float | None = None,
+        history: keras.callbacks.History | Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, Any]:
+        """Writes `history.csv` and `metrics.json`, and prints them as a table.
+
+        Args:
+            metrics: The figures of this run: numbers, named as in the other
+                recipes. NaN and infinities become `null`, which JSON lacks a
+                number for.
+            baselines: What each figure is to be compared with. A baseline is
+                shown beside the metric whose name ends in the same words:
+                `random_return` beside `eval_return`.
+            throughput: Pair of a number and its unit, `(8123.0, "env steps/s")`.
+            compile_seconds: Time spent in compilation, if known.
+            history: What `fit` returned, or a list with one mapping a row. NaN
+                becomes an empty cell.
+
+        Returns:
+            The content of `metrics.json`.
+        """
+        wall_seconds = time.perf_counter() - self._start
+        record = {
+            "recipe": self.recipe,
+            "backend": self.backend,
+            "seed": self.seed,
+            "config": self.config,
+            "metrics": dict(metrics),
+            "baselines": dict(baselines),
+            "throughput": {"value": throughput[0], "unit": throughput[1]},
+            "compile_seconds": compile_seconds,
+            "wall_seconds": round(wall_seconds, 3),
+            "peak_memory_mb": peak_memory_mb(),
+            "versions": versions(),
+        }
+        record = {name: _to_json(value, name) for name, value in record.items()}
+        _write_rows(self.output_dir / "history.csv", _rows(history))
+        with _replacing(self.output_dir / "metrics.json") as file:
+            text = json.dumps(record, indent=2, allow_nan=False)
+            file.write_text(text + "\n", encoding="utf-8")
+        self._print(record)
+        return record
+
+    def _print(self, record: dict[str, Any]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{self.recipe} · {self.backend} · seed {self.seed}")
+        table.add_column("metric")
+        table.add_column("this run", justify="right", style="bold")
+        table.add_column("baseline")
+        table.add_column("", justify="right")
+        for metric, baselines in _beside(record["metrics"], record["baselines"]):
+            left = [metric, _number(record["metrics"][metric])] if metric else ["", ""]
+            for name in baselines or [""]:
+                right = _number(record["baselines"][name]) if name else ""
+                table.add_row(*left, name, right)
+                left = ["", ""]
+        console = Console()
+        console.print(table)
+        rate = record["throughput"]
+        facts = [
+            f"{_number(rate['value'])} {rate['unit']}",
+            f"{record['wall_seconds']:.1f} s in all",
+        ]
+        if record["compile_seconds"] is not None:
+            facts[1] += f", {record['compile_seconds']:.1f} s of it compiling"
+        if record["peak_memory_mb"] is not None:
+            facts.append(f"{record['peak_memory_mb']} MB at most")
+        console.print("; ".join(facts), highlight=False)
+        console.print(f"Results in {self.output_dir}", highlight=False, soft_wrap=True)
+
+
+def plot_learning_curve(
+    path: str | Path,
+    steps: Sequence[float],
+    returns: Sequence[float],
+    *,
+    title: str,
+    baseline: float | None = None,
+    final: float | None = None,
+    window: int | None = None,
+) -> None:
+    """Draws the return of each episode over the environment steps, as a picture.
+
+    Single returns are light, their moving mean is dark. The two levels that the
+    curve is to be read against are labelled lines.
+
+    Args:
+        path: File to write; its suffix chooses the format, `.png` or `.svg`.
+        steps: Environment steps done at the end of each episode.
+        returns: Return of each episode. NaN entries are skipped.
+        title: Algorithm, environment, backend and seed.
+        baseline: Mean return of the random policy.
+        final: Mean return of the trained policy in its final evaluation.
+        window: Number of episodes in the centred moving mean. Defaults to a
+            twentieth of them, but at least five.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    x, y = np.asarray(steps, "float64"), np.asarray(returns, "float64")
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    window = window or max(5, len(y) // 20)
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # No window system is asked for, whatever is set.
+    axes = figure.add_subplot()
+    labels: list[tuple[float, str, str]] = []
+    if len(y):
+        smooth = _moving_mean(y, window)
+        axes.plot(x, y, color="#9ec5e8", linewidth=0.8)
+        axes.plot(x, smooth, color="#14508c", linewidth=2)
+        # Episodes per mean: the reader can judge how much was smoothed away.
+        what = f"mean of {window}\nepisodes" if window > 1 else "episodes"
+        labels.append((float(smooth[-1]), what, "#14508c"))
+    for level, what, color in (
+        (baseline, "random policy", "#666666"),
+        (final, "final evaluation", "#b4470e"),
+    ):
+        if level is not None and math.isfinite(level):
+            axes.axhline(level, color=color, linewidth=1.2, linestyle="--", zorder=1)
+            labels.append((level, f"{what}\n{_number(level)}", color))
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("Environment steps")
+    axes.set_ylabel("Return per episode (sum of rewards)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlim(0, x[-1] if len(x) else None)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+    low, high = axes.get_ylim()
+    heights = [(level - low) / (high - low) for level, _, _ in sorted(labels)]
+    for height, (_, what, color) in zip(_spread(heights), sorted(labels), strict=True):
+        axes.text(
+            1.01, height, what, color=color, va="center", transform=axes.transAxes
+        )
+    with _replacing(Path(path)) as file:
+        figure.savefig(file)
+
+
+def peak_memory_mb() -> int | None:
+    """Returns the most main memory that this process held so far, in MB.
+
+    Imports count, memory of an accelerator does not. `None` where the operating
+    system does not tell (Windows).
+    """
+    try:  # Linux. Unlike `ru_maxrss`, not inherited from the parent process.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        kilobytes = status.split("VmHWM:")[1].split()[0]
+        return round(int(kilobytes) * 1024 / 1e6)
+    except (OSError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+def versions() -> dict[str, Any]:
+    """Returns what a figure depends on besides the code: versions and machine."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    packages = ("keras", keras.backend.backend(), "numpy", "gymnasium")
+    for name in ("keras-algorithm-kit", *packages):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {**found, "platform": platform.platform(), "cpu_count": os.cpu_count()}
+
+
+def _to_json(value: Any, name: str) -> Any:
+    """Returns `value` made of what JSON knows; NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(k): _to_json(v, f"{name}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(v, f"{name}[{i}]") for i, v in enumerate(value)]
+    if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
+        value = keras.ops.convert_to_numpy(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return _to_json(value.tolist(), name)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{name} has no form in JSON: {value!r} ({type(value).__name__}).")
+
+
+def _rows(history: Any) -> list[Mapping[str, Any]]:
+    """Returns a Keras History, or rows already, as a list of rows."""
+    if not isinstance(history, keras.callbacks.History):
+        return list(history)
+    for name, column in history.history.items():
+        if len(column) != len(history.epoch):
+            raise ValueError(
+                f"history has {len(column)} values of {name!r} in "
+                f"{len(history.epoch)} epochs, so they cannot be put in line. Log "
+                "it in every epoch (NaN if there is none), or pass a list of rows."
+            )
+    columns = {"epoch": history.epoch, **history.history}
+    return [
+        dict(zip(columns, row, strict=True))
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def _write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with _replacing(path) as file, file.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, names)
+        writer.writeheader()
+        for i, row in enumerate(rows):
+            # Under PyTorch, Keras logs tensors, which would be written as such.
+            writer.writerow(_to_json(row, f"history[{i}]"))
+
+
+def _beside(
+    metrics: Mapping[str, Any], baselines: Mapping[str, Any]
+) -> list[tuple[str, list[str]]]:
+    """Pairs each metric with the baselines whose names end in most of its words."""
+    pairs: dict[str, list[str]] = {name: [] for name in metrics}
+    for baseline in baselines:
+        scores = {metric: _common_words(metric, baseline) for metric in metrics}
+        best = max(scores, key=lambda metric: scores[metric], default="")
+        pairs.setdefault(best if scores.get(best) else "", []).append(baseline)
+    return list(pairs.items())
+
+
+def _common_words(a: str, b: str) -> int:
+    """Counts the words at the end of both names: 1 for eval_return, random_return."""
+    pairs = zip(reversed(a.split("_")), reversed(b.split("_")), strict=False)
+    same = [x == y for x, y in pairs]
+    return same.index(False) if False in same else len(same)
+
+
+def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over `window` values; at the edges over those that are there."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    first = np.maximum(centre - (window - 1) // 2, 0)
+    last = np.minimum(centre + window // 2 + 1, len(values))
+    return (total[last] - total[first]) / (last - first)
+
+
+def _spread(heights: list[float], gap: float = 0.11, top: float = 1.0) -> list[float]:
+    """Moves ascending heights apart until no label covers another, none above top."""
+    spread = list(heights)
+    for i in range(1, len(spread)):
+        spread[i] = max(spread[i], spread[i - 1] + gap)
+    for i in reversed(range(len(spread))):
+        spread[i], top = min(spread[i], top), min(spread[i], top) - gap
+    return spread
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "not a number"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary file that takes the place of `path` at once, when written."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # Keeps the suffix.
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

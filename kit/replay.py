@@ -1,0 +1,160 @@
+"""A replay buffer in preallocated NumPy arrays."""
+
+import numpy as np
+
+
+class ReplayBuffer:
+    """Keeps the latest transitions and samples them uniformly.
+
+    Each environment has a ring of its own. An observation is stored once: it is
+    the next observation of one transition and the observation of the following
+    one. Only where an episode ends does the next observation need a place of
+    its own, since what follows there is the first one of another episode.
+
+    Shapes: N environments, B sampled transitions.
+
+    Args:
+        capacity: Number of transitions to keep, all environments together;
+            rounded up to a multiple of `num_envs`.
+        obs_shape: Shape of one observation.
+        obs_dtype: Dtype to store observations in, as the environment gives them:
+            `uint8` images stay `uint8`.
+        num_envs: N. Defaults to 1.
+
+    Raises:
+        TypeError: If `capacity` or `num_envs` isn't an integer.
+        ValueError: If one of them isn't positive.
+
+    Example:
+
+    ```python
+    buffer = ReplayBuffer(10_000, (4,), "float32")
+    buffer.reset(obs)  # (N, 4)
+    buffer.add(action, reward, terminated, truncated, next_obs, obs)
+    batch = buffer.gather(buffer.indices(np.random.uniform(size=32)))
+    ```
+    """
+
+    def __init__(self, capacity, obs_shape, obs_dtype, num_envs=1):
+        for name, value in (("capacity", capacity), ("num_envs", num_envs)):
+            if not isinstance(value, int | np.integer):
+                raise TypeError(
+                    f"ReplayBuffer: `{name}` must be an integer, received {value!r}."
+                )
+            if value < 1:
+                raise ValueError(
+                    f"ReplayBuffer: `{name}` must be at least 1, received {value}."
+                )
+        self.num_envs = num_envs
+        # One slot more: the newest holds an observation without a transition.
+        self.slots = -(-capacity // num_envs) + 1
+        shape = (num_envs, self.slots)
+        self._obs = np.zeros((*shape, *obs_shape), obs_dtype)
+        self._action = np.zeros(shape, np.int32)
+        self._reward = np.zeros(shape, np.float32)
+        self._terminated = np.zeros(shape, bool)
+        self._truncated = np.zeros(shape, bool)
+        # Where an episode ended: the row of `_last_obs` that holds its last
+        # observation; elsewhere -1. Rows are used again.
+        self._last_row = np.full(shape, -1, np.int32)
+        self._last_obs = np.zeros((16, *obs_shape), obs_dtype)
+        self._free_rows = list(range(16))
+        self._newest = np.zeros(num_envs, np.int64)
+        self._count = np.zeros(num_envs, np.int64)
+        self._envs = np.arange(num_envs)
+
+    def __len__(self):
+        """Number of stored transitions."""
+        return int(self._count.sum())
+
+    def reset(self, obs):
+        """Begins with the first observations of N episodes, shape (N, ...)."""
+        self._count[:] = 0
+        self._obs[self._envs, self._newest] = obs
+
+    def add(self, action, reward, terminated, truncated, next_obs, obs, valid=None):
+        """Adds what one step of N environments gave.
+
+        Args:
+            action: Integers of shape (N,).
+            reward: Floats of shape (N,).
+            terminated: Booleans of shape (N,): the episode reached a final state.
+            truncated: Booleans of shape (N,): it was cut off.
+            next_obs: What the action led to, also where the episode ended; shape
+                (N, ...).
+            obs: What the next action will be chosen for: `next_obs`, or the
+                first observation of the next episode.
+            valid: Booleans of shape (N,): `False` where the step was only a
+                reset. Defaults to all `True`.
+        """
+        envs = self._envs if valid is None else self._envs[valid]
+        if valid is not None and not valid.all():
+            resets = self._envs[~valid]
+            self._obs[resets, self._newest[resets]] = obs[resets]
+        here = self._newest[envs]
+        self._action[envs, here] = action[envs]
+        self._reward[envs, here] = reward[envs]
+        self._terminated[envs, here] = terminated[envs]
+        self._truncated[envs, here] = truncated[envs]
+        self._release(envs, here)
+        for env in envs[(terminated | truncated)[envs]]:
+            self._last_row[env, self._newest[env]] = self._store_last(next_obs[env])
+        following = (here + 1) % self.slots
+        self._newest[envs] = following
+        self._obs[envs, following] = obs[envs]
+        self._count[envs] = np.minimum(self._count[envs] + 1, self.slots - 1)
+
+    def _release(self, envs, slots):
+        rows = self._last_row[envs, slots]
+        if (rows >= 0).any():
+            self._free_rows.extend(rows[rows >= 0].tolist())
+            self._last_row[envs, slots] = -1
+
+    def _store_last(self, obs):
+        if not self._free_rows:
+            rows = len(self._last_obs)
+            self._free_rows = list(range(rows, 2 * rows))
+            self._last_obs = np.concatenate([self._last_obs, self._last_obs])
+        row = self._free_rows.pop()
+        self._last_obs[row] = obs
+        return row
+
+    def indices(self, uniform):
+        """Returns where the stored transitions lie that `uniform` draws.
+
+        Args:
+            uniform: Numbers in [0, 1), any shape (B).
+
+        Returns:
+            The environment and the slot of each, two integer arrays (B).
+        """
+        if not len(self):
+            raise ValueError("ReplayBuffer: nothing to sample, the buffer is empty.")
+        total = len(self)
+        rank = np.minimum((uniform * np.float64(total)).astype(np.int64), total - 1)
+        ends = np.cumsum(self._count)
+        env = np.searchsorted(ends, rank, side="right")
+        age = ends[env] - rank  # 1 is the newest transition
+        return env, (self._newest[env] - age) % self.slots
+
+    def gather(self, indices):
+        """Returns the transitions at `indices`, a dict of arrays.
+
+        Returns:
+            `obs` and `next_obs` (B, ...) in the stored dtype, `action` (B) int32,
+            `reward` (B) float32, `terminated` and `truncated` (B) bool.
+        """
+        env, slot = indices
+        next_obs = self._obs[env, (slot + 1) % self.slots]
+        row = self._last_row[env, slot]
+        ended = row >= 0
+        if ended.any():
+            next_obs[ended] = self._last_obs[row[ended]]
+        return {
+            "obs": self._obs[env, slot],
+            "action": self._action[env, slot],
+            "reward": self._reward[env, slot],
+            "next_obs": next_obs,
+            "terminated": self._terminated[env, slot],
+            "truncated": self._truncated[env, slot],
+        }

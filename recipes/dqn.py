@@ -1,0 +1,173 @@
+"""Teaches an agent to balance a pole, by deep Q-learning.
+
+What there is to learn here: how a network learns from what an agent lived
+through (`kit/dqn.py` has the algorithm), and how a Keras agent is made, compiled,
+fitted, evaluated and saved.
+
+    KERAS_BACKEND=jax python recipes/dqn.py
+    KERAS_BACKEND=torch python recipes/dqn.py --seed 3 --render video
+
+To expect: an evaluation return of 500, the most that CartPole-v1 gives, after
+50,000 steps; README.md has the scores over seeds and the times. Any other
+Gymnasium environment with discrete actions goes by `--env`. Acrobot-v1 reaches
+about -80:
+
+    python recipes/dqn.py --env Acrobot-v1 ACROBOT_FLAGS
+
+Paper: Mnih et al., 2015, https://doi.org/10.1038/nature14236. The hyper-parameters
+are those of RL Baselines3 Zoo for CartPole-v1.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import keras
+
+import kit
+from kit.environments import play_episodes, random_policy
+from kit.recipe import Run, plot_learning_curve
+
+
+def main(
+    *,
+    env: str = "CartPole-v1",
+    total_timesteps: int = 50_000,
+    learning_rate: float = 2.3e-3,
+    units: tuple[int, ...] = (256, 256),
+    gamma: float = 0.99,
+    buffer_size: int = 100_000,
+    batch_size: int = 64,
+    learning_starts: int = 1_000,
+    train_freq: int = 256,
+    gradient_steps: int = 128,
+    target_update_freq: int = 10,
+    tau: float = 1.0,
+    epsilon_end: float = 0.04,
+    exploration_fraction: float = 0.16,
+    double: bool = False,
+    dueling: bool = False,
+    eval_episodes: int = 20,
+    render: Literal["none", "video"] = "none",
+    seed: int = 0,
+    output_dir: Path | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Trains a DQN and reports how it plays.
+
+    Args:
+        env: Id of a Gymnasium environment with discrete actions.
+        total_timesteps: Environment steps to train for.
+        learning_rate: Step size of Adam.
+        units: Sizes of the hidden layers.
+        gamma: Discount factor.
+        buffer_size: Transitions to remember.
+        batch_size: Transitions in a gradient step.
+        learning_starts: Environment steps before the first gradient step.
+        train_freq: Environment steps between turns of learning.
+        gradient_steps: Gradient steps in a turn.
+        target_update_freq: Environment steps between target network updates.
+        tau: How far the target network goes to the network in an update.
+        epsilon_end: Probability of a random action after exploration.
+        exploration_fraction: Part of the training in which it falls to that.
+        double: Double DQN.
+        dueling: Dueling network.
+        eval_episodes: Episodes to play greedily at the end.
+        render: "video" records an episode of the trained agent.
+        seed: Seed of everything that is drawn.
+        output_dir: Folder for the results; runs/dqn-<backend>-<seed> if not given.
+        verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
+
+    Returns:
+        What metrics.json holds.
+    """
+    run = Run("dqn", seed=seed, output_dir=output_dir, config=locals())
+    train_env = make_env(env)
+
+    network = kit.q_network(
+        train_env.observation_space.shape,
+        getattr(train_env.action_space, "n", 1),
+        units=units,
+        dueling=dueling,
+    )
+    kit.initialize_weights(network, seed)
+    agent = kit.DQN(
+        network,
+        gamma=gamma,
+        buffer_size=buffer_size,
+        batch_size=batch_size,
+        learning_starts=learning_starts,
+        train_freq=train_freq,
+        gradient_steps=gradient_steps,
+        target_update_freq=target_update_freq,
+        tau=tau,
+        epsilon_end=epsilon_end,
+        exploration_fraction=exploration_fraction,
+        double=double,
+        seed=seed,
+    )
+    agent.compile(optimizer=keras.optimizers.Adam(learning_rate))
+
+    start, compiled_before = time.perf_counter(), kit.compile_seconds()
+    history = agent.fit(train_env, total_timesteps, verbose=verbose)
+    compile_seconds = kit.compile_seconds() - compiled_before
+    seconds = time.perf_counter() - start - compile_seconds
+
+    # Other episodes than those of the training, the same for both policies.
+    test_seed = 10_000 + seed
+    final = agent.evaluate(train_env, eval_episodes, seed=test_seed)
+    policy = random_policy(train_env, seed)
+    baseline = play_episodes(train_env, policy, eval_episodes, seed=test_seed)
+    train_env.close()
+
+    agent.save(run.output_dir / "model.keras")
+    plot_learning_curve(
+        run.output_dir / "learning_curve.png",
+        history.history["timesteps"],
+        history.history["return"],
+        title=f"DQN on {env} ({run.backend}, seed {seed})",
+        baseline=baseline["return"],
+        final=final["return"],
+    )
+    if render == "video":
+        record_video(agent, env, run.output_dir, test_seed)
+    return run.finish(
+        history=history,
+        metrics={
+            "eval_return": final["return"],
+            "eval_return_std": final["return_std"],
+            "eval_episodes": final["episodes"],
+            "total_timesteps": total_timesteps,
+        },
+        baselines={"random_return": baseline["return"]},
+        throughput=(total_timesteps / seconds, "env steps/s"),
+        compile_seconds=compile_seconds,
+    )
+
+
+def make_env(env: str, **options: Any) -> Any:
+    """Makes an environment whose observations are arrays."""
+    made = gymnasium.make(env, **options)
+    if isinstance(made.observation_space, gymnasium.spaces.Box):
+        return made
+    return gymnasium.wrappers.FlattenObservation(made)
+
+
+def record_video(agent: kit.DQN, env: str, folder: Path, seed: int) -> None:
+    """Records one greedy episode, by Gymnasium's own wrapper."""
+    recorded = gymnasium.wrappers.RecordVideo(
+        make_env(env, render_mode="rgb_array"), str(folder / "video")
+    )
+    obs, _ = recorded.reset(seed=seed)
+    ended = False
+    while not ended:
+        obs, _, terminated, truncated, _ = recorded.step(agent.act(obs))
+        ended = terminated or truncated
+    recorded.close()
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

@@ -1,0 +1,1097 @@
+"""The core: what `compiled`, `minimize`, `gradient` and `scan` promise."""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kit
+
+RANDOM_FUNCTIONS = [
+    "normal",
+    "uniform",
+    "truncated_normal",
+    "randint",
+    "categorical",
+    "shuffle",
+    "dropout",
+]
+
+
+def to_numpy(x):
+    return keras.tree.map_structure(ops.convert_to_numpy, x)
+
+
+def number(variable):
+    return ops.convert_to_numpy(variable).item()
+
+
+def make_mlp(seed=0, units=(16, 2), features=4):
+    """A small MLP whose weights come from NumPy: the same on every backend."""
+    model = keras.Sequential([keras.Input((features,))])
+    for i, size in enumerate(units):
+        last = i == len(units) - 1
+        model.add(keras.layers.Dense(size, activation=None if last else "relu"))
+    rng = np.random.default_rng(seed)
+    model.set_weights(
+        [0.3 * rng.standard_normal(w.shape).astype("float32") for w in model.weights]
+    )
+    return model
+
+
+def make_batch(size=8, features=4, outputs=2, seed=1):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((size, features)).astype("float32")
+    y = rng.standard_normal((size, outputs)).astype("float32")
+    return x, y
+
+
+def mse(model, x, y, **kwargs):
+    return ops.mean(ops.square(ops.subtract(model(x, **kwargs), y)))
+
+
+@pytest.fixture
+def traces():
+    """Counts how often the body of a function runs: once for each program."""
+
+    class Traces(list):
+        def __call__(self):
+            self.append(threading.get_ident())
+
+    return Traces()
+
+
+# --- compiled: arguments and results ----------------------------------------
+
+
+def test_nested_arguments_and_results():
+    @kit.compiled
+    def fn(a, pair, *, table):
+        x, (y,) = pair
+        return {"sum": a + x + y, "rest": [table["z"] * 2, None, ()], "name": "kept"}
+
+    out = fn(np.ones(2, "float32"), (1.5, [np.float32(2)]), table={"z": np.arange(3)})
+    assert out["name"] == "kept"
+    assert out["rest"][1:] == [None, ()]
+    np.testing.assert_allclose(to_numpy(out["sum"]), [4.5, 4.5])
+    np.testing.assert_array_equal(to_numpy(out["rest"][0]), [0, 2, 4])
+
+
+def test_numpy_and_python_numbers_have_the_same_dtypes_everywhere():
+    fn = kit.compiled(lambda *args: args)
+    out = fn(1, 2.5, np.float64(1), np.arange(3), np.uint8([200]), np.array([True]))
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in out]
+    assert dtypes == ["int32", "float32", "float32", "int32", "uint8", "bool"]
+    assert int(to_numpy(out[4])[0]) == 200
+
+
+def test_a_python_number_is_data(traces):
+    @kit.compiled
+    def fn(x, scale):
+        traces()
+        return x * scale
+
+    first = fn(np.ones(2, "float32"), 2.0)
+    compiled_once = len(traces)
+    second = fn(np.ones(2, "float32"), 5.0)
+    np.testing.assert_allclose(to_numpy(first), 2.0)
+    np.testing.assert_allclose(to_numpy(second), 5.0)
+    assert len(traces) == compiled_once
+
+
+def test_booleans_and_strings_are_part_of_the_program():
+    @kit.compiled
+    def fn(x, negative, kind="none"):
+        x = -x if negative else x
+        return x * 10 if kind == "ten" else x
+
+    one = np.ones(1, "float32")
+    got = [fn(one, False), fn(one, True), fn(one, True, kind="ten")]
+    assert [float(to_numpy(x)[0]) for x in got] == [1.0, -1.0, -10.0]
+
+
+def test_new_shapes_and_dtypes_recompile_and_old_ones_do_not(traces):
+    @kit.compiled
+    def fn(x):
+        traces()
+        return ops.sum(x)
+
+    arrays = [np.ones(3, "float32"), np.ones(4, "float32"), np.ones(3, "int32")]
+    for array in arrays:
+        fn(array)
+    compiled_thrice = len(traces)
+    for array in arrays:
+        assert float(fn(array)) == len(array)
+        assert float(fn(ops.convert_to_tensor(array))) == len(array)
+    assert len(traces) == compiled_thrice
+    assert compiled_thrice % 3 == 0
+
+
+def test_unhashable_arguments_are_named():
+    fn = kit.compiled(lambda x: x)
+    with pytest.raises(TypeError, match="set"):
+        fn({1, 2})
+    with pytest.raises(TypeError, match="`fn` must be callable"):
+        kit.compiled(3)
+    with pytest.raises(TypeError, match="dtype object"):
+        fn(np.array([object()]))
+
+
+def test_methods_are_compiled_for_each_object():
+    class Counter:
+        def __init__(self, start):
+            self.value = keras.Variable(float(start))
+
+        @kit.compiled
+        def add(self, x):
+            """Adds."""
+            self.value.assign_add(x)
+            return self.value.value
+
+    a, b = Counter(0), Counter(10)
+    assert float(a.add(1.0)) == 1.0
+    assert float(b.add(1.0)) == 11.0
+    assert float(a.add(1.0)) == 2.0
+    assert Counter.add.__doc__ == "Adds."
+
+
+def test_a_result_does_not_alias_a_variable():
+    v = keras.Variable(np.ones(3, "float32"))
+    read = kit.compiled(lambda: v.value)
+    write = kit.compiled(lambda x: v.assign(x))
+    before = read()
+    returned = write(np.full(3, 2.0, "float32"))
+    v.assign(np.zeros(3, "float32"))
+    np.testing.assert_allclose(to_numpy(before), 1.0)
+    np.testing.assert_allclose(to_numpy(returned), 2.0)
+
+
+def test_assigning_an_argument_copies_it():
+    v = keras.Variable(np.zeros(3, "float32"))
+    x = np.ones(3, "float32")
+    kit.compiled(lambda x: v.assign(x) * 0)(x)
+    x[:] = 7
+    np.testing.assert_allclose(to_numpy(v.value), 1.0)
+
+
+def test_read_only_arrays_and_non_contiguous_arrays():
+    fn = kit.compiled(lambda x: ops.reshape(x, (-1,)))
+    x = np.arange(6, dtype="float32").reshape(2, 3)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(to_numpy(fn(frozen)), x.ravel())
+    np.testing.assert_array_equal(to_numpy(fn(np.asfortranarray(x))), x.ravel())
+    turned = np.asfortranarray(x).T
+    fn = kit.compiled(lambda x: ops.reshape(x, (-1,)))
+    np.testing.assert_array_equal(to_numpy(fn(turned)), turned.ravel())
+    np.testing.assert_array_equal(to_numpy(fn(turned.copy())), turned.ravel())
+
+
+# --- compiled: variables ----------------------------------------------------
+
+
+def test_variables_are_found_whatever_holds_them():
+    first, second = make_mlp(0), make_mlp(1)
+    optimizer = keras.optimizers.Adam(0.01)
+    bare = keras.Variable(0.0)
+    seed = keras.random.SeedGenerator(3)
+    metric = keras.metrics.Mean()
+
+    @kit.compiled
+    def step(x, y):
+        noise = keras.random.uniform(ops.shape(y), seed=seed)
+        target = second(x) + 0.0 * noise
+        loss = kit.minimize(
+            lambda: mse(first, x, target), first.trainable_variables, optimizer
+        )
+        bare.assign_add(1.0)
+        metric.update_state(loss)
+        return loss, noise
+
+    x, y = make_batch()
+    before = to_numpy(second.weights[0].value)
+    results = [to_numpy(step(x, y)) for _ in range(20)]
+    losses = np.array([loss for loss, _ in results])
+    assert losses[-1] < 0.8 * losses[0]
+    assert number(bare) == 20
+    assert number(optimizer.iterations) == 20
+    np.testing.assert_allclose(float(metric.result()), losses.mean(), rtol=1e-5)
+    assert np.abs(results[0][1] - results[1][1]).max() > 1e-3
+    np.testing.assert_array_equal(before, to_numpy(second.weights[0].value))
+
+
+def test_a_variable_first_used_in_a_second_signature():
+    a, b = keras.Variable(0.0), keras.Variable(0.0)
+
+    @kit.compiled
+    def fn(x):
+        a.assign_add(1.0)
+        if x.shape[0] > 2:
+            b.assign_add(a.value)
+        return ops.sum(x) + b.value
+
+    assert float(fn(np.zeros(2, "float32"))) == 0.0
+    assert float(fn(np.zeros(3, "float32"))) == 2.0
+    b.assign(10.0)
+    assert float(fn(np.zeros(3, "float32"))) == 13.0
+    assert number(a) == 3.0
+
+
+def test_values_assigned_between_calls_are_seen():
+    model = make_mlp()
+    call = kit.compiled(lambda x: model(x))
+    x, _ = make_batch()
+    call(x)
+    model.set_weights([np.ones_like(w) for w in model.get_weights()])
+    np.testing.assert_allclose(to_numpy(call(x)), to_numpy(model(x)), rtol=1e-5)
+
+
+def test_two_variables_may_share_one_array():
+    a = keras.Variable(np.ones(3, "float32"))
+    b = keras.Variable(np.zeros(3, "float32"))
+    b.assign(a.value)
+
+    @kit.compiled
+    def fn(x):
+        a.assign_add(x)
+        b.assign_add(2 * x)
+
+    fn(np.ones(3, "float32"))
+    fn(np.ones(3, "float32"))
+    np.testing.assert_allclose(to_numpy(a.value), 3.0)
+    np.testing.assert_allclose(to_numpy(b.value), 5.0)
+
+
+def test_a_copied_variable_stays_while_the_original_is_trained():
+    """As a target network does: the copy must not follow."""
+    online, target = make_mlp(0), make_mlp(1)
+    optimizer = keras.optimizers.Adam(0.1)
+
+    @kit.compiled
+    def copy_then_train(x, y):
+        for t, o in zip(target.variables, online.variables, strict=True):
+            t.assign(o.value)
+        return kit.minimize(
+            lambda: mse(online, x, y), online.trainable_variables, optimizer
+        )
+
+    before = online.get_weights()
+    copy_then_train(*make_batch())
+    for w, t, o in zip(before, target.get_weights(), online.get_weights(), strict=True):
+        np.testing.assert_array_equal(w, t)
+        assert np.abs(o - w).max() > 1e-4
+
+
+def test_an_exception_leaves_every_variable_as_it_was():
+    model = make_mlp()
+    optimizer = keras.optimizers.SGD(0.1)
+    bare = keras.Variable(1.0)
+
+    @kit.compiled
+    def fn(x, y, fail):
+        bare.assign(5.0)
+        loss = kit.minimize(
+            lambda: mse(model, x, y), model.trainable_variables, optimizer
+        )
+        if fail:
+            raise KeyError("inside")
+        return loss
+
+    x, y = make_batch()
+    before = model.get_weights()
+    with pytest.raises(KeyError, match="inside"):
+        fn(x, y, True)
+    assert number(bare) == 1.0
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    fn(x, y, False)
+    assert number(bare) == 5.0
+    with pytest.raises(KeyError, match="inside"):
+        fn(x, y, True)
+    assert number(optimizer.iterations) == 1
+
+
+def test_layers_that_are_not_built_are_named():
+    layer = keras.layers.Dense(3)
+    with pytest.raises(ValueError, match=r"(?s)created inside.*build"):
+        kit.compiled(lambda x: layer(x))(np.ones((2, 4), "float32"))
+
+
+def test_compiled_functions_nest():
+    v = keras.Variable(0.0)
+
+    @kit.compiled
+    def inner(x):
+        v.assign_add(x)
+        return v.value
+
+    outer = kit.compiled(lambda x: inner(x) + inner(x))
+    assert float(outer(1.0)) == 3.0
+    assert float(outer(1.0)) == 7.0
+
+
+def test_eager_runs_line_by_line():
+    seen = []
+    v = keras.Variable(0.0)
+
+    def fn(x):
+        v.assign_add(x)
+        seen.append(float(x))  # a traced value would refuse
+        total, ys = kit.scan(lambda c, i: (c + i, seen.append(int(i))), 0, np.arange(3))
+        return total, ys
+
+    total, ys = kit.compiled(fn, eager=True)(2.0)
+    assert (int(total), ys, seen) == (3, None, [2.0, 0, 1, 2])
+    kit.run_eagerly()
+    try:
+        kit.compiled(fn)(3.0)
+    finally:
+        kit.run_eagerly(False)
+    assert seen[4] == 3.0
+    assert number(v) == 5.0
+
+
+def test_eager_and_compiled_steps_agree():
+    losses = []
+    for eager in (False, True):
+        model, optimizer = make_mlp(), keras.optimizers.Adam(0.05)
+
+        def step(x, y, model=model, optimizer=optimizer):
+            return kit.minimize(
+                lambda: mse(model, x, y), model.trainable_variables, optimizer
+            )
+
+        step = kit.compiled(step, eager=eager)
+        losses.append([float(step(*make_batch())) for _ in range(10)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+# --- minimize ---------------------------------------------------------------
+
+
+def test_minimize_is_the_step_that_the_optimizer_would_make():
+    x, y = make_batch()
+    model = make_mlp(units=(2,))
+    optimizer = keras.optimizers.SGD(0.5)
+    w, b = model.get_weights()
+    error = x @ w + b - y
+    step = kit.compiled(
+        lambda: kit.minimize(
+            lambda: mse(model, x, y), model.trainable_variables, optimizer
+        )
+    )
+    np.testing.assert_allclose(float(step()), (error**2).mean(), rtol=1e-5)
+    new_w, new_b = model.get_weights()
+    np.testing.assert_allclose(new_w, w - 0.5 * x.T @ error / len(x), rtol=1e-4)
+    np.testing.assert_allclose(new_b, b - 0.5 * error.mean(0), rtol=1e-4)
+
+
+def test_several_optimizers_in_one_function():
+    a, b = make_mlp(0), make_mlp(1)
+    fast, slow = keras.optimizers.SGD(0.1), keras.optimizers.Adam(1e-3)
+
+    @kit.compiled
+    def step(x, y):
+        loss_a = kit.minimize(lambda: mse(a, x, y), a.trainable_variables, fast)
+        # Sees what the first step did to `a`, and doesn't change it.
+        loss_b, aux = kit.minimize(
+            lambda: (mse(b, x, a(x)), {"a": mse(a, x, y), "n": None}),
+            b.trainable_variables,
+            slow,
+        )
+        return loss_a, loss_b, aux
+
+    x, y = make_batch()
+    first = to_numpy(step(x, y)[0])
+    weights = a.get_weights()
+    _, _, aux = step(x, y)
+    assert float(aux["a"]) < float(first)
+    assert aux["n"] is None
+    assert number(fast.iterations) == number(slow.iterations) == 2
+    assert np.abs(weights[0] - a.get_weights()[0]).max() > 0
+
+
+def test_one_optimizer_on_parts_of_what_it_was_built_for():
+    model = make_mlp()
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    last = model.layers[-1].trainable_variables
+    step = kit.compiled(
+        lambda x, y: kit.minimize(lambda: mse(model, x, y), last, optimizer)
+    )
+    before = model.get_weights()
+    step(*make_batch())
+    after = model.get_weights()
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.abs(before[2] - after[2]).max() > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"clipnorm": 0.01}, {"clipvalue": 0.01}, {"global_clipnorm": 0.01}]
+)
+def test_gradient_clipping(options):
+    model = make_mlp()
+    optimizer = keras.optimizers.SGD(1.0, **options)
+    before = model.get_weights()
+    step = kit.compiled(
+        lambda x, y: kit.minimize(
+            lambda: 100 * mse(model, x, y), model.trainable_variables, optimizer
+        )
+    )
+    step(*make_batch())
+    change = [a - b for a, b in zip(before, model.get_weights(), strict=True)]
+    if "clipvalue" in options:
+        sizes = [np.abs(c).max() for c in change]
+    elif "clipnorm" in options:
+        sizes = [np.linalg.norm(c) for c in change]
+    else:
+        sizes = [np.sqrt(sum((c**2).sum() for c in change))]
+    np.testing.assert_allclose(sizes, 0.01, rtol=1e-3)
+
+
+def test_learning_rate_schedules_and_changes_of_the_rate():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.01])
+    for rate, change in ((schedule, None), (0.1, 0.01)):
+        v = keras.Variable(0.0)
+        optimizer = keras.optimizers.SGD(rate)
+        step = kit.compiled(
+            lambda v=v, o=optimizer: kit.minimize(lambda: v * 1.0, [v], o)
+        )
+        step()
+        step()
+        np.testing.assert_allclose(number(v), -0.2, rtol=1e-5)
+        if change:
+            optimizer.learning_rate = change
+        step()
+        np.testing.assert_allclose(number(v), -0.21, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.Adam(0.01, amsgrad=True, use_ema=True),
+        keras.optimizers.AdamW(0.01, weight_decay=0.1),
+        keras.optimizers.RMSprop(0.01, momentum=0.9, centered=True),
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+        keras.optimizers.Adagrad(0.01),
+        keras.optimizers.Lion(0.01),
+        keras.optimizers.Adafactor(0.01),
+    ],
+    ids=lambda o: o.name,
+)
+def test_keras_optimizers_compile_as_they_run_eagerly(optimizer):
+    config = optimizer.get_config()
+    weights = []
+    for eager in (True, False):
+        model = make_mlp()
+        optimizer = type(optimizer).from_config(config)
+
+        def step(x, y, model=model, optimizer=optimizer):
+            return kit.minimize(
+                lambda: mse(model, x, y), model.trainable_variables, optimizer
+            )
+
+        step = kit.compiled(step, eager=eager)
+        for _ in range(4):
+            step(*make_batch())
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="compiles elsewhere")
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.Nadam(0.01),
+        keras.optimizers.SGD(0.01, gradient_accumulation_steps=2),
+        keras.optimizers.SGD(0.01, use_ema=True, ema_overwrite_frequency=2),
+    ],
+)
+def test_what_keras_cannot_compile_on_pytorch_says_so(optimizer):
+    v = keras.Variable(0.0)
+    with pytest.raises(ValueError, match="PyTorch can't compile"):
+        kit.compiled(lambda: kit.minimize(lambda: v * 1.0, [v], optimizer))()
+
+
+def test_asking_for_a_value_inside_is_an_error():
+    for ask in (float, ops.convert_to_numpy, lambda x: 1.0 if x > 0 else 0.0):
+        with pytest.raises(Exception, match=r"(?i)value|symbolic|concrete|numpy"):
+            kit.compiled(lambda x, ask=ask: x * ask(ops.sum(x)))(np.ones(2, "float32"))
+
+
+def test_loss_scaling_under_mixed_precision():
+    model = make_mlp()
+    inner = keras.optimizers.SGD(0.1)
+    optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
+    plain, reference = make_mlp(), keras.optimizers.SGD(0.1)
+    x, y = make_batch()
+    step = kit.compiled(
+        lambda: kit.minimize(
+            lambda: mse(model, x, y), model.trainable_variables, optimizer
+        )
+    )
+    if keras.backend.backend() == "torch":  # Keras branches on the gradients there
+        with pytest.raises(ValueError, match="LossScaleOptimizer"):
+            step()
+        return
+    loss = step()
+    kit.minimize(lambda: mse(plain, x, y), plain.trainable_variables, reference)
+    np.testing.assert_allclose(float(loss), float(mse(make_mlp(), x, y)), rtol=1e-5)
+    for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_normalization_and_dropout_are_fresh_on_every_call():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.BatchNormalization(momentum=0.5),
+            keras.layers.Dropout(0.5, seed=1),
+        ]
+    )
+    head = make_mlp(units=(2,))
+    optimizer = keras.optimizers.SGD(0.01)
+
+    @kit.compiled
+    def step(x, y):
+        def loss_fn():
+            hidden = model(x, training=True)
+            return mse(head, hidden, y), hidden
+
+        return kit.minimize(loss_fn, head.trainable_variables, optimizer)
+
+    x, y = make_batch(size=64)
+    x = x + 3.0
+    masks, means = [], []
+    for _ in range(3):
+        _, hidden = step(x, y)
+        masks.append(to_numpy(hidden) == 0)
+        means.append(to_numpy(model.layers[0].moving_mean.value))
+    assert 0.3 < masks[0].mean() < 0.7
+    assert (masks[0] != masks[1]).mean() > 0.2
+    assert (masks[1] != masks[2]).mean() > 0.2
+    for i, mean in enumerate(means):
+        expected = x.mean(0) * (1 - 0.5 ** (i + 1))
+        np.testing.assert_allclose(mean, expected, rtol=1e-3)
+
+
+def test_unseeded_dropout_layers_are_fresh_too():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dropout(0.5)])
+    call = kit.compiled(lambda x: model(x, training=True))
+    x = np.ones((4, 64), "float32")
+    first, second = to_numpy(call(x)), to_numpy(call(x))
+    assert (first != second).mean() > 0.2
+    np.testing.assert_allclose(first[first != 0], 2.0)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda seed: keras.random.normal((1000,), mean=1.0, stddev=2.0, seed=seed),
+        lambda seed: keras.random.uniform((1000,), -1.0, 1.0, seed=seed),
+        lambda seed: keras.random.truncated_normal((1000,), seed=seed),
+        lambda seed: keras.random.randint((1000,), 0, 10, seed=seed),
+        lambda seed: keras.random.categorical(ops.zeros((5, 7)), 20, seed=seed),
+        lambda seed: keras.random.shuffle(ops.arange(100), seed=seed),
+        lambda seed: keras.random.dropout(ops.ones((100,)), 0.5, seed=seed),
+    ],
+    ids=[
+        "normal",
+        "uniform",
+        "truncated",
+        "randint",
+        "categorical",
+        "shuffle",
+        "dropout",
+    ],
+)
+def test_keras_random_numbers_are_fresh_in_a_compiled_function(draw):
+    seed = keras.random.SeedGenerator(5)
+    eager = to_numpy(draw(seed))
+    fn = kit.compiled(lambda: draw(seed))
+    first, second = to_numpy(fn()), to_numpy(fn())
+    assert first.shape == eager.shape
+    assert first.dtype == eager.dtype
+    assert (first != second).mean() > 0.2
+    assert abs(first.mean() - eager.mean()) < 1 + 0.3 * abs(eager.mean())
+    assert abs(first.std() - eager.std()) < 0.3
+
+
+def test_losses_that_layers_add_are_seen():
+    regularizer = keras.regularizers.L2(0.5)
+    layer = keras.layers.Dense(
+        2, kernel_regularizer=regularizer, activity_regularizer=regularizer
+    )
+    layer.build((None, 4))
+    optimizer = keras.optimizers.SGD(0.1)
+
+    @kit.compiled
+    def step(x):
+        def loss_fn():
+            out = layer(x)
+            assert len(layer.losses) == 2
+            return ops.mean(out) + sum(layer.losses)
+
+        return kit.minimize(loss_fn, layer.trainable_variables, optimizer)
+
+    x, _ = make_batch()
+    out = layer(x)
+    expected = ops.convert_to_numpy(ops.mean(out) + sum(layer.losses))
+    np.testing.assert_allclose(float(step(x)), float(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_minimize_says_what_is_wrong(eager):
+    model, other = make_mlp(0), make_mlp(1)
+    optimizer = keras.optimizers.SGD(0.1)
+    x, y = make_batch()
+
+    def run(loss_fn, variables, optimizer=optimizer):
+        fn = kit.compiled(
+            lambda: kit.minimize(loss_fn, variables, optimizer), eager=eager
+        )
+        return fn()
+
+    weights = model.trainable_variables
+    with pytest.raises(ValueError, match=r"scalar, received shape \(8, 2\)"):
+        run(lambda: ops.subtract(model(x), y), weights)
+    with pytest.raises(ValueError, match="received dtype int32"):
+        run(lambda: ops.cast(mse(model, x, y), "int32"), weights)
+    with pytest.raises(ValueError, match=r"(?s)no gradient.*dense"):
+        run(
+            lambda: mse(model, x, y),
+            weights + other.trainable_variables,
+            keras.optimizers.SGD(0.1),
+        )
+    with pytest.raises(ValueError, match="no gradient"):
+        run(
+            lambda: ops.mean(ops.stop_gradient(model(x))),
+            weights,
+            keras.optimizers.SGD(0.1),
+        )
+    with pytest.raises(ValueError, match="`variables` is empty"):
+        run(lambda: mse(model, x, y), [])
+    with pytest.raises(TypeError, match="Keras optimizer, received str"):
+        run(lambda: mse(model, x, y), weights, "adam")
+    with pytest.raises(TypeError, match="keras.Variable objects"):
+        run(lambda: mse(model, x, y), model.get_weights())
+    with pytest.raises(TypeError, match="`loss_fn` must be a function"):
+        run(3.0, weights)
+    with pytest.raises(ValueError, match=r"pair \(loss, aux\)"):
+        run(lambda: (mse(model, x, y), 1.0, 2.0), weights)
+    with pytest.raises(ValueError, match="being differentiated"):
+        run(lambda: run(lambda: mse(model, x, y), weights), weights)
+    before = make_mlp(0).get_weights()
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- gradient ---------------------------------------------------------------
+
+
+def test_gradient_alone_and_compiled():
+    def fn(x):
+        return kit.gradient(
+            lambda z: ops.sum(z["a"] ** 3) + 2 * ops.sum(z["b"]), {"a": x, "b": x}
+        )
+
+    x = np.array([1.0, 2.0])
+    for run in (fn, kit.compiled(fn)):
+        out = run(x)
+        np.testing.assert_allclose(to_numpy(out["a"]), [3.0, 12.0], rtol=1e-6)
+        np.testing.assert_allclose(to_numpy(out["b"]), [2.0, 2.0], rtol=1e-6)
+
+
+def test_gradient_of_an_input_without_a_part_is_zero():
+    out = kit.gradient(lambda z: ops.sum(z[0] ** 2), (np.ones(2), np.ones(3)))
+    np.testing.assert_array_equal(to_numpy(out[1]), np.zeros(3))
+    out = kit.gradient(lambda z: ops.sum(ops.ones(2)), np.ones(3))
+    np.testing.assert_array_equal(to_numpy(out), np.zeros(3))
+
+
+def test_gradients_of_gradients():
+    def second(x):
+        return kit.gradient(
+            lambda z: ops.sum(kit.gradient(lambda w: ops.sum(w**3), z)), x
+        )
+
+    for run in (second, kit.compiled(second)):
+        np.testing.assert_allclose(to_numpy(run(np.array([2.0]))), [12.0], rtol=1e-6)
+
+
+def test_gradient_inside_a_loss_that_is_minimized():
+    """d/dw mean(|d critic/dx|^2) for critic(x) = sum(x w): 2 w, by hand."""
+    w = keras.Variable(np.array([1.0, -2.0, 3.0], "float32"))
+    calls = keras.Variable(0.0)
+    optimizer = keras.optimizers.SGD(0.25)
+
+    @kit.compiled
+    def step(x):
+        def loss_fn():
+            def critic(x):
+                calls.assign_add(1.0)
+                return ops.sum(x * w)
+
+            slope = kit.gradient(critic, x)
+            return ops.mean(ops.sum(slope**2, axis=-1))
+
+        return kit.minimize(loss_fn, [w], optimizer)
+
+    x = np.ones((5, 3), "float32")
+    np.testing.assert_allclose(float(step(x)), 14.0, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(w.value), [0.5, -1.0, 1.5], rtol=1e-5)
+    assert number(calls) == 1.0
+
+
+def test_gradient_penalty_of_a_network_at_computed_points():
+    model = make_mlp(units=(8, 1))
+    optimizer = keras.optimizers.SGD(0.1)
+    x, y = make_batch()
+
+    def loss(x, y):
+        mixed = ops.average([x, ops.tile(y, (1, 2))], axis=0)
+        slope = kit.gradient(lambda z: ops.sum(ops.tanh(model(z))), mixed)
+        return ops.mean((ops.sqrt(ops.sum(slope**2, axis=-1) + 1e-3) - 1.0) ** 2)
+
+    def step(x, y):
+        return kit.minimize(
+            lambda: loss(x, y), model.trainable_variables[:3], optimizer
+        )
+
+    step = kit.compiled(step)
+    losses = [float(step(x, y)) for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+    # Finite differences of the loss, for one weight.
+    kernel = model.trainable_variables[0]
+    before = to_numpy(kernel.value)
+    values = []
+    for change in (1e-2, -1e-2):
+        changed = before.copy()
+        changed[0, 0] += change
+        kernel.assign(changed)
+        values.append(float(loss(x, y)))
+    kernel.assign(before)
+    step(x, y)
+    moved = (before - to_numpy(kernel.value))[0, 0] / 0.1
+    np.testing.assert_allclose(moved, (values[0] - values[1]) / 2e-2, atol=2e-3)
+
+
+def test_gradient_says_what_is_wrong():
+    with pytest.raises(ValueError, match="gradient: `fn` must return a scalar"):
+        kit.gradient(lambda z: z * 2, np.ones(3))
+    with pytest.raises(TypeError, match="dtype int32"):
+        kit.gradient(lambda z: ops.sum(z * 2), np.arange(3))
+
+
+# --- scan -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, kit.compiled], ids=["eager", "compiled"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_outputs_may_differ_from_the_carry(wrap, reverse):
+    def fn(xs):
+        def body(carry, x):
+            total, count = carry
+            y = {"twice": 2 * x["v"], "so_far": (total, None), "int": count}
+            return (total + x["v"], count + 1), y
+
+        return kit.scan(body, (0.0, 0), xs, reverse=reverse)
+
+    values = np.array([1.0, 2.0, 4.0], "float32")
+    (total, count), ys = wrap(fn)({"v": values})
+    assert (float(total), int(count)) == (7.0, 3)
+    np.testing.assert_allclose(to_numpy(ys["twice"]), 2 * values)
+    expected = [6, 4, 0] if reverse else [0, 1, 3]
+    np.testing.assert_allclose(to_numpy(ys["so_far"][0]), expected)
+    np.testing.assert_array_equal(
+        to_numpy(ys["int"]), [2, 1, 0] if reverse else [0, 1, 2]
+    )
+    assert ys["so_far"][1] is None
+
+
+def test_scan_without_xs_and_without_outputs():
+    fn = kit.compiled(
+        lambda n: kit.scan(lambda c, x: (c * 2 + (x is not None), None), n, length=5)
+    )
+    total, ys = fn(3.0)
+    assert float(total) == 96.0
+    assert ys is None
+
+
+def test_scans_nest_and_change_variables(traces):
+    v = keras.Variable(0.0)
+    log = keras.Variable(np.zeros(2, "float32"))
+
+    @kit.compiled
+    def fn(offset):
+        def outer(carry, x):
+            def inner(inner_carry, _):
+                traces()
+                v.assign_add(1.0)
+                # Takes from around it: an argument, the outer slice and carry.
+                return inner_carry + x + offset + carry, v.value
+
+            total, seen = kit.scan(inner, 0.0, length=3)
+            log.assign(ops.stack([total, ops.sum(seen)]))
+            return carry + total, ops.sum(seen)
+
+        return kit.scan(outer, 0.0, np.array([1.0, 10.0], "float32"))
+
+    # By hand: the first turn gives 3 (1 + 0.5 + 0) = 4.5, the second
+    # 3 (10 + 0.5 + 4.5) = 45.
+    total, sums = fn(0.5)
+    assert float(total) == 49.5
+    np.testing.assert_allclose(to_numpy(sums), [6.0, 15.0])
+    assert number(v) == 6.0
+    np.testing.assert_allclose(to_numpy(log.value), [45.0, 15.0])
+    compiled_once = len(traces)
+    total, sums = fn(1.5)
+    assert float(total) == 3 * (1 + 1.5) + 3 * (10 + 1.5 + 7.5)
+    np.testing.assert_allclose(to_numpy(sums), [24.0, 33.0])
+    assert len(traces) == compiled_once
+
+
+def test_a_long_scan_is_not_unrolled(traces):
+    @kit.compiled
+    def fn(x):
+        def body(c, _):
+            traces()
+            return c + x, None
+
+        return kit.scan(body, 0.0, length=10_000)[0]
+
+    assert float(fn(1.0)) == 10_000
+    assert len(traces) < 5
+
+
+def test_minimize_inside_scan_equals_the_loop_in_python():
+    x, y = make_batch(size=40)
+    xs, ys = x.reshape(5, 8, 4), y.reshape(5, 8, 2)
+    results = []
+    for in_scan in (True, False):
+        model, optimizer = make_mlp(), keras.optimizers.Adam(0.01)
+        noise = kit.random.Generator(0)
+
+        def step(batch, model=model, optimizer=optimizer, noise=noise):
+            x, y = batch
+            y = y + kit.random.normal(noise, tuple(y.shape))
+            return kit.minimize(
+                lambda: mse(model, x, y), model.trainable_variables, optimizer
+            )
+
+        if in_scan:
+            fn = kit.compiled(
+                lambda b, step=step: kit.scan(lambda c, x: (c, step(x)), None, b)[1]
+            )
+            losses = [to_numpy(fn((xs, ys))) for _ in range(2)]
+        else:
+            fn = kit.compiled(step)
+            losses = [float(fn((xs[i % 5], ys[i % 5]))) for i in range(10)]
+        results.append((np.ravel(losses), model.get_weights()))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_scan_inside_a_loss_is_differentiated():
+    w = keras.Variable(0.5)
+    optimizer = keras.optimizers.SGD(1.0)
+
+    @kit.compiled
+    def step(xs):
+        def loss_fn():
+            # x1 + w x2 + w^2 x3, from the last to the first
+            carry, _ = kit.scan(lambda c, x: (x + w * c, c), 0.0, xs, reverse=True)
+            return carry
+
+        return kit.minimize(loss_fn, [w], optimizer)
+
+    xs = np.array([1.0, 2.0, 3.0], "float32")
+    np.testing.assert_allclose(float(step(xs)), 1 + 1 + 0.75, rtol=1e-6)
+    np.testing.assert_allclose(number(w), 0.5 - (2 + 2 * 0.5 * 3), rtol=1e-5)
+
+
+def test_gradient_inside_scan():
+    def fn(x):
+        def descend(z, _):
+            return z - 0.1 * kit.gradient(lambda w: ops.sum(w**2), z), ops.sum(z)
+
+        return kit.scan(descend, x, length=20)[0]
+
+    out = to_numpy(kit.compiled(fn)(np.ones(3, "float32")))
+    np.testing.assert_allclose(out, 0.8**20, rtol=1e-4)
+
+
+def test_random_draws_inside_scan_differ():
+    noise = kit.random.Generator(1)
+    seed = keras.random.SeedGenerator(1)
+
+    @kit.compiled
+    def fn():
+        def body(c, _):
+            return c, (
+                kit.random.uniform(noise, (3,)),
+                keras.random.uniform((3,), seed=seed),
+            )
+
+        return kit.scan(body, None, length=4)[1]
+
+    draws = [np.concatenate(to_numpy(fn())) for _ in range(2)]
+    values = np.concatenate(draws).ravel()
+    assert len(np.unique(values)) == values.size == 48
+
+
+def test_scan_says_what_is_wrong():
+    with pytest.raises(ValueError, match="`length` is needed"):
+        kit.scan(lambda c, x: (c, x), 0.0)
+    with pytest.raises(ValueError, match=r"equal length, received"):
+        kit.scan(lambda c, x: (c, x), 0.0, (np.ones(3), np.ones(4)))
+    with pytest.raises(ValueError, match=r"`length` is 4, but `xs` has 3"):
+        kit.scan(lambda c, x: (c, x), 0.0, np.ones(3), length=4)
+    with pytest.raises(ValueError, match="at least one turn"):
+        kit.scan(lambda c, x: (c, x), 0.0, length=0)
+    for fn, message in (
+        (lambda c, x: c, "must return a pair"),
+        (lambda c, x: ((c, c), x), "structure"),
+        (lambda c, x: (ops.ones(2) * c, x), r"received \(2,\) float32 after \(\)"),
+        (lambda c, x: (ops.cast(c, "int32"), x), "int32 after"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kit.compiled(lambda fn=fn: kit.scan(fn, 0.0, np.ones(3)))()
+
+
+# --- threads ----------------------------------------------------------------
+
+
+def run_in_threads(*targets):
+    errors = []
+
+    def guarded(target):
+        try:
+            target()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(t,)) for t in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def train_losses(model, optimizer, steps, lock=None):
+    @kit.compiled
+    def step(x, y):
+        return kit.minimize(
+            lambda: mse(model, x, y), model.trainable_variables, optimizer
+        )
+
+    losses = []
+    for i in range(steps):
+        batch = make_batch(size=8 + i % 3, seed=i)
+        if lock:
+            with lock:
+                losses.append(float(step(*batch)))
+        else:
+            losses.append(float(step(*batch)))
+    return losses
+
+
+def test_threads_on_different_models():
+    expected = train_losses(make_mlp(3), keras.optimizers.Adam(0.01), 30)
+    results = [None] * 4
+
+    def work(i):
+        results[i] = train_losses(make_mlp(3), keras.optimizers.Adam(0.01), 30)
+
+    run_in_threads(*(lambda i=i: work(i) for i in range(4)))
+    for losses in results:
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_threads_on_the_same_model_under_a_lock():
+    model, optimizer = make_mlp(3), keras.optimizers.SGD(0.001)
+    optimizer.build(model.trainable_variables)
+    lock = threading.Lock()
+    run_in_threads(*[lambda: train_losses(model, optimizer, 20, lock)] * 3)
+    assert number(optimizer.iterations) == 60
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+# --- what is private in Keras -----------------------------------------------
+
+
+def test_the_private_name_that_the_core_reads_is_there():
+    """`kit.backend._raw` and what writes back need `Variable._value`."""
+    v = keras.Variable(np.ones(2, "float32"))
+    assert hasattr(v, "_value"), "Keras renamed Variable._value: mend kit.backend._raw"
+    np.testing.assert_array_equal(ops.convert_to_numpy(v._value), [1, 1])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch only")
+def test_the_private_functions_that_are_wrapped_on_pytorch_are_there():
+    from keras.src.backend.torch import random as keras_random
+
+    for name in [
+        "uniform",
+        "normal",
+        "truncated_normal",
+        "randint",
+        "categorical",
+        "shuffle",
+        "dropout",
+    ]:
+        function = getattr(keras_random, name, None)
+        assert hasattr(function, "__wrapped__"), f"kit.backend no longer wraps {name}"
+
+
+# --- networks ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.LSTM(8),
+        lambda: keras.layers.GRU(8, return_sequences=True),
+        lambda: keras.layers.Conv1D(8, 3, padding="same"),
+        lambda: keras.layers.MultiHeadAttention(2, 4),
+    ],
+    ids=["lstm", "gru", "conv", "attention"],
+)
+def test_layers_train_compiled_as_eagerly(layer):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6, 5))
+    layer = layer()
+    attends = isinstance(layer, keras.layers.MultiHeadAttention)
+    hidden = layer(inputs, inputs) if attends else layer(inputs)
+    outputs = keras.layers.Dense(1)(keras.layers.LayerNormalization()(hidden))
+    model = keras.Model(inputs, outputs)
+    start = model.get_weights()
+    x = np.random.default_rng(0).standard_normal((3, 6, 5)).astype("float32")
+    weights = []
+    for eager in (True, False):
+        model.set_weights(start)
+        optimizer = keras.optimizers.SGD(0.1)
+        variables = model.trainable_variables
+        if attends:  # the softmax doesn't depend on the key's bias
+            variables = [v for v in variables if "key/bias" not in v.path]
+
+        def step(x, optimizer=optimizer, variables=variables):
+            return kit.minimize(
+                lambda: ops.mean((model(x, training=True) - 1.0) ** 2),
+                variables,
+                optimizer,
+            )
+
+        step = kit.compiled(step, eager=eager)
+        step(x)
+        step(x)
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,79 @@
+"""Each benchmark runs from end to end, as small as can be."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(
+        f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_core_times_every_contestant(monkeypatch, tmp_path):
+    core = load("core")
+    monkeypatch.setattr(core, "NETWORKS", {"4-8-2": ((4, 8, 2), 16)})
+    output = tmp_path / "core.json"
+    rows = core.main(seconds=0.0, rounds=1, batches=3, output=output)
+    assert {"native", "keras train_on_batch", "kit compiled", "kit scan"} <= {
+        row["contestant"] for row in rows if row["task"] == "train 4-8-2, batch 16"
+    }
+    assert {"native", "keras model(x)", "keras predict_on_batch", "kit compiled"} <= {
+        row["contestant"] for row in rows if row["task"] == "act 4-8-2, batch 1"
+    }
+    assert all(row["min_us"] > 0 for row in rows)
+    assert json.loads(output.read_text())["rows"] == rows
+
+
+def test_core_refuses_contestants_that_differ():
+    contestants = {"native": lambda: 1.0, "kit compiled": lambda: 1.01}
+    with pytest.raises(AssertionError, match="kit compiled computes 1.01"):
+        load("core").measure("train", contestants, 1, 0.0, 1)
+
+
+def test_core_ratios_are_those_within_a_round():
+    times = {
+        "native": [1.0, 10.0, 2.0],
+        "keras train_on_batch": [4.0, 40.0, 8.0],
+        "kit compiled": [2.0, 5.0, 2.0],
+    }
+    row = load("core").summary(times)[2]
+    assert (row["median_us"], row["min_us"]) == (2.0, 2.0)
+    assert row["of_native"] == 1.0  # the median of 2, 0.5, 1
+    assert row["keras_of_it"] == 4.0  # of 2, 8, 4
+
+
+@pytest.mark.parametrize("who", ["kit", "sb3", "sbx"])
+def test_dqn(who, monkeypatch, tmp_path):
+    dqn = load("dqn")
+    # Not importorskip: the contestants belong into processes of their own.
+    if importlib.util.find_spec(dqn.PACKAGES[who]) is None:
+        pytest.skip(f"{who} is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where the kit isn't installed
+    output = tmp_path / "dqn.json"
+    (row,) = dqn.main(
+        contestants=(who,), total_timesteps=1_100, episodes=1, output=output
+    )
+    assert row["contestant"].startswith(who)
+    assert row["steps"] == (1_100 if who == "kit" else 1_280)  # whole turns
+    assert row["steps_per_second"] > 0 and row["steps_per_second_later"] > 0
+    assert 1 <= row["return"] <= 500 and np.isfinite(row["return_std"])
+    assert json.loads(output.read_text()) == [row]
+
+
+def test_dqn_reports_a_missing_peer(monkeypatch, capsys):
+    dqn = load("dqn")
+    monkeypatch.setitem(dqn.PACKAGES, "sbx", "a_package_that_is_missing")
+    assert dqn.main(contestants=("sbx",)) == []
+    assert 'pip install -e ".[bench]"' in capsys.readouterr().out
+    assert "a_package_that_is_missing" not in sys.modules
