@@ -193,7 +193,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
-    table.add_column("versions")
     kit = next((row for row in rows if row["contestant"].startswith("kit")), None)
     for row in rows:
         speeds = []
@@ -205,9 +204,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             *speeds,
             f"{row['return']:.1f} ± {row['return_std']:.1f}",
             f"{row['seconds']:.1f}",
-            ", ".join(f"{p} {v}" for p, v in row["versions"].items()),
         )
     Console().print(table)
+    versions = {p: v for row in rows for p, v in row["versions"].items()}
+    print(", ".join(f"{p} {v}" for p, v in versions.items()))
 
 
 if __name__ == "__main__":

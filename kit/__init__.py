@@ -13,6 +13,7 @@ from kit.backend import (
     run_eagerly,
     scan,
 )
+from kit.callbacks import Evaluation
 from kit.dqn import DQN, Dueling, q_network
 from kit.initialization import initialize_weights
 
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DQN",
     "Dueling",
+    "Evaluation",
     "compile_seconds",
     "compiled",
     "gradient",

@@ -205,7 +205,7 @@ class DQN(keras.Model):
                 "DQN: `q_network` must be a built model from observations to Q-values "
                 "of shape (batch, actions); begin it with `keras.Input(obs_shape)`."
             )
-        options = {
+        options: dict[str, Any] = {
             "gamma": gamma,
             "buffer_size": buffer_size,
             "batch_size": batch_size,
@@ -220,7 +220,7 @@ class DQN(keras.Model):
         }
         for name, value in options.items():
             low, high = RANGES[name]
-            kind = numbers.Integral if high == math.inf else numbers.Real
+            kind: Any = numbers.Integral if high == math.inf else numbers.Real
             if not isinstance(value, kind):
                 raise TypeError(
                     f"DQN: `{name}` must be "
@@ -337,6 +337,8 @@ class DQN(keras.Model):
         ):
             if value is not None and not 1 <= value < math.inf:
                 raise ValueError(f"DQN: `{name}` must be positive, received {value}.")
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
         turn_steps = self.train_freq * envs.num_envs
         turns = math.ceil(total_timesteps / turn_steps)
         per_epoch = max(
@@ -402,6 +404,8 @@ class DQN(keras.Model):
             progress.on_epoch_end(epoch, epoch_logs)
             if self.stop_training:
                 break
+        # As Keras' own `fit` does: an optimizer with `use_ema` ends on the averages.
+        self.optimizer.finalize_variable_values(self.trainable_variables)
         progress.on_train_end()
         return self.history
 
@@ -577,7 +581,7 @@ class DQN(keras.Model):
 
 def _rates_actions(model):
     """Whether the shapes are known: one array in, one of shape (B, A) out."""
-    shapes = [
+    shapes: list[Any] = [
         getattr(model, name, None) if model.built else None
         for name in ("input_shape", "output_shape")
     ]

@@ -18,6 +18,7 @@ Paper: Mnih et al., 2015, https://doi.org/10.1038/nature14236. The hyper-paramet
 are those of RL Baselines3 Zoo for CartPole-v1.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ def main(
     env: str = "CartPole-v1",
     total_timesteps: int = 50_000,
     learning_rate: float = 2.3e-3,
+    final_learning_rate: float = 1e-4,
     units: tuple[int, ...] = (256, 256),
     gamma: float = 0.99,
     buffer_size: int = 100_000,
@@ -46,7 +48,7 @@ def main(
     tau: float = 1.0,
     epsilon_end: float = 0.04,
     exploration_fraction: float = 0.16,
-    double: bool = False,
+    double: bool = True,
     dueling: bool = False,
     eval_episodes: int = 20,
     render: Literal["none", "video"] = "none",
@@ -59,7 +61,8 @@ def main(
     Args:
         env: Id of a Gymnasium environment with discrete actions.
         total_timesteps: Environment steps to train for.
-        learning_rate: Step size of Adam.
+        learning_rate: Step size of Adam at the start.
+        final_learning_rate: The same at the end; it falls linearly.
         units: Sizes of the hidden layers.
         gamma: Discount factor.
         buffer_size: Transitions to remember.
@@ -83,7 +86,7 @@ def main(
         What metrics.json holds.
     """
     run = Run("dqn", seed=seed, output_dir=output_dir, config=locals())
-    train_env = make_env(env)
+    train_env = flat_observations(gymnasium.make(env))
 
     network = kit.q_network(
         train_env.observation_space.shape,
@@ -107,19 +110,44 @@ def main(
         double=double,
         seed=seed,
     )
-    agent.compile(optimizer=keras.optimizers.Adam(learning_rate))
+    updates = max(1, (total_timesteps - learning_starts) // train_freq * gradient_steps)
+    schedule = keras.optimizers.schedules.PolynomialDecay(
+        learning_rate, updates, final_learning_rate
+    )
+    agent.compile(optimizer=keras.optimizers.Adam(schedule))
+
+    # A Q-network's policy goes on changing: the best of regular evaluations stays.
+    test_env = gymnasium.make_vec(
+        env, num_envs=10, wrappers=[flat_observations], vectorization_mode="sync"
+    )
+    keep_best = [
+        kit.Evaluation(test_env, episodes=10, seed=20_000 + seed),
+        keras.callbacks.EarlyStopping(
+            monitor="eval_return",
+            mode="max",
+            patience=total_timesteps,  # never stops
+            restore_best_weights=True,
+        ),
+    ]
 
     start, compiled_before = time.perf_counter(), kit.compile_seconds()
-    history = agent.fit(train_env, total_timesteps, verbose=verbose)
+    history = agent.fit(
+        train_env,
+        total_timesteps,
+        steps_per_epoch=math.ceil(total_timesteps / 25),
+        callbacks=keep_best,
+        verbose=verbose,
+    )
     compile_seconds = kit.compile_seconds() - compiled_before
     seconds = time.perf_counter() - start - compile_seconds
 
-    # Other episodes than those of the training, the same for both policies.
+    # Other episodes than those of the training, the same ones for both policies.
     test_seed = 10_000 + seed
     final = agent.evaluate(train_env, eval_episodes, seed=test_seed)
     policy = random_policy(train_env, seed)
     baseline = play_episodes(train_env, policy, eval_episodes, seed=test_seed)
     train_env.close()
+    test_env.close()
 
     agent.save(run.output_dir / "model.keras")
     plot_learning_curve(
@@ -146,18 +174,18 @@ def main(
     )
 
 
-def make_env(env: str, **options: Any) -> Any:
-    """Makes an environment whose observations are arrays."""
-    made = gymnasium.make(env, **options)
-    if isinstance(made.observation_space, gymnasium.spaces.Box):
-        return made
-    return gymnasium.wrappers.FlattenObservation(made)
+def flat_observations(env: Any) -> Any:
+    """Makes vectors of observations that aren't arrays, such as numbers of states."""
+    if isinstance(env.observation_space, gymnasium.spaces.Box):
+        return env
+    return gymnasium.wrappers.FlattenObservation(env)
 
 
 def record_video(agent: kit.DQN, env: str, folder: Path, seed: int) -> None:
     """Records one greedy episode, by Gymnasium's own wrapper."""
     recorded = gymnasium.wrappers.RecordVideo(
-        make_env(env, render_mode="rgb_array"), str(folder / "video")
+        flat_observations(gymnasium.make(env, render_mode="rgb_array")),
+        str(folder / "video"),
     )
     obs, _ = recorded.reset(seed=seed)
     ended = False

@@ -163,6 +163,21 @@ def test_a_reset_right_after_an_end_needs_no_reset_step():
         assert step.valid is None or step.valid[0]
 
 
+def test_a_reset_step_ends_nothing():
+    """Not even where the vector environment repeats that it is over."""
+
+    class Repeats(SyncVectorEnv):
+        def step(self, actions):
+            before = self._autoreset_envs.copy()
+            obs, reward, terminated, truncated, info = super().step(actions)
+            return obs, reward, terminated | before, truncated, info
+
+    envs = Environments(Repeats([lambda: Scripted((2,))]))
+    (found,) = transitions(envs, 9)
+    assert [t[3] or t[4] for t in found] == [False, True] * 3
+    assert [length for _, length in envs.episodes] == [2, 2, 2]
+
+
 def test_seeds_reach_the_environments():
     env = Scripted()
     Environments(env).reset(7)

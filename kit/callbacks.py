@@ -1,0 +1,47 @@
+"""Keras callbacks for agents."""
+
+from typing import Any
+
+import keras
+
+
+class Evaluation(keras.callbacks.Callback):
+    """Plays greedily at the end of each epoch, and adds the outcome to the logs.
+
+    What an agent earns while it explores says little about the policy it has
+    learned. Keras' own callbacks can then go by what does: put them behind this
+    one, and give them `monitor="eval_return", mode="max"`.
+
+    Args:
+        env: Environment to play in, another one than the training's; a vector
+            environment plays its episodes side by side, which is faster.
+        episodes: Number of episodes. Defaults to 10.
+        seed: Seed of the first reset, the same in each epoch. Defaults to 0.
+
+    Example:
+
+    ```python
+    agent.fit(
+        env,
+        total_timesteps=50_000,
+        callbacks=[
+            kit.Evaluation(gymnasium.make_vec("CartPole-v1", num_envs=10)),
+            keras.callbacks.ModelCheckpoint(
+                "best.keras", monitor="eval_return", mode="max", save_best_only=True
+            ),
+        ],
+    )
+    ```
+    """
+
+    def __init__(self, env: Any, episodes: int = 10, seed: int = 0):
+        super().__init__()
+        self.env = env
+        self.episodes = episodes
+        self.seed = seed
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds `eval_return` to the logs."""
+        results = self.model.evaluate(self.env, self.episodes, self.seed)
+        if logs is not None:
+            logs["eval_return"] = results["return"]
