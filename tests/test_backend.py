@@ -1,5 +1,6 @@
 """The core: what `compiled`, `minimize`, `gradient` and `scan` promise."""
 
+import shutil
 import threading
 
 import keras
@@ -1022,6 +1023,49 @@ def test_threads_on_the_same_model_under_a_lock():
     run_in_threads(*[lambda: train_losses(model, optimizer, 20, lock)] * 3)
     assert number(optimizer.iterations) == 60
     assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+# --- options ------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch" and not (shutil.which("g++")),
+    reason="TorchInductor needs a C++ compiler",
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchInductor itself
+def test_inductor_computes_the_same():
+    results = []
+    for inductor in (False, True):
+        model, optimizer = make_mlp(), keras.optimizers.Adam(0.01)
+
+        def steps(xs, ys, model=model, optimizer=optimizer):
+            def step(count, batch):
+                loss = kit.minimize(
+                    lambda: mse(model, *batch), model.trainable_variables, optimizer
+                )
+                return count + 1, loss
+
+            return kit.scan(step, 0, (xs, ys))
+
+        x, y = make_batch(size=24)
+        steps = kit.compiled(steps, inductor=inductor)
+        count, losses = steps(x.reshape(3, 8, 4), y.reshape(3, 8, 2))
+        assert int(count) == 3
+        results.append(to_numpy(losses))
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
+def test_a_copy_keeps_an_old_value():
+    v = keras.Variable(1.0)
+
+    @kit.compiled
+    def fn():
+        before = ops.copy(v)
+        v.assign(5.0)
+        return before
+
+    assert float(fn()) == 1.0
+    assert number(v) == 5.0
 
 
 # --- what is private in Keras -----------------------------------------------
