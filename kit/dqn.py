@@ -361,7 +361,7 @@ class DQN(keras.Model):
         # Two numbers a step, to explore or not and how, and one a sampled
         # transition: all that a turn needs, in one call.
         words = 2 * turn_steps + self.gradient_steps * self.batch_size
-        draw = compiled(lambda: random.uniform(self.random, (words,)))
+        draw = compiled(lambda: random.bits(self.random, (words,)))
         obs = envs.reset(self.seed if seed is None else seed)
         buffer.reset(obs)
         self.stop_training = False
@@ -376,7 +376,8 @@ class DQN(keras.Model):
                     self.train_freq,
                     math.ceil((total_timesteps - timesteps) / envs.num_envs),
                 )
-                drawn = ops.convert_to_numpy(draw())
+                # In [0, 1), with all 32 bits: a large buffer needs them.
+                drawn = ops.convert_to_numpy(draw()).view(np.uint32) / 2.0**32
                 play, chosen = np.split(drawn, [2 * turn_steps])
                 play = play.reshape(2, self.train_freq, envs.num_envs)[:, :steps]
                 at = timesteps + envs.num_envs * np.arange(steps)
