@@ -4,7 +4,7 @@
     KERAS_BACKEND=jax python benchmarks/dqn.py
     KERAS_BACKEND=torch python benchmarks/dqn.py --contestants kit sb3
 
-All have the hyper-parameters of RL Baselines3 Zoo for this task. Each trains in a
+All have the same hyper-parameters, by `--preset`. Each trains in a
 process of its own, one after the other, with its library's default threads. The
 clock runs from the call of `fit` or `learn` to its return, compilation included;
 the second speed leaves out the first fifth of the steps, where programs are
@@ -12,9 +12,8 @@ compiled and most actions are random. KERAS_BACKEND concerns the kit alone:
 Stable-Baselines3 is PyTorch, SBX is JAX.
 
 What the peers do otherwise: Stable-Baselines3 clips gradients at norm 10; both
-act at random until step 1000, finish the last turn of 256 steps, and copy the
-target network every 10 steps, where the kit makes one copy at the end of a turn
-(nothing learns in between). SBX's two hidden layers have 256 units each as well.
+act at random until step 1000, finish the last turn, and copy the target network
+in the middle of a turn, the kit at its end (nothing learns in between).
 """
 
 import importlib.metadata
@@ -29,15 +28,38 @@ from typing import Any, Literal
 
 import numpy as np
 
-LEARNING_RATE, UNITS = 2.3e-3, (256, 256)
-SHARED: dict[str, Any] = {
-    "gamma": 0.99,
-    "batch_size": 64,
-    "buffer_size": 100_000,
-    "learning_starts": 1_000,
-    "train_freq": 256,
-    "gradient_steps": 128,
-    "exploration_fraction": 0.16,
+Preset = Literal["zoo", "cleanrl"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "zoo": {
+        "units": (256, 256),
+        "learning_rate": 2.3e-3,
+        "target_update_freq": 10,
+        "epsilon_end": 0.04,
+        "shared": {
+            "gamma": 0.99,
+            "batch_size": 64,
+            "buffer_size": 100_000,
+            "learning_starts": 1_000,
+            "train_freq": 256,
+            "gradient_steps": 128,
+            "exploration_fraction": 0.16,
+        },
+    },
+    "cleanrl": {
+        "units": (120, 84),
+        "learning_rate": 2.5e-4,
+        "target_update_freq": 500,
+        "epsilon_end": 0.05,
+        "shared": {
+            "gamma": 0.99,
+            "batch_size": 128,
+            "buffer_size": 10_000,
+            "learning_starts": 1_000,
+            "train_freq": 10,
+            "gradient_steps": 1,
+            "exploration_fraction": 0.5,
+        },
+    },
 }
 PACKAGES = {"kit": "keras", "sb3": "stable_baselines3", "sbx": "sbx"}  # to import
 SHOWN = {  # distributions whose versions are reported
@@ -50,6 +72,7 @@ SHOWN = {  # distributions whose versions are reported
 def main(
     *,
     contestants: tuple[Literal["kit", "sb3", "sbx"], ...] = ("kit", "sb3", "sbx"),
+    preset: Preset = "zoo",
     total_timesteps: int = 50_000,
     seed: int = 0,
     episodes: int = 20,
@@ -59,6 +82,9 @@ def main(
 
     Args:
         contestants: Who takes part.
+        preset: Hyper-parameters: "zoo" (RL Baselines3 Zoo; the time is in matrix
+            products, which all of them leave to their framework) or "cleanrl"
+            (CleanRL's, but for the length; the time is in acting).
         total_timesteps: Environment steps to train for.
         seed: Seed of environment, exploration and weights.
         episodes: Greedy episodes at the end.
@@ -74,7 +100,11 @@ def main(
             continue
         print(f"{who}: training", flush=True)
         job = dict(
-            who=who, total_timesteps=total_timesteps, seed=seed, episodes=episodes
+            who=who,
+            preset=preset,
+            total_timesteps=total_timesteps,
+            seed=seed,
+            episodes=episodes,
         )
         command = [sys.executable, __file__, "--worker", json.dumps(job)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -90,10 +120,12 @@ def main(
 # --- In the contestant's process ---------------------------------------------
 
 
-def work(who: str, total_timesteps: int, seed: int, episodes: int) -> dict[str, Any]:
+def work(
+    who: str, preset: str, total_timesteps: int, seed: int, episodes: int
+) -> dict[str, Any]:
     """Trains one contestant; returns its row."""
     contestant = {"kit": train_kit, "sb3": train_peer, "sbx": train_peer}[who]
-    marks, act = contestant(who, total_timesteps, seed)
+    marks, act = contestant(who, PRESETS[preset], total_timesteps, seed)
     (_, start), (steps, end) = marks[0], marks[-1]
     later = [mark for mark in marks[:-1] if mark[0] >= steps / 5] or marks[:1]
     returns = play(act, episodes)
@@ -113,18 +145,24 @@ def work(who: str, total_timesteps: int, seed: int, episodes: int) -> dict[str, 
 Marks = list[tuple[int, float]]  # (environment steps, time) between turns
 
 
-def train_kit(who: str, total_timesteps: int, seed: int) -> tuple[Marks, Callable]:
+def train_kit(
+    who: str, preset: dict[str, Any], total_timesteps: int, seed: int
+) -> tuple[Marks, Callable]:
     import gymnasium
     import keras
 
     import kit
 
-    network = kit.q_network((4,), 2, units=UNITS)
+    network = kit.q_network((4,), 2, units=preset["units"])
     kit.initialize_weights(network, seed)
     agent = kit.DQN(
-        network, **SHARED, target_update_freq=10, epsilon_end=0.04, seed=seed
+        network,
+        **preset["shared"],
+        target_update_freq=preset["target_update_freq"],
+        epsilon_end=preset["epsilon_end"],
+        seed=seed,
     )
-    agent.compile(keras.optimizers.Adam(LEARNING_RATE, epsilon=1e-8))
+    agent.compile(keras.optimizers.Adam(preset["learning_rate"], epsilon=1e-8))
     marks: Marks = []
 
     class Clock(keras.callbacks.Callback):
@@ -138,18 +176,20 @@ def train_kit(who: str, total_timesteps: int, seed: int) -> tuple[Marks, Callabl
     return marks, agent.act
 
 
-def train_peer(who: str, total_timesteps: int, seed: int) -> tuple[Marks, Callable]:
+def train_peer(
+    who: str, preset: dict[str, Any], total_timesteps: int, seed: int
+) -> tuple[Marks, Callable]:
     library = importlib.import_module(PACKAGES[who])
     from stable_baselines3.common.callbacks import BaseCallback
 
     agent = library.DQN(
         "MlpPolicy",
         "CartPole-v1",
-        learning_rate=LEARNING_RATE,
-        policy_kwargs={"net_arch": list(UNITS)},
-        **SHARED,
-        target_update_interval=10,
-        exploration_final_eps=0.04,
+        learning_rate=preset["learning_rate"],
+        policy_kwargs={"net_arch": list(preset["units"])},
+        **preset["shared"],
+        target_update_interval=preset["target_update_freq"],
+        exploration_final_eps=preset["epsilon_end"],
         seed=seed,
     )
     marks: Marks = [(0, time.perf_counter())]

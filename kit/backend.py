@@ -353,11 +353,11 @@ class _Compiled:
     def __call__(self, *args, **kwargs):
         if not (kwargs or self._eager or _settings["eager"] or _context.tracing):
             try:
-                program = self._shortcuts[tuple([(x.dtype, x.shape) for x in args])]
+                shortcut = self._shortcuts[tuple([(x.dtype, x.shape) for x in args])]
             except (AttributeError, KeyError, TypeError):
                 pass  # not plain arrays, or not seen before
             else:
-                return program(args)
+                return shortcut(args)
         leaves, spec = _flatten((args, kwargs) if kwargs else args)
         if _context.tracing or self._eager or _settings["eager"]:
             leaves = [_canonical(leaf) for leaf in leaves]
@@ -686,6 +686,11 @@ class _JaxEngine:
     def __init__(self):
         import jax
 
+        # On the CPU, JAX hands each program to another thread, which costs 50 us
+        # when that thread has to wake up: several times what an agent's network
+        # takes to act. On this thread, a step that nobody waits for costs 10 us
+        # more. To have it back: set this to True after `import kit`.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         self.jax = jax
         self.tensor = ops.convert_to_tensor
         self.discovering = False

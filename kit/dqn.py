@@ -358,10 +358,11 @@ class DQN(keras.Model):
 
         space = envs.observation_space
         buffer = ReplayBuffer(self.buffer_size, space.shape, space.dtype, envs.num_envs)
-        # Two numbers a step, to explore or not and how, and one a sampled
-        # transition: all that a turn needs, in one call.
+        # Two random words a step, to explore or not and how, and one a sampled
+        # transition; many turns' words in one call, which costs more than they do.
         words = 2 * turn_steps + self.gradient_steps * self.batch_size
-        draw = compiled(lambda: random.bits(self.random, (words,)))
+        turns_a_draw = max(1, 2**14 // words)
+        draw = compiled(lambda: random.bits(self.random, (turns_a_draw, words)))
         obs = envs.reset(self.seed if seed is None else seed)
         buffer.reset(obs)
         self.stop_training = False
@@ -376,9 +377,10 @@ class DQN(keras.Model):
                     self.train_freq,
                     math.ceil((total_timesteps - timesteps) / envs.num_envs),
                 )
-                # In [0, 1), with all 32 bits: a large buffer needs them.
-                drawn = ops.convert_to_numpy(draw()).view(np.uint32) / 2.0**32
-                play, chosen = np.split(drawn, [2 * turn_steps])
+                if turn % turns_a_draw == 0:
+                    # In [0, 1), with all 32 bits: a large buffer needs them.
+                    drawn = ops.convert_to_numpy(draw()).view(np.uint32) / 2.0**32
+                play, chosen = np.split(drawn[turn % turns_a_draw], [2 * turn_steps])
                 play = play.reshape(2, self.train_freq, envs.num_envs)[:, :steps]
                 at = timesteps + envs.num_envs * np.arange(steps)
                 epsilon = self._epsilon(at / total_timesteps)
