@@ -49,6 +49,7 @@ def main(
     rounds: int = 9,
     batches: int = BATCHES,
     inductor: bool = False,
+    async_dispatch: bool = False,
     output: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Prints the table of the running backend.
@@ -59,11 +60,17 @@ def main(
         batches: Number of batches in a pass, and of steps in a `kit.scan`.
         inductor: PyTorch only: adds torch.compile and `kit.compiled(inductor=True)`,
             which compile for up to a minute each.
+        async_dispatch: JAX only: dispatches as JAX does by default, on another
+            thread, which the kit turns off when it is imported.
         output: JSON file for the results.
 
     Returns:
         The rows of the table.
     """
+    if async_dispatch:
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", True)
     rows = []
     for name, (units, batch_size) in NETWORKS.items():
         rng = np.random.default_rng(0)
@@ -382,9 +389,14 @@ def native_tensorflow(
     act = program(lambda x: forward(variables, x, tf.nn.relu))
     train = {
         "native": one_by_one(program(make_update())),
+        "native, tf.function": one_by_one(tf.function(make_update(), jit_compile=True)),
         "native, while_loop": program(make_many()),
     }
-    return train, {"native": lambda x: act(x).numpy()}
+    jitted = tf.function(lambda x: forward(variables, x, tf.nn.relu), jit_compile=True)
+    return train, {
+        "native": lambda x: act(x).numpy(),
+        "native, tf.function": lambda x: jitted(tf.convert_to_tensor(x)).numpy(),
+    }
 
 
 def native_torch(
