@@ -13,7 +13,6 @@ steps in a turn.
 
 import math
 import numbers
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from kit import random
 from kit.backend import compiled, minimize, scan
 from kit.environments import Environments, play_episodes
 from kit.replay import ReplayBuffer
+from kit.training import turns
 
 # What the numbers that an agent is made of may be.
 RANGES = {
@@ -331,86 +331,50 @@ class DQN(keras.Model):
         self._check_spaces(envs)
         if not self.compiled:
             raise ValueError("DQN: call `compile(optimizer=...)` before `fit`.")
-        for name, value in (
-            ("total_timesteps", total_timesteps),
-            ("steps_per_epoch", steps_per_epoch),
-        ):
-            if value is not None and not 1 <= value < math.inf:
-                raise ValueError(f"DQN: `{name}` must be positive, received {value}.")
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        turn_steps = self.train_freq * envs.num_envs
-        turns = math.ceil(total_timesteps / turn_steps)
-        per_epoch = max(
-            1, round((steps_per_epoch or total_timesteps / 50) / turn_steps)
-        )
-        epochs = math.ceil(turns / per_epoch)
-        verbose = 1 if verbose == "auto" else verbose
-        progress: Any = keras.callbacks.CallbackList(
-            callbacks,
-            add_history=True,
-            add_progbar=verbose != 0,
-            model=self,
-            verbose=verbose,
-            epochs=epochs,
-            steps=per_epoch,
-        )
-
         space = envs.observation_space
         buffer = ReplayBuffer(self.buffer_size, space.shape, space.dtype, envs.num_envs)
-        # Two random words a step, to explore or not and how, and one a sampled
-        # transition; many turns' words in one call, which costs more than they do.
-        words = 2 * turn_steps + self.gradient_steps * self.batch_size
-        turns_a_draw = max(1, 2**14 // words)
-        draw = compiled(lambda: random.bits(self.random, (turns_a_draw, words)))
+        progress = turns(
+            self,
+            envs,
+            total_timesteps,
+            self.train_freq,
+            ("loss", "q_value", "epsilon"),
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
         obs = envs.reset(self.seed if seed is None else seed)
         buffer.reset(obs)
-        self.stop_training = False
-        timesteps = turn = 0
-        progress.on_train_begin()
-        for epoch in range(epochs):
-            progress.on_epoch_begin(epoch)
-            start, first_timestep, turn_logs = time.perf_counter(), timesteps, []
-            for batch in range(min(per_epoch, turns - turn)):
-                progress.on_train_batch_begin(batch)
-                steps = min(
-                    self.train_freq,
-                    math.ceil((total_timesteps - timesteps) / envs.num_envs),
-                )
-                if turn % turns_a_draw == 0:
-                    # In [0, 1), with all 32 bits: a large buffer needs them.
-                    drawn = ops.convert_to_numpy(draw()).view(np.uint32) / 2.0**32
-                play, chosen = np.split(drawn[turn % turns_a_draw], [2 * turn_steps])
-                play = play.reshape(2, self.train_freq, envs.num_envs)[:, :steps]
-                at = timesteps + envs.num_envs * np.arange(steps)
-                epsilon = self._epsilon(at / total_timesteps)
-                explore = play[0] < epsilon[:, None]  # (T, N)
-                obs = self._play(envs, buffer, obs, explore, play[1])
-                before, timesteps = timesteps, timesteps + steps * envs.num_envs
-                logs = {"epsilon": float(epsilon[-1])}
-                if timesteps >= self.learning_starts:
-                    chosen = chosen.reshape(self.gradient_steps, self.batch_size)
-                    batches = buffer.gather(buffer.indices(chosen))
-                    loss, q_value = self._learn(batches, self.gamma)
-                    logs |= {"loss": loss, "q_value": q_value}
-                    self._update_target(before, timesteps)
-                turn_logs.append(logs)
-                progress.on_train_batch_end(batch, {"timesteps": timesteps})
-                turn += 1
-                if self.stop_training:
-                    break
-            epoch_logs = _summary(turn_logs, envs.episodes)
-            elapsed = time.perf_counter() - start
-            epoch_logs["steps_per_second"] = (timesteps - first_timestep) / elapsed
-            epoch_logs["timesteps"] = timesteps
-            envs.episodes.clear()
-            progress.on_epoch_end(epoch, epoch_logs)
-            if self.stop_training:
-                break
-        # As Keras' own `fit` does: an optimizer with `use_ema` ends on the averages.
-        self.optimizer.finalize_variable_values(self.trainable_variables)
-        progress.on_train_end()
+        # Two random numbers a step, to explore or not and how, and one a sampled
+        # transition.
+        steps = self.train_freq * envs.num_envs
+        numbers = self._random_rows(2 * steps + self.gradient_steps * self.batch_size)
+        for turn, uniform in zip(progress, numbers, strict=False):
+            play, chosen = np.split(uniform, [2 * steps])
+            play = play.reshape(2, self.train_freq, envs.num_envs)[:, : turn.num_steps]
+            at = turn.start + envs.num_envs * np.arange(turn.num_steps)
+            epsilon = self._epsilon(at / total_timesteps)
+            explore = play[0] < epsilon[:, None]  # (T, N)
+            obs = self._play(envs, buffer, obs, explore, play[1])
+            turn.logs["epsilon"] = epsilon[-1]
+            if turn.end >= self.learning_starts:
+                chosen = chosen.reshape(self.gradient_steps, self.batch_size)
+                batches = buffer.gather(buffer.indices(chosen))
+                loss, q_value = self._learn(batches, self.gamma)
+                turn.logs.update(loss=loss, q_value=q_value)
+                self._update_target(turn.start, turn.end)
         return self.history
+
+    def _random_rows(self, size):
+        """Yields rows of random numbers in [0, 1), with 32 bits each.
+
+        A call to draw costs more than the numbers do: it makes many rows. A large
+        buffer needs more bits than a float32 has.
+        """
+        rows = max(1, 2**14 // size)
+        draw = compiled(lambda: random.bits(self.random, (rows, size)))
+        while True:
+            yield from ops.convert_to_numpy(draw()).view(np.uint32) / 2.0**32
 
     def _epsilon(self, progress):
         """Linear from `epsilon_start` to `epsilon_end`; progress in [0, 1]."""
@@ -600,13 +564,3 @@ def _of_action(q, action):
     actions = ops.arange(q.shape[-1], dtype="int32")
     taken = ops.equal(ops.expand_dims(ops.cast(action, "int32"), -1), actions)
     return ops.sum(ops.where(taken, q, 0.0), axis=-1)
-
-
-def _summary(turn_logs, episodes):
-    """Means over an epoch; NaN where there is nothing to take a mean of."""
-    returns, lengths = zip(*episodes, strict=True) if episodes else ([], [])
-    columns = {"return": returns, "length": lengths}
-    for name in ("loss", "q_value", "epsilon"):
-        values = [logs[name] for logs in turn_logs if name in logs]
-        columns[name] = [float(ops.convert_to_numpy(x)) for x in values]
-    return {k: float(np.mean(v)) if len(v) else math.nan for k, v in columns.items()}

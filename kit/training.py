@@ -1,0 +1,147 @@
+"""The frame of an agent's training: turns, epochs, Keras callbacks."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@dataclass
+class Turn:
+    """One turn of play and learning.
+
+    Attributes:
+        index: Number of turns before this one.
+        start: Environment steps before this turn, all environments together.
+        end: The same after it.
+        num_steps: Steps of each environment in this turn.
+        logs: Figures of this turn by name, to be filled in.
+    """
+
+    index: int
+    start: int
+    end: int
+    num_steps: int
+    logs: dict[str, Any] = field(default_factory=dict)
+
+
+def turns(
+    agent: Any,
+    envs: Any,
+    total_timesteps: int,
+    num_steps: int,
+    log_names: Sequence[str],
+    *,
+    steps_per_epoch: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    verbose: int | str = "auto",
+) -> Iterator[Turn]:
+    """Yields the turns of a training, and reports on them to Keras' callbacks.
+
+    To callbacks, a turn is a batch and a reporting interval an epoch. An epoch's
+    logs are `return` and `length` (means of the episodes that ended in it), the
+    means of what the turns logged, `steps_per_second` and `timesteps`; NaN where
+    there is nothing to take a mean of.
+
+    Args:
+        agent: Compiled agent, a `keras.Model`.
+        envs: `kit.environments.Environments`.
+        total_timesteps: Environment steps, all environments together. The last
+            turn may be shorter, and ends within N steps of this.
+        num_steps: Steps of each environment in a turn.
+        log_names: Names of what turns log.
+        steps_per_epoch: Environment steps in an epoch, rounded to turns. Defaults
+            to a fiftieth of `total_timesteps`.
+        callbacks: Keras callbacks.
+        verbose: 0 silent, 1 progress bar, 2 a line an epoch; `"auto"` is 1.
+
+    Raises:
+        ValueError: If `total_timesteps` or `steps_per_epoch` isn't positive.
+    """
+    for name, value in (
+        ("total_timesteps", total_timesteps),
+        ("steps_per_epoch", steps_per_epoch),
+    ):
+        if value is not None and not 1 <= value < math.inf:
+            raise ValueError(f"`{name}` must be positive, received {value}.")
+    return _turns(
+        agent,
+        envs,
+        total_timesteps,
+        num_steps,
+        log_names,
+        steps_per_epoch or total_timesteps / 50,
+        callbacks,
+        1 if verbose == "auto" else verbose,
+    )
+
+
+def _turns(
+    agent,
+    envs,
+    total_timesteps,
+    num_steps,
+    log_names,
+    steps_per_epoch,
+    callbacks,
+    verbose,
+):
+    turn_steps = num_steps * envs.num_envs
+    num_turns = math.ceil(total_timesteps / turn_steps)
+    per_epoch = max(1, round(steps_per_epoch / turn_steps))
+    epochs = math.ceil(num_turns / per_epoch)
+    progress: Any = keras.callbacks.CallbackList(
+        callbacks,
+        add_history=True,
+        add_progbar=verbose != 0,
+        model=agent,
+        verbose=verbose,
+        epochs=epochs,
+        steps=per_epoch,
+    )
+    if not agent.optimizer.built:
+        agent.optimizer.build(agent.trainable_variables)
+    agent.stop_training = False
+    timesteps = 0
+    progress.on_train_begin()
+    for epoch in range(epochs):
+        progress.on_epoch_begin(epoch)
+        first, begun, logs = timesteps, time.perf_counter(), []
+        for batch in range(min(per_epoch, num_turns - epoch * per_epoch)):
+            progress.on_train_batch_begin(batch)
+            left = math.ceil((total_timesteps - timesteps) / envs.num_envs)
+            steps = min(num_steps, left)
+            end = timesteps + steps * envs.num_envs
+            turn = Turn(epoch * per_epoch + batch, timesteps, end, steps)
+            yield turn
+            timesteps = end
+            logs.append(turn.logs)
+            progress.on_train_batch_end(batch, {"timesteps": timesteps})
+            if agent.stop_training:
+                break
+        summary = _summary(logs, log_names, envs.episodes)
+        seconds = time.perf_counter() - begun
+        summary["steps_per_second"] = (timesteps - first) / seconds
+        summary["timesteps"] = timesteps
+        envs.episodes.clear()
+        progress.on_epoch_end(epoch, summary)
+        if agent.stop_training:
+            break
+    # As Keras' own `fit` does: an optimizer with `use_ema` ends on the averages.
+    agent.optimizer.finalize_variable_values(agent.trainable_variables)
+    progress.on_train_end()
+
+
+def _summary(logs, names, episodes):
+    """Means over an epoch; NaN where there is nothing to take a mean of."""
+    returns, lengths = zip(*episodes, strict=True) if episodes else ([], [])
+    columns = {"return": returns, "length": lengths}
+    for name in names:
+        values = [turn[name] for turn in logs if name in turn]
+        columns[name] = [float(ops.convert_to_numpy(x)) for x in values]
+    return {k: float(np.mean(v)) if len(v) else math.nan for k, v in columns.items()}
