@@ -1034,14 +1034,14 @@ def test_threads_on_the_same_model_under_a_lock():
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchInductor itself
 def test_inductor_computes_the_same():
-    results = []
-    for inductor in (False, True):
+    def train(inductor):
         model, optimizer = make_mlp(), keras.optimizers.Adam(0.01)
 
-        def steps(xs, ys, model=model, optimizer=optimizer):
+        def steps(xs, ys):
             def step(count, batch):
+                x, y = batch
                 loss = kit.minimize(
-                    lambda: mse(model, *batch), model.trainable_variables, optimizer
+                    lambda: mse(model, x, y), model.trainable_variables, optimizer
                 )
                 return count + 1, loss
 
@@ -1051,8 +1051,9 @@ def test_inductor_computes_the_same():
         steps = kit.compiled(steps, inductor=inductor)
         count, losses = steps(x.reshape(3, 8, 4), y.reshape(3, 8, 2))
         assert int(count) == 3
-        results.append(to_numpy(losses))
-    np.testing.assert_allclose(*results, rtol=1e-5)
+        return to_numpy(losses)
+
+    np.testing.assert_allclose(train(True), train(False), rtol=1e-5)
 
 
 def test_a_copy_keeps_an_old_value():
