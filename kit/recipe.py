@@ -166,6 +166,7 @@ def plot_learning_curve(
     baseline: float | None = None,
     final: float | None = None,
     window: int | None = None,
+    points: str = "episodes",
 ) -> None:
     """Draws the return of each episode over the environment steps, as a picture.
 
@@ -181,6 +182,8 @@ def plot_learning_curve(
         final: Mean return of the trained policy in its final evaluation.
         window: Number of episodes in the centred moving mean. Defaults to a
             twentieth of them, but at least five.
+        points: What a point stands for: "episodes", or "intervals" where it is the
+            mean of the episodes of a reporting interval.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -198,7 +201,7 @@ def plot_learning_curve(
         axes.plot(x, y, color="#9ec5e8", linewidth=0.8)
         axes.plot(x, smooth, color="#14508c", linewidth=2)
         # Episodes per mean: the reader can judge how much was smoothed away.
-        what = f"mean of {window}\nepisodes" if window > 1 else "episodes"
+        what = f"mean of {window}\n{points}" if window > 1 else points
         labels.append((float(smooth[-1]), what, "#14508c"))
     for level, what, color in (
         (baseline, "random policy", "#666666"),

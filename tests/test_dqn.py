@@ -1114,39 +1114,6 @@ def test_a_broken_agent_does_not_pass_the_corridor(broken):
     assert score < 1.0
 
 
-@pytest.mark.learn
-@pytest.mark.parametrize("seed", range(5))
-def test_cartpole(seed):
-    """As recipes/dqn.py has it: the best of regular evaluations is kept.
-
-    What it is judged by are other episodes than those that it was chosen by.
-    """
-    agent = kit.DQN(
-        network((4,), 2, (256, 256), seed=seed),
-        buffer_size=100_000,
-        batch_size=64,
-        learning_starts=1_000,
-        train_freq=256,
-        gradient_steps=128,
-        target_update_freq=10,
-        epsilon_end=0.04,
-        exploration_fraction=0.16,
-        double=True,
-        seed=seed,
-    )
-    steps = (50_000 - 1_000) // 256 * 128
-    schedule = keras.optimizers.schedules.PolynomialDecay(2.3e-3, steps, 1e-4)
-    agent.compile(keras.optimizers.Adam(schedule))
-    env = gymnasium.make("CartPole-v1")
-    test_env = gymnasium.make_vec("CartPole-v1", num_envs=10, vectorization_mode="sync")
-    keep_best = keras.callbacks.EarlyStopping(
-        monitor="eval_return", mode="max", patience=50_000, restore_best_weights=True
-    )
-    callbacks = [kit.Evaluation(test_env, episodes=10, seed=20_000 + seed), keep_best]
-    agent.fit(env, 50_000, callbacks=callbacks, verbose=0)
-    assert agent.evaluate(env, episodes=20, seed=1_000 + seed)["return"] >= 475
-
-
 if __name__ == "__main__":
     for name, make in GOLDEN_MAKERS.items():
         (GOLDEN / f"{name}.json").write_text(json.dumps(make(), indent=1) + "\n")

@@ -70,5 +70,15 @@ def test_dqn_learns_cartpole(seed, tmp_path):
 
 @pytest.mark.learn
 def test_dqn_learns_acrobot(tmp_path):
-    record = load_main("dqn.py")(env="Acrobot-v1", output_dir=tmp_path, verbose=0)
+    record = load_main("dqn.py")(
+        env="Acrobot-v1",
+        total_timesteps=60_000,
+        learning_rate=6.3e-4,
+        batch_size=128,
+        train_freq=64,
+        gradient_steps=64,
+        target_update_freq=250,
+        output_dir=tmp_path,
+        verbose=0,
+    )
     assert record["metrics"]["eval_return"] >= -90
