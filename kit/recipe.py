@@ -180,7 +180,7 @@ def plot_learning_curve(
         title: Algorithm, environment, backend and seed.
         baseline: Mean return of the random policy.
         final: Mean return of the trained policy in its final evaluation.
-        window: Number of episodes in the centred moving mean. Defaults to a
+        window: Number of points in the centred moving mean. Defaults to a
             twentieth of them, but at least five.
         points: What a point stands for: "episodes", or "intervals" where it is the
             mean of the episodes of a reporting interval.
