@@ -1328,11 +1328,18 @@ class _TorchGraph:
             return False
         product, bias = node.args
         variable = self.source_nodes.get(bias)
+        if (
+            getattr(product, "target", None) is not aten.mm.default
+            or len(product.users) > 1
+            or variable is None
+            or len(variable.shape) != 1
+        ):
+            return False
+        # addmm neither widens the product to the bias nor promotes dtypes.
+        before, after = product.meta["val"], node.meta["val"]
         return (
-            getattr(product, "target", None) is aten.mm.default
-            and len(product.users) == 1
-            and variable is not None
-            and len(variable.shape) == 1
+            before.shape == after.shape
+            and before.dtype == after.dtype == variable._value.dtype
         )
 
     def _is_view(self, node):

@@ -1056,6 +1056,18 @@ def test_inductor_computes_the_same():
     np.testing.assert_allclose(train(True), train(False), rtol=1e-5)
 
 
+def test_a_product_and_a_variable_are_added_as_anywhere():
+    """PyTorch's graph joins products and biases: only where both have one shape."""
+    column = keras.Variable(np.ones((3, 1), "float32"))
+    whole = keras.Variable(np.ones((3, 4), "int32"), trainable=False)
+    row = keras.Variable(np.arange(4, dtype="float32"))
+    expected = 3 + np.tile(np.arange(4.0), (2, 1))
+    add = kit.compiled(lambda x, y: ops.add(ops.matmul(x, y), row))
+    for kernel in (column, whole):
+        x = np.ones((2, 3), kernel.dtype)
+        np.testing.assert_allclose(to_numpy(add(x, kernel)), expected)
+
+
 def test_a_copy_keeps_an_old_value():
     v = keras.Variable(1.0)
 
