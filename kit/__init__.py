@@ -4,7 +4,7 @@ Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and
 stands on four functions: `compiled`, `minimize`, `gradient` and `scan`.
 """
 
-from kit import random
+from kit import random, recurrent
 from kit.backend import (
     compile_seconds,
     compiled,
@@ -14,22 +14,35 @@ from kit.backend import (
     scan,
 )
 from kit.callbacks import Evaluation
+from kit.cnn import cnn
 from kit.dqn import DQN, Dueling, q_network
 from kit.initialization import initialize_weights
+from kit.mlp import mlp
+from kit.models import CompiledFit, Model, Sequential
+from kit.recurrent import gru, lstm, rnn
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompiledFit",
     "DQN",
     "Dueling",
     "Evaluation",
+    "Model",
+    "Sequential",
+    "cnn",
     "compile_seconds",
     "compiled",
     "gradient",
+    "gru",
     "initialize_weights",
+    "lstm",
     "minimize",
+    "mlp",
     "q_network",
     "random",
+    "recurrent",
+    "rnn",
     "run_eagerly",
     "scan",
 ]

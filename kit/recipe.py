@@ -127,6 +127,34 @@ class Run:
         self._print(record)
         return record
 
+    @contextmanager
+    def figure(self, name: str, **options: Any) -> Iterator[Any]:
+        """Gives a matplotlib figure to draw in, and saves it in the run's folder.
+
+        Args:
+            name: File name; its suffix chooses the format, `"digits.png"`.
+            **options: Options of `matplotlib.figure.Figure`, such as `figsize` in
+                inches.
+
+        Yields:
+            The figure, 150 dots an inch. No window is ever opened.
+
+        Example:
+
+        ```python
+        with run.figure("digits.png", figsize=(6, 3)) as figure:
+            axes = figure.subplots(1, 2)
+        ```
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(**{"dpi": 150, "layout": "constrained", **options})
+        FigureCanvasAgg(figure)  # No window system is asked for, whatever is set.
+        yield figure
+        with _replacing(self.output_dir / name) as file:
+            figure.savefig(file)
+
     def _print(self, record: dict[str, Any]) -> None:
         from rich.console import Console
         from rich.table import Table

@@ -1,23 +1,10 @@
 """The recipes: each runs with tiny arguments, and learns with its own."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-def load_main(name):
-    """Returns the `main` of a recipe, which is a script and not in a package."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
 
 DQN_TINY = {
     "total_timesteps": 300,
@@ -31,8 +18,8 @@ DQN_TINY = {
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1"])
-def test_dqn_leaves_what_it_promises(env, tmp_path, capsys):
-    load_main("dqn.py")(env=env, output_dir=tmp_path, seed=1, **DQN_TINY)
+def test_dqn_leaves_what_it_promises(load_recipe, env, tmp_path, capsys):
+    load_recipe("dqn").main(env=env, output_dir=tmp_path, seed=1, **DQN_TINY)
     names = {"model.keras", "history.csv", "learning_curve.png", "metrics.json"}
     assert names <= {path.name for path in tmp_path.iterdir()}
     record = json.loads((tmp_path / "metrics.json").read_text())
@@ -49,28 +36,28 @@ def test_dqn_leaves_what_it_promises(env, tmp_path, capsys):
     assert agent.act(obs) in range(agent.num_actions)
 
 
-def test_dqn_records_a_video(tmp_path):
+def test_dqn_records_a_video(load_recipe, tmp_path):
     pytest.importorskip("moviepy")
-    load_main("dqn.py")(render="video", output_dir=tmp_path, **DQN_TINY)
+    load_recipe("dqn").main(render="video", output_dir=tmp_path, **DQN_TINY)
     (video,) = (tmp_path / "video").glob("*.mp4")
     assert video.stat().st_size > 1000
 
 
-def test_dqn_refuses_continuous_actions_before_it_trains(tmp_path):
+def test_dqn_refuses_continuous_actions_before_it_trains(load_recipe, tmp_path):
     with pytest.raises(ValueError, match=r"action space Box.*Discrete"):
-        load_main("dqn.py")(env="Pendulum-v1", output_dir=tmp_path, **DQN_TINY)
+        load_recipe("dqn").main(env="Pendulum-v1", output_dir=tmp_path, **DQN_TINY)
 
 
 @pytest.mark.learn
 @pytest.mark.parametrize("seed", range(5))
-def test_dqn_learns_cartpole(seed, tmp_path):
-    record = load_main("dqn.py")(seed=seed, output_dir=tmp_path, verbose=0)
+def test_dqn_learns_cartpole(load_recipe, seed, tmp_path):
+    record = load_recipe("dqn").main(seed=seed, output_dir=tmp_path, verbose=0)
     assert record["metrics"]["eval_return"] >= 475
 
 
 @pytest.mark.learn
-def test_dqn_learns_acrobot(tmp_path):
-    record = load_main("dqn.py")(
+def test_dqn_learns_acrobot(load_recipe, tmp_path):
+    record = load_recipe("dqn").main(
         env="Acrobot-v1",
         total_timesteps=60_000,
         learning_rate=6.3e-4,

@@ -1,0 +1,56 @@
+"""Multilayer perceptron: Dense layers one after the other.
+
+Each layer computes h = activation(W x + b). One hidden layer that is wide enough
+can come as close as one likes to any continuous function; several need fewer units.
+
+Reference: Rumelhart, Hinton and Williams, 1986, https://doi.org/10.1038/323533a0.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kit.models import Sequential
+
+
+def mlp(
+    input_shape: Sequence[int],
+    num_outputs: int,
+    units: Sequence[int] = (64,),
+    activation: Any = "relu",
+    output_activation: Any = None,
+    dropout: float = 0.0,
+) -> Sequential:
+    """Builds a multilayer perceptron.
+
+    Args:
+        input_shape: Shape of an example: `(30,)` for rows of 30 numbers. Examples of
+            more dimensions are flattened.
+        num_outputs: Number of outputs: of classes, or of numbers to predict.
+        units: Sizes of the hidden layers. Defaults to `(64,)`.
+        activation: Activation of the hidden layers. Defaults to `"relu"`.
+        output_activation: `"softmax"` for classes, `"sigmoid"` for yes or no.
+            Defaults to none, for regression.
+        dropout: Share of each hidden layer's outputs to drop in training, in [0, 1).
+            Defaults to 0.
+
+    Returns:
+        A `kit.Sequential` from `(B, *input_shape)` to `(B, num_outputs)`.
+
+    Example:
+
+    ```python
+    model = kit.mlp((30,), 2, output_activation="softmax")
+    model(np.zeros((5, 30))).shape  # (5, 2)
+    ```
+    """
+    model = Sequential([keras.Input(tuple(input_shape))], name="mlp")
+    if len(input_shape) != 1:
+        model.add(keras.layers.Flatten())
+    for size in units:
+        model.add(keras.layers.Dense(size, activation=activation))
+        if dropout:
+            model.add(keras.layers.Dropout(dropout))
+    model.add(keras.layers.Dense(num_outputs, activation=output_activation))
+    return model

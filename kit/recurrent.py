@@ -1,0 +1,340 @@
+"""Recurrent networks: a state that is carried along a sequence.
+
+At each time step a cell makes a new state h_t of the input x_t and the old state
+h_(t-1); the last output, or each of them, goes into a Dense layer.
+
+    simple RNN   h_t = tanh(W x_t + U h_(t-1) + b)
+    LSTM         i, f, o = sigmoid(...), g = tanh(...), each of x_t and h_(t-1)
+                 c_t = f c_(t-1) + i g,    h_t = o tanh(c_t)
+    GRU          z, r = sigmoid(...),  n = tanh(W x_t + r (U h_(t-1))),
+                 h_t = z h_(t-1) + (1 - z) n
+
+What a cell forgets, the LSTM's f and the GRU's z decide; where they stay near 1,
+gradients reach far back. The same weights serve a whole sequence (`model(x)`) and
+one time step after the other (`step`), as needed for audio that is still arriving
+and for text that is being written (`generate`). Shapes: B batch, T time steps, F
+features, V vocabulary.
+
+Reference: Elman, 1990; Hochreiter and Schmidhuber, 1997,
+https://doi.org/10.1162/neco.1997.9.8.1735; Cho et al., 2014,
+https://arxiv.org/abs/1406.1078.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from kit import random
+from kit.backend import compiled, scan
+from kit.models import Sequential
+
+Tensor = Any
+
+# Layers that treat each time step alone, so that `step` may apply them to one.
+POINTWISE = (
+    keras.layers.Activation,
+    keras.layers.BatchNormalization,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.Embedding,
+    keras.layers.LayerNormalization,
+    keras.layers.Normalization,
+    keras.layers.Rescaling,
+)
+
+
+def rnn(
+    input_shape: Sequence[int | None],
+    num_outputs: int,
+    units: Sequence[int] = (64,),
+    output_activation: Any = None,
+    return_sequences: bool = False,
+    vocabulary_size: int | None = None,
+    mask_value: float | None = None,
+    dropout: float = 0.0,
+) -> Sequential:
+    """Builds a simple recurrent network: SimpleRNN layers, then a Dense layer.
+
+    `lstm` and `gru` take the same arguments.
+
+    Args:
+        input_shape: Shape of a sequence: `(T, F)`, or `(T,)` for sequences of
+            integers with `vocabulary_size`. T may be `None`, for any length.
+        num_outputs: Number of outputs.
+        units: Size of the state of each recurrent layer. Defaults to `(64,)`.
+        output_activation: Activation of the outputs, `"softmax"` for classes.
+            Defaults to none.
+        return_sequences: If `True`, an output for each time step. Defaults to
+            `False`: one for the sequence.
+        vocabulary_size: V, if the inputs are integers in [0, V): they go through an
+            Embedding of the size of the first layer. Defaults to `None`.
+        mask_value: Time steps of which all features equal this are passed over, as
+            in a batch of sequences padded to one length. Defaults to `None`.
+        dropout: Share of each layer's outputs to drop in training, in [0, 1).
+            Defaults to 0.
+
+    Returns:
+        A `kit.Sequential` from `(B, T, F)` or `(B, T)` to `(B, num_outputs)`, or
+        `(B, T, num_outputs)` with `return_sequences`.
+
+    Raises:
+        ValueError: If `units` is empty, or `input_shape` doesn't fit the kind of
+            input.
+
+    Example:
+
+    ```python
+    model = kit.rnn((24, 1), 12)  # 24 hours to the next 12
+    model(np.zeros((2, 24, 1))).shape  # (2, 12)
+    ```
+    """
+    return _build(keras.layers.SimpleRNN, **locals())
+
+
+def lstm(
+    input_shape: Sequence[int | None],
+    num_outputs: int,
+    units: Sequence[int] = (64,),
+    output_activation: Any = None,
+    return_sequences: bool = False,
+    vocabulary_size: int | None = None,
+    mask_value: float | None = None,
+    dropout: float = 0.0,
+) -> Sequential:
+    """Builds a network of LSTM layers and a Dense layer; arguments as in `rnn`.
+
+    Example:
+
+    ```python
+    model = kit.lstm((None,), 50, return_sequences=True, vocabulary_size=50)
+    model(np.zeros((2, 10), "int32")).shape  # (2, 10, 50)
+    ```
+    """
+    return _build(keras.layers.LSTM, **locals())
+
+
+def gru(
+    input_shape: Sequence[int | None],
+    num_outputs: int,
+    units: Sequence[int] = (64,),
+    output_activation: Any = None,
+    return_sequences: bool = False,
+    vocabulary_size: int | None = None,
+    mask_value: float | None = None,
+    dropout: float = 0.0,
+) -> Sequential:
+    """Builds a network of GRU layers and a Dense layer; arguments as in `rnn`.
+
+    Example:
+
+    ```python
+    model = kit.gru((None, 12), 9, output_activation="softmax", mask_value=0.0)
+    model(np.ones((2, 29, 12))).shape  # (2, 9)
+    ```
+    """
+    return _build(keras.layers.GRU, **locals())
+
+
+def _build(
+    layer,
+    input_shape,
+    num_outputs,
+    units,
+    output_activation,
+    return_sequences,
+    vocabulary_size,
+    mask_value,
+    dropout,
+):
+    units = (units,) if isinstance(units, int) else tuple(units)
+    rank = 2 if vocabulary_size is None else 1
+    if not units:
+        raise ValueError("`units` must hold the size of one layer at least, got ().")
+    if len(input_shape) != rank:
+        raise ValueError(
+            "`input_shape` must be (time steps, features), or (time steps,) with "
+            f"`vocabulary_size`; received {tuple(input_shape)} and vocabulary_size="
+            f"{vocabulary_size}."
+        )
+    if vocabulary_size is None:
+        model = Sequential([keras.Input(tuple(input_shape))], name=layer.__name__)
+    else:
+        model = Sequential([keras.Input(tuple(input_shape), dtype="int32")])
+        model.add(keras.layers.Embedding(vocabulary_size, units[0]))
+    if mask_value is not None:
+        model.add(keras.layers.Masking(mask_value))
+    for i, size in enumerate(units):
+        last = i == len(units) - 1
+        model.add(layer(size, return_sequences=return_sequences or not last))
+        if dropout:
+            model.add(keras.layers.Dropout(dropout))
+    model.add(keras.layers.Dense(num_outputs, activation=output_activation))
+    return model
+
+
+def initial_state(model: keras.Sequential, batch_size: int = 1) -> list[list[Tensor]]:
+    """Returns the state before the first time step: zeros.
+
+    Args:
+        model: A model of `rnn`, `lstm` or `gru`, or another stack of recurrent
+            layers and layers that treat each time step alone.
+        batch_size: Number of sequences.
+
+    Returns:
+        For each recurrent layer a list of its states, each of shape `(B, units)`.
+
+    Raises:
+        ValueError: If the model can't be run step by step.
+    """
+    return [layer.get_initial_state(batch_size) for layer in _recurrent_layers(model)]
+
+
+def step(
+    model: keras.Sequential, inputs: Tensor, state: list[list[Tensor]]
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """Applies a recurrent model to one time step.
+
+    After the last step of a sequence, the output is that of `model(sequence)`:
+    step by step, audio is heard as it arrives, at the same cost for each frame.
+
+    Args:
+        model: See `initial_state`.
+        inputs: The time step's features, shape `(B, F)`, or integers `(B,)`.
+        state: The state before, from `initial_state` or the last `step`.
+
+    Returns:
+        The output, shape `(B, num_outputs)`, and the new state.
+
+    Raises:
+        ValueError: If the model can't be run step by step.
+
+    Example:
+
+    ```python
+    model = kit.gru((None, 12), 9)
+    state = kit.recurrent.initial_state(model)
+    for frame in np.zeros((20, 12)):
+        output, state = kit.recurrent.step(model, frame[None], state)
+    ```
+    """
+    _recurrent_layers(model)
+    x = ops.convert_to_tensor(inputs)
+    old, new, keep = iter(state), [], None
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Masking):
+            keep = ops.any(ops.not_equal(x, layer.mask_value), axis=-1, keepdims=True)
+        elif isinstance(layer, keras.layers.RNN):
+            before = list(next(old))
+            x, after = layer.cell(x, before)
+            if keep is not None:  # a padded step leaves everything as it was
+                pairs = zip(after, before, strict=True)
+                after = [ops.where(keep, a, b) for a, b in pairs]
+                x = after[0]  # the cell's output is its first state
+            new.append(list(after))
+        else:
+            x = layer(x)
+    return x, new
+
+
+def generate(
+    model: keras.Sequential,
+    prompt: Tensor,
+    length: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Continues sequences of integers, each token drawn from what the model expects.
+
+    One compiled `scan` that carries the state: a token costs one step, however long
+    the text before it.
+
+    Args:
+        model: Model from `(B, T)` integers to `(B, T, V)` logits, such as
+            `lstm(..., vocabulary_size=V, return_sequences=True)`.
+        prompt: Integers of shape `(B, P)`, at least one each.
+        length: Number of tokens to draw.
+        temperature: Logits are divided by it: below 1, likely tokens become
+            likelier; 0 takes the likeliest. Defaults to 1.
+        top_k: Draw from the k likeliest tokens only. Defaults to `None`, all.
+        seed: Integer.
+
+    Returns:
+        The tokens drawn, int32 of shape `(B, length)`; the same on every backend up
+        to rounding.
+
+    Raises:
+        ValueError: If `prompt` isn't `(B, P)`, or a number is out of its range.
+    """
+    prompt = ops.cast(ops.convert_to_tensor(prompt), "int32")
+    if len(prompt.shape) != 2 or not prompt.shape[1]:
+        raise ValueError(
+            "`prompt` must have the shape (batch, tokens) with one token at least, "
+            f"received {tuple(prompt.shape)}."
+        )
+    size = model.output_shape[-1]
+    for name, value, low, high in (
+        ("length", length, 1, None),
+        ("temperature", temperature, 0, None),
+        ("top_k", top_k, 1, size),
+    ):
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            most = f" and at most {high}" if high else ""
+            raise ValueError(
+                f"`{name}` must be at least {low}{most}, received {value}."
+            )
+    # Kept with the model (past Keras' tracking), so that it is compiled once.
+    programs = model.__dict__.setdefault("_generate_programs", {})
+    program = programs.get((length, top_k, temperature == 0))
+    if program is None:
+        program = _make_generate(model, length, top_k, temperature == 0)
+        programs[length, top_k, temperature == 0] = program
+    return program(prompt, float(temperature), random.key(seed))
+
+
+def _make_generate(model, length, top_k, greedy):
+    def read(state, token):
+        logits, state = step(model, token, state)
+        return state, logits
+
+    def draw(logits, temperature, key):
+        if greedy:
+            return ops.cast(ops.argmax(logits, axis=-1), "int32")
+        if top_k is not None:
+            least = ops.top_k(logits, top_k)[0][:, -1:]
+            logits = ops.where(logits < least, -float("inf"), logits)
+        return random.categorical(key, logits / temperature)
+
+    @compiled
+    def program(prompt, temperature, key):
+        state = initial_state(model, prompt.shape[0])
+        state, logits = scan(read, state, ops.transpose(prompt))  # (P, B, V)
+
+        def write(carry, _):
+            state, logits, key = carry
+            key, draw_key = ops.unstack(random.split(key))
+            token = draw(logits, temperature, draw_key)
+            state, logits = read(state, token)
+            return (state, logits, key), token
+
+        _, tokens = scan(write, (state, logits[-1], key), length=length)
+        return ops.transpose(tokens)  # (B, length)
+
+    return program
+
+
+def _recurrent_layers(model):
+    """The recurrent layers, after a check that time steps can go through alone."""
+    for layer in model.layers:
+        backwards = isinstance(layer, keras.layers.RNN) and layer.go_backwards
+        known = (keras.layers.RNN, keras.layers.Masking, *POINTWISE)
+        if not isinstance(layer, known) or backwards:
+            raise ValueError(
+                f"The layer {layer.name!r} ({type(layer).__name__}) looks at other "
+                "time steps than the present one, so the model can't be run step by "
+                "step. Recurrent layers that go forward can, and layers that treat "
+                f"each step alone: {', '.join(x.__name__ for x in POINTWISE)}."
+            )
+    return [layer for layer in model.layers if isinstance(layer, keras.layers.RNN)]
