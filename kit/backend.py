@@ -34,6 +34,9 @@ import numpy as np
 import optree
 from keras import ops
 
+from kit import kernels
+from kit.memory import keep_freed_memory
+
 __all__ = ["compile_seconds", "compiled", "gradient", "minimize", "run_eagerly", "scan"]
 
 Nested = Any  # any nesting of tuples, lists, dicts and named tuples of arrays
@@ -45,7 +48,7 @@ class _Context(threading.local):
     def __init__(self):
         self.tracing = False  # inside a compiled function that is being traced
         self.scope: Any = None  # the innermost `_Scope`, on JAX and PyTorch
-        self.in_gradient = False  # inside a function that is differentiated
+        self.depth = 0  # of functions inside each other that are differentiated
         self.frame: Any = None  # the `scan` body that is being traced, on JAX
 
 
@@ -176,12 +179,9 @@ def minimize(
         return optimizer.scale_loss(loss), (loss, aux, has_aux)
 
     (loss, aux, has_aux), grads = _engine.value_and_grad(scaled_loss_fn, variables)
-    if without := [v.path for v, g in zip(variables, grads, strict=True) if g is None]:
-        raise ValueError(
-            "minimize: the loss doesn't depend on these variables, so they get no "
-            f"gradient: {without}. Leave them out of `variables`, or check that "
-            "`loss_fn` calls the layers that hold them and stops no gradient."
-        )
+    without = [v for v, g in zip(variables, grads, strict=True) if g is None]
+    if without:
+        raise NoGradient(without)
     _engine.apply_gradients(optimizer, grads, variables)
     return (loss, aux) if has_aux else loss
 
@@ -307,6 +307,37 @@ def compile_seconds() -> float:
     That is the time of each program's tracing and first call.
     """
     return _settings["compile_seconds"]
+
+
+def can_compile(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether `minimize` can use an optimizer in a compiled function.
+
+    Args:
+        optimizer: A Keras optimizer. On PyTorch, some decide or compute outside of
+            the framework, and can only run eagerly.
+    """
+    try:
+        with _tracing():
+            _engine.check_optimizer(optimizer)
+    except ValueError:
+        return False
+    return True
+
+
+class NoGradient(ValueError):
+    """Raised by `minimize` if variables have no part in the loss.
+
+    Attributes:
+        paths: The paths of the variables, a list of strings.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable]):
+        self.paths = [variable.path for variable in variables]
+        super().__init__(
+            "minimize: the loss doesn't depend on these variables, so they get no "
+            f"gradient: {self.paths}. Leave them out of `variables`, or check that "
+            "`loss_fn` calls the layers that hold them and stops no gradient."
+        )
 
 
 # --- Compiled functions: arguments, signatures, programs --------------------
@@ -536,7 +567,7 @@ def _check_minimize(loss_fn, variables, optimizer):
                 "minimize: `variables` must hold keras.Variable objects, as in "
                 f"`model.trainable_variables`; received {type(variable).__name__}."
             )
-    if _context.in_gradient:
+    if _context.depth:
         raise ValueError(
             "minimize: called inside a function that is being differentiated; "
             "move it out of `loss_fn` (or out of the function given to `gradient`)."
@@ -657,10 +688,10 @@ class _differentiating:
     """Marks that a differentiated function runs."""
 
     def __enter__(self):
-        self._before, _context.in_gradient = _context.in_gradient, True
+        _context.depth += 1
 
     def __exit__(self, *args):
-        _context.in_gradient = self._before
+        _context.depth -= 1
 
 
 # --- JAX --------------------------------------------------------------------
@@ -694,6 +725,11 @@ class _JaxEngine:
         self.jax = jax
         self.tensor = ops.convert_to_tensor
         self.discovering = False
+        layers = keras.src.backend
+        if jax.default_backend() == "cpu":
+            _use_kernel(layers.nn, "max_pool", kernels.jax_max_pool)
+            _use_kernel(layers, "lstm", kernels.xla_lstm, scan=jax.lax.scan)
+            _use_kernel(layers, "gru", kernels.xla_gru, scan=jax.lax.scan)
 
     def trace(self, fn, arrays, inductor):
         jax = self.jax
@@ -890,6 +926,10 @@ class _TensorFlowEngine:
 
         self.tf = tf
         self.tensor = tf.convert_to_tensor  # Keras' hands variables back as they are
+        self.on_cpu = not tf.config.list_physical_devices("GPU")
+        if self.on_cpu:
+            _use_kernel(keras.src.backend, "lstm", kernels.xla_lstm, scan=scan)
+            _use_kernel(keras.src.backend, "gru", kernels.xla_gru, scan=scan)
 
     def trace(self, fn, arrays, inductor):
         tf = self.tf
@@ -902,11 +942,29 @@ class _TensorFlowEngine:
             return results
 
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in arrays]
-        program = tf.function(pure, jit_compile=True, autograph=False)
-        program = program.get_concrete_function(*specs)
+
+        def make(jit_compile):
+            program = tf.function(pure, jit_compile=jit_compile, autograph=False)
+            return program.get_concrete_function(*specs)
+
+        program = make(jit_compile=True)
+        if self.on_cpu and _has_convolution(program.graph):
+            # XLA's convolutions take several times longer on the CPU than those of
+            # TensorFlow's graphs, and in loops longer still.
+            program = make(jit_compile=False)
 
         def run(arrays):
-            return unflatten(program(*map(tf.convert_to_tensor, arrays)))
+            nonlocal program
+            tensors = list(map(tf.convert_to_tensor, arrays))
+            try:
+                return unflatten(program(*tensors))
+            except tf.errors.InvalidArgumentError as error:
+                if "unsupported operations" not in error.message:
+                    raise
+            # XLA lacks some operations, such as those that turn images.
+            with _tracing():
+                program = make(jit_compile=False)
+            return unflatten(program(*tensors))
 
         return run
 
@@ -948,7 +1006,8 @@ class _TensorFlowEngine:
             return _eager_scan(body, carry, slices, length, reverse)
 
         # Traced once as a function of its own, which tells what the loop has
-        # to allocate; the loop then calls it.
+        # to allocate; the loop then calls it. A loop that is differentiated has its
+        # body itself: XLA has to see the body's constants in the gradient.
         turn = tf.function(lambda carry, x: body(carry, x), autograph=False)
         turn = turn.get_concrete_function(
             [tf.TensorSpec(c.shape, c.dtype) for c in carry],
@@ -961,7 +1020,8 @@ class _TensorFlowEngine:
 
         def step(i, carry, arrays):
             t = length - 1 - i if reverse else i
-            carry, ys = turn(carry, [x[t] for x in slices])
+            run = body if _context.depth else turn
+            carry, ys = run(carry, [x[t] for x in slices])
             arrays = [a.write(t, y) for a, y in zip(arrays, ys, strict=True)]
             return i + 1, carry, arrays
 
@@ -973,6 +1033,13 @@ class _TensorFlowEngine:
             maximum_iterations=length,
         )
         return carry, [a.stack() for a in arrays]
+
+
+def _has_convolution(graph):
+    """Whether a graph, or a function that it calls, convolves."""
+    graph = graph.as_graph_def()
+    nodes = [graph.node, *(function.node_def for function in graph.library.function)]
+    return any("Conv" in node.op for node in itertools.chain(*nodes))
 
 
 def _refuse_creation(next_creator, **kwargs):
@@ -1001,6 +1068,13 @@ class _TorchEngine:
         self.library.impl("loop", self._run_loop, "CompositeExplicitAutograd")
         torch.library.register_fake("kit::loop", self._fake_loop, lib=self.library)
         _make_random_traceable()
+        if torch.get_default_device().type == "cpu" and not torch.cuda.is_available():
+            layers = keras.src.backend
+            _use_kernel(
+                layers.nn, "_transpose_spatial_inputs", kernels.torch_transpose_inputs
+            )
+            _use_kernel(layers, "lstm", kernels.torch_lstm)
+            _use_kernel(layers, "gru", kernels.torch_gru)
 
         tensor = torch.Tensor
         values = (tensor.numpy, tensor.__array__, tensor.tolist, tensor.item)
@@ -1101,7 +1175,7 @@ class _TorchEngine:
 
     def gradient(self, fn, leaves):
         torch = self.torch
-        nested = torch.is_grad_enabled() and _context.in_gradient
+        nested = torch.is_grad_enabled() and _context.depth
         if nested:  # stay connected with what the inputs were computed from
             leaves = [
                 x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
@@ -1186,6 +1260,10 @@ class _TorchGraph:
         finally:
             _context.frame = around
         self._lift(held)
+        for node in self.module.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.mkldnn_rnn_layer.default
+        ):
+            node.target = kernels.torch_lstm_forward
         self._simplify()
         self._own_outputs()
         self.module.graph.eliminate_dead_code()
@@ -1529,6 +1607,19 @@ def _make_random_traceable():
         setattr(keras_random, replacement.__name__, functools.wraps(original)(choose))
 
 
+def _use_kernel(module, name, kernel, **options):
+    """Puts a faster form of a function of Keras' backend into compiled programs.
+
+    Not where gradients of gradients are taken, which fused operators don't have.
+    """
+    kernels.replace(
+        module,
+        name,
+        functools.partial(kernel, **options),
+        lambda: _context.tracing and _context.depth < 2,
+    )
+
+
 def _make_engine():
     engines = {
         "jax": _JaxEngine,
@@ -1544,4 +1635,5 @@ def _make_engine():
     return engines[name]()
 
 
+keep_freed_memory()
 _engine: Any = _make_engine()

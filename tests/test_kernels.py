@@ -1,0 +1,253 @@
+"""The faster forms that compiled programs use give what Keras' own layers give."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import kit
+from kit import kernels
+
+BACKEND = keras.backend.backend()
+
+
+def value_and_gradients(model, x, compile_it):
+    """Output, input gradient and weight gradients of a weighted sum of outputs."""
+    weights = model.trainable_variables
+    before = [ops.convert_to_numpy(v) for v in weights]
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(weights)
+    outputs = keras.tree.flatten(model(x))
+    rng = np.random.default_rng(1)
+    factors = [ops.convert_to_tensor(rng.normal(size=y.shape)) for y in outputs]
+    factors = [ops.cast(factor, "float32") for factor in factors]
+
+    def weighted_sum(x):
+        pairs = zip(keras.tree.flatten(model(x)), factors, strict=True)
+        return sum(ops.sum(y * factor) for y, factor in pairs)
+
+    def run(x):
+        dx = kit.gradient(weighted_sum, x)
+        y = [ops.stop_gradient(y) for y in keras.tree.flatten(model(x))]
+        if weights:
+            kit.minimize(lambda: weighted_sum(x), weights, optimizer)
+        return y, dx
+
+    y, dx = kit.compiled(run, eager=not compile_it)(x)
+    after = [ops.convert_to_numpy(v) for v in weights]
+    for variable, value in zip(weights, before, strict=True):
+        variable.assign(value)
+    steps = [a - b for a, b in zip(after, before, strict=True)]
+    return [ops.convert_to_numpy(a) for a in (*y, dx)] + steps
+
+
+def check(model, x, **tolerance):
+    kit.initialize_weights(model, 0)
+    expected = value_and_gradients(model, x, compile_it=False)
+    found = value_and_gradients(model, x, compile_it=True)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, **{"rtol": 1e-4, "atol": 2e-5, **tolerance})
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.MaxPooling2D(2),
+        layers.MaxPooling2D(3),
+        layers.MaxPooling2D((3, 2)),
+        layers.MaxPooling2D(3, strides=2),
+        layers.MaxPooling2D(2, padding="same"),
+        layers.AveragePooling2D(2),
+        layers.GlobalMaxPooling2D(),
+    ],
+)
+def test_pooling(layer):
+    # Small integers: windows with several maxima, of which the first counts.
+    x = np.random.default_rng(0).integers(0, 3, (2, 7, 8, 3)).astype("float32")
+    check(keras.Sequential([keras.Input((7, 8, 3)), layer]), x)
+
+
+def test_pooling_of_other_ranks():
+    x = np.random.default_rng(0).normal(size=(2, 9, 3)).astype("float32")
+    check(keras.Sequential([keras.Input((9, 3)), layers.MaxPooling1D(2)]), x)
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 4, 2)).astype("float32")
+    check(keras.Sequential([keras.Input((5, 4, 4, 2)), layers.MaxPooling3D(2)]), x)
+
+
+def test_pooling_gives_a_tie_to_its_first_maximum():
+    @kit.compiled
+    def dx(x):
+        pool = layers.MaxPooling2D(2)
+        return kit.gradient(lambda x: ops.sum(pool(x)), x)
+
+    x = np.array([[1, 5], [5, 2]], "float32").reshape(1, 2, 2, 1)
+    expected = np.array([[0, 1], [0, 0]]).reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(dx(x)), expected)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_convolutions(padding, strides):
+    model = keras.Sequential(
+        [
+            keras.Input((13, 12, 1)),
+            layers.Conv2D(4, 3, strides, padding, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(3, 2, padding=padding),
+            layers.Conv2DTranspose(2, 3, strides=2, padding=padding),
+        ]
+    )
+    check(model, np.random.default_rng(0).normal(size=(3, 13, 12, 1)).astype("float32"))
+
+
+@pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"return_sequences": True, "return_state": True},
+        {"go_backwards": True, "return_sequences": True},
+        {"use_bias": False},
+        {"unroll": True},
+        {"activation": "relu"},
+    ],
+)
+def test_recurrent_layers(layer, options):
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, layer(5, **options)(inputs))
+    check(model, np.random.default_rng(0).normal(size=(4, 6, 3)).astype("float32"))
+
+
+def test_gru_with_the_reset_gate_before_the_product():
+    model = keras.Sequential([keras.Input((6, 3)), layers.GRU(5, reset_after=False)])
+    check(model, np.random.default_rng(0).normal(size=(4, 6, 3)).astype("float32"))
+
+
+@pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU])
+def test_recurrent_layers_with_mask_and_in_both_directions(layer):
+    x = np.random.default_rng(0).normal(size=(4, 6, 3)).astype("float32")
+    x[1, 3:] = 0
+    model = keras.Sequential(
+        [keras.Input((6, 3)), layers.Masking(), layers.Bidirectional(layer(5))]
+    )
+    check(model, x)
+
+
+@pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU])
+def test_state_is_handed_on(layer):
+    inputs, other = keras.Input((6, 3)), keras.Input((4, 3))
+    _, *state = layer(5, return_state=True)(inputs)
+    outputs = layer(5)(other, initial_state=state)
+    model = keras.Model([inputs, other], outputs)
+    kit.initialize_weights(model, 0)
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(2, t, 3)).astype("float32") for t in (6, 4)]
+    variables = model.trainable_variables
+    optimizer = keras.optimizers.SGD(1.0)
+    before = [ops.convert_to_numpy(v) for v in variables]
+    results = []
+    for eager in (True, False):
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        run = kit.compiled(
+            lambda a, b: kit.minimize(
+                lambda: ops.sum(model([a, b])), variables, optimizer
+            ),
+            eager=eager,
+        )
+        loss = ops.convert_to_numpy(run(*x))
+        results.append([loss, *(ops.convert_to_numpy(v) for v in variables)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "layers_",
+    [
+        [
+            layers.Conv2D(3, 2, activation="tanh"),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+        ],
+        [layers.Reshape((6, 6)), layers.GRU(4)],
+        [layers.Reshape((6, 6)), layers.LSTM(4)],
+    ],
+    ids=["cnn", "gru", "lstm"],
+)
+def test_gradients_of_gradients(layers_):
+    """Fused operators have none: there, Keras' general form serves."""
+    model = keras.Sequential([keras.Input((6, 6, 1)), *layers_, layers.Dense(1)])
+    kit.initialize_weights(model, 0)
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 1)).astype("float32")
+    variables = [v for v in model.trainable_variables if v is not model.weights[-1]]
+    before = [ops.convert_to_numpy(v) for v in variables]
+    results = []
+    for eager in (True, False):
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+        def loss_fn(x):
+            slopes = kit.gradient(lambda x: ops.sum(model(x)), x)
+            return ops.sum(slopes**2)
+
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build(variables)
+        run = kit.compiled(
+            lambda x, o=optimizer: kit.minimize(lambda: loss_fn(x), variables, o),
+            eager=eager,
+        )
+        loss = ops.convert_to_numpy(run(x))
+        results.append([loss, *(ops.convert_to_numpy(v) for v in variables)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+KERNELS = {
+    "jax": ["nn.max_pool", "lstm", "gru"],
+    "tensorflow": ["lstm", "gru"],
+    "torch": ["nn._transpose_spatial_inputs", "lstm", "gru"],
+}
+
+
+@pytest.mark.parametrize("name", KERNELS[BACKEND])
+def test_names_in_keras_backend(name):
+    """Where Keras moves one of them, kit gets slower and says nothing: this does."""
+    found = keras.src.backend
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found.__wrapped__.__module__.startswith("keras.src.backend")
+
+
+def test_compiled_programs_use_them_and_eager_runs_do_not(monkeypatch):
+    calls = []
+    check = kernels._is_standard
+    monkeypatch.setattr(
+        kernels, "_is_standard", lambda *args: calls.append(args) or check(*args)
+    )
+    model = keras.Sequential([keras.Input((6, 3)), layers.LSTM(5)])
+    x = np.zeros((1, 6, 3), "float32")
+    model(x)
+    kit.compiled(model, eager=True)(x)
+    assert not calls
+    kit.compiled(model)(x)
+    assert calls
+
+
+MEMORY = Path(__file__).parents[1] / "kit" / "memory.py"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+@pytest.mark.parametrize("ours", [True, False])
+def test_allocator_is_left_as_its_user_wants_it(ours):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    env = clean if ours else {**clean, "MALLOC_TRIM_THRESHOLD_": "131072"}
+    program = MEMORY.read_text() + "print(keep_freed_memory())"
+    result = subprocess.run(  # in a process of its own: nothing takes it back
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == str(ours), result.stderr
