@@ -12,20 +12,23 @@ mathematics is Keras': the model's own `compute_loss`, metrics and optimizer.
     model.compile("adam", "mse", jit_compile=False)  # Keras' own `fit` from now on
 
 Keras' own `fit` also runs, and gets the same results more slowly, where this one
-has no better way: data that isn't in arrays (a generator, `tf.data`, a
-`DataLoader`, a data frame), `class_weight`, `steps_per_epoch`, `run_eagerly=True`,
-a `train_step` of your own, a Keras distribution, data of more than 4 GiB.
+has no better way: data that isn't in dense arrays of numbers (a generator, `tf.data`,
+a `DataLoader`, a data frame, strings), `class_weight`, `steps_per_epoch`,
+`shuffle="batch"`, `run_eagerly=True`, a `train_step` of your own, a distribution,
+data of more than 4 GiB, an optimizer that the backend can't compile.
 """
 
 import inspect
 import math
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend import get_keras_mask, set_keras_mask
 
-from kit.backend import compiled, minimize, scan
+from kit.backend import NoGradient, can_compile, compiled, minimize, scan
 
 # Between two reports to the callbacks; few enough for a progress bar to move.
 MAX_STEPS_PER_CALL = 64
@@ -57,7 +60,14 @@ CONVOLUTIONS = (
 )
 
 
-class CompiledFit:
+# Only beside a Keras model is the mixin of use, and has it what it asks for.
+if TYPE_CHECKING:
+    from keras import Model as Mixin
+else:
+    Mixin = object
+
+
+class CompiledFit(Mixin):
     """What `Sequential` and `Model` add to Keras' classes of these names.
 
     A mixin for your own: `class VAE(kit.CompiledFit, keras.Model)`. Whatever you
@@ -70,13 +80,23 @@ class CompiledFit:
         arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs)
         # Past Keras' __setattr__, which would take what it finds for a part of the
         # model. Programs belong to the loss and optimizer that they were made with.
-        self.__dict__["_wants_programs"] = arguments.arguments.get(
-            "jit_compile", "auto"
-        ) is not False and not arguments.arguments.get("run_eagerly", False)
+        self.__dict__["_jit_choice"] = arguments.arguments.get("jit_compile", "auto")
         self.__dict__.pop("_programs", None)
+
+    def get_compile_config(self):
+        """As Keras', but with the `jit_compile` that was asked for.
+
+        Keras stores what its own `fit` made of "auto" on the present backend.
+        """
+        config = super().get_compile_config()
+        if config:
+            config["jit_compile"] = self.__dict__["_jit_choice"]
+        return config
 
     def compile_from_config(self, config):
         """Compiles a loaded model as it was compiled when it was saved."""
+        if type(self).compile is not CompiledFit.compile:
+            return super().compile_from_config(config)  # which warns
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
@@ -111,7 +131,8 @@ class CompiledFit:
             `keras.callbacks.History`.
 
         Raises:
-            ValueError: If the arrays don't have the same number of examples.
+            ValueError: If the arrays don't have the same number of examples, or have
+                none; if `batch_size` or `validation_split` is out of range.
         """
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if (
@@ -119,18 +140,18 @@ class CompiledFit:
             or class_weight is not None
             or steps_per_epoch is not None
             or validation_steps is not None
+            or shuffle == "batch"
         ):
             return super().fit(**options)
 
         data = _Data(x, y, sample_weight)
         if validation_split and validation_data is None:
             data, validation = data.split(validation_split)
-        elif validation_data is not None and self._can_compile(
-            *_unpack(validation_data), "test_step"
-        ):
-            validation = _Data(*_unpack(validation_data))
         elif validation_data is not None:
-            return super().fit(**options)
+            x, y, sample_weight = _unpack(validation_data)
+            if not self._can_compile(x, y, sample_weight, "test_step"):
+                return super().fit(**options)
+            validation = _Data(x, y, sample_weight)
         else:
             validation = None
         batch_size = batch_size or 32
@@ -143,7 +164,7 @@ class CompiledFit:
                 callbacks,
                 add_history=True,
                 add_progbar=verbose != 0,
-                verbose=1 if verbose == "auto" else verbose,
+                verbose=verbose,
                 epochs=epochs,
                 steps=batches.number,
                 model=self,
@@ -153,7 +174,9 @@ class CompiledFit:
 
         self.stop_training = False
         logs: dict[str, Any] = {}
+        epoch_logs: dict[str, Any] = {}
         progress.on_train_begin()
+        initial_epoch = self._initial_epoch or initial_epoch  # of BackupAndRestore
         for epoch in range(initial_epoch, epochs):
             self.reset_metrics()
             progress.on_epoch_begin(epoch)
@@ -165,7 +188,7 @@ class CompiledFit:
                 if self.stop_training:
                     break
             epoch_logs = dict(logs)
-            if validation is not None and _is_due(epoch, validation_freq):
+            if validation is not None and self._should_eval(epoch, validation_freq):
                 results = self._evaluate(
                     validation, validation_batch_size or batch_size, progress
                 )
@@ -176,7 +199,7 @@ class CompiledFit:
         if epochs > initial_epoch:
             # An optimizer with `use_ema` ends on the averages.
             self.optimizer.finalize_variable_values(self.trainable_weights)
-        progress.on_train_end(logs)
+        progress.on_train_end(epoch_logs)
         return self.history
 
     def evaluate(
@@ -192,6 +215,7 @@ class CompiledFit:
         **kwargs,
     ):
         """Returns the loss and the metrics, as `keras.Model.evaluate` does."""
+        self._assert_compile_called("evaluate")
         if (
             not self._can_compile(x, y, sample_weight, "test_step")
             or steps is not None
@@ -214,7 +238,7 @@ class CompiledFit:
             progress = keras.callbacks.CallbackList(
                 callbacks,
                 add_progbar=verbose != 0,
-                verbose=1 if verbose == "auto" else verbose,
+                verbose=verbose,
                 epochs=1,
                 steps=math.ceil(data.size / batch_size),
                 model=self,
@@ -227,12 +251,15 @@ class CompiledFit:
         programs = self._get_programs(data, batch_size)
         steps = self._steps_per_call(batches, progress, "test")
         logs: dict[str, Any] = {}
-        self.reset_metrics()
+        self.stop_evaluating = False
         progress.on_test_begin()
+        self.reset_metrics()
         for first, indices in batches.calls(np.arange(data.size), steps):
             progress.on_test_batch_begin(first)
             logs = _numbers(programs.test(data.arrays, indices))
             progress.on_test_batch_end(first + len(indices) - 1, logs)
+            if self.stop_evaluating:
+                break
         progress.on_test_end(logs)
         return logs
 
@@ -243,9 +270,14 @@ class CompiledFit:
         own = getattr(type(self), step)
         return (
             self.compiled
-            and self.__dict__.get("_wants_programs", False)
+            and self.__dict__.get("_jit_choice") is not False
+            and not self.run_eagerly
             and own is getattr(keras.Model, step)
             and keras.distribution.distribution() is None
+            and getattr(self, "_distribute_strategy", None) is None  # TensorFlow's
+            and not keras.config.max_epochs()
+            and not keras.config.max_steps_per_epoch()
+            and can_compile(self.optimizer)
             and x is not None
             and all(_is_numeric(array) for array in arrays)
             and sum(_num_bytes(array) for array in arrays) <= MAX_BYTES
@@ -257,6 +289,7 @@ class CompiledFit:
         self._symbolic_build(data_batch=data.example(batch_size))
         programs = self.__dict__.get("_programs")
         trainable = [id(v) for v in self.trainable_variables]
+        trainable += [layer.trainable for layer in self._flatten_layers()]
         if programs is None or programs.trainable != trainable:
             programs = self.__dict__["_programs"] = _Programs(self, trainable)
         return programs
@@ -297,6 +330,45 @@ class Model(CompiledFit, keras.Model):
     `compile(jit_compile=False)` brings Keras' own `fit` back.
     """
 
+    # Keras makes a class functional, base classes included, as soon as one object of
+    # it is. Here only the class itself is: `Model` stays what others derive from.
+
+    def __new__(cls, *args, **kwargs):
+        """Makes a `Functional` of inputs and outputs, as Keras does."""
+        functional = cls is Model and _is_functional(args, kwargs)
+        return super().__new__(Functional if functional else cls, *args, **kwargs)
+
+    def __init__(self, *args, **kwargs):
+        if _is_functional(args, kwargs):
+            _make_functional(type(self))
+            keras.src.models.Functional.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class Functional(Model, keras.src.models.Functional):
+    """What `Model(inputs, outputs)` makes."""
+
+    def __init__(self, inputs, outputs, name=None, **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+
+
+def _is_functional(args, kwargs):
+    """Whether a model's arguments are its inputs and outputs."""
+    return len(args) == 2 or (
+        "outputs" in kwargs and (len(args) == 1 or "inputs" in kwargs)
+    )
+
+
+def _make_functional(cls):
+    """Puts `Functional` in the place of `Model` among the bases of a class."""
+    if cls is Model:
+        return Functional
+    if issubclass(cls, Model) and not issubclass(cls, Functional):
+        cls.__bases__ = tuple(map(_make_functional, cls.__bases__))
+    return cls
+
 
 class _Data:
     """Arrays of a training: x, y and sample weights, each a nested structure."""
@@ -311,6 +383,8 @@ class _Data:
                 f"received arrays of lengths {sorted(sizes)}."
             )
         (self.size,) = sizes
+        if not self.size:
+            raise ValueError("x holds no example: its length is 0.")
         self.arrays = keras.tree.map_structure(_to_device, (x, y, sample_weight))
 
     def split(self, fraction):
@@ -336,6 +410,10 @@ class _Batches:
     """Divides the examples into batches, and the batches into programs' calls."""
 
     def __init__(self, size, batch_size):
+        if batch_size != int(batch_size) or batch_size < 1:
+            raise ValueError(
+                f"batch_size must be a positive integer, received {batch_size}."
+            )
         self.size = size
         self.batch_size = batch_size
         self.full, self.rest = divmod(size, batch_size)
@@ -364,11 +442,27 @@ class _Programs:
     def __init__(self, model, trainable):
         self.model = model
         self.trainable = trainable
-        self.kwargs = "training" in inspect.signature(model.call).parameters
+        # One that was overridden may return more than the results of the metrics,
+        # which one call after the last step tells as well.
+        own = type(model).compute_metrics
+        self.own_logs = own is not keras.Model.compute_metrics
+        self.reaches_all = True  # whether each variable has a part in the loss
         self._train = compiled(self._train_program)
         self._test = compiled(self._test_program)
 
     def train(self, data, indices):
+        try:
+            return self._train(data, indices)
+        except NoGradient as error:
+            paths = error.paths  # such as those of an output without a loss
+        # Nothing has happened yet: it is found out while the program is made.
+        warnings.warn(
+            f"The loss doesn't depend on these variables: {paths}. Their gradients "
+            "are zero.",
+            stacklevel=3,
+        )
+        self.reaches_all = False
+        self._train = compiled(self._train_program)
         return self._train(data, indices)
 
     def test(self, data, indices):
@@ -382,28 +476,40 @@ class _Programs:
 
     def _repeat(self, step, data, indices):
         if indices.shape[0] == 1:
-            step(_take(data, indices[0]))
+            logs = step(_take(data, indices[0]))
         else:
-            scan(lambda _, i: (None, step(_take(data, i))), None, indices)
-        return self.model.get_metrics_result()
+            _, logs = scan(lambda _, i: (None, step(_take(data, i))), None, indices)
+            logs = {name: values[-1] for name, values in logs.items()}
+        return logs or self.model.get_metrics_result()
 
     def _train_step(self, batch):
-        def loss_fn():
-            return self._forward(batch, training=True)
-
         variables = self.model.trainable_variables
+
+        def loss_fn():
+            loss, y_pred = self._forward(batch, training=True)
+            # Masks hang on the tensors, which are others outside of the gradient.
+            masks = [get_keras_mask(array) for array in keras.tree.flatten(y_pred)]
+            if not self.reaches_all:
+                nothing = [ops.cast(ops.sum(v * 0.0), loss.dtype) for v in variables]
+                loss += sum(nothing)
+            return loss, (y_pred, masks)
+
         if variables:
-            loss, y_pred = minimize(loss_fn, variables, self.model.optimizer)
+            loss, aux = minimize(loss_fn, variables, self.model.optimizer)
         else:
-            loss, y_pred = loss_fn()
-        self._update_metrics(batch, loss, y_pred)
+            loss, aux = loss_fn()
+        y_pred, masks = aux
+        for array, mask in zip(keras.tree.flatten(y_pred), masks, strict=True):
+            if mask is not None:
+                set_keras_mask(array, mask)
+        return self._update_metrics(batch, loss, y_pred)
 
     def _test_step(self, batch):
-        self._update_metrics(batch, *self._forward(batch, training=False))
+        return self._update_metrics(batch, *self._forward(batch, training=False))
 
     def _forward(self, batch, training):
         x, y, sample_weight = batch
-        kwargs = {"training": training} if self.kwargs else {}
+        kwargs = {"training": training} if self.model._call_has_training_arg else {}
         y_pred = self.model(x, **kwargs)
         loss = self.model._compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
@@ -412,9 +518,10 @@ class _Programs:
 
     def _update_metrics(self, batch, loss, y_pred):
         x, y, sample_weight = batch
-        size = keras.tree.flatten(x)[0].shape[0]
+        size = next(a.shape[0] for a in keras.tree.flatten(x) if a is not None)
         self.model._loss_tracker.update_state(loss, sample_weight=size)
-        self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        logs = self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return logs if self.own_logs else {}
 
 
 def _take(data, indices):
@@ -433,9 +540,15 @@ def _unpack(data):
 
 
 def _is_numeric(array):
+    """Whether it is a dense array or tensor, of numbers that fit into 32 bits."""
     if isinstance(array, np.ndarray):
+        if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
+            return array.ndim > 0 and -(2**31) <= array.min() <= array.max() < 2**31
         return array.ndim > 0 and array.dtype.kind in "fiub"
-    return keras.ops.is_tensor(array) and len(array.shape) > 0
+    if not isinstance(array, type(ops.zeros(()))) or not len(array.shape):
+        return False
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    return dtype == "bool" or dtype.startswith(("float", "bfloat", "int", "uint"))
 
 
 def _num_bytes(array):
@@ -443,34 +556,41 @@ def _num_bytes(array):
 
 
 def _to_device(array):
+    """A tensor with floats of Keras' own kind, and 32-bit integers."""
     if array is None:
         return None
-    if isinstance(array, np.ndarray) and array.dtype.itemsize == 8:
-        kind = array.dtype.kind
-        array = array.astype(
-            {"f": keras.config.floatx(), "i": "int32"}.get(kind, "uint32")
-        )
+    floatx = keras.config.floatx()
+    if not isinstance(array, np.ndarray):
+        is_float = "float" in keras.backend.standardize_dtype(array.dtype)
+        return ops.cast(array, floatx) if is_float else array
+    if array.dtype.kind == "f":
+        array = array.astype(floatx, copy=False)
+    elif array.dtype.itemsize == 8:
+        array = array.astype("int32")
     return ops.convert_to_tensor(array)
 
 
 def _numbers(logs):
-    """A dict of Python floats, nested where Keras' is."""
-    return {
-        name: _numbers(x) if isinstance(x, dict) else float(ops.convert_to_numpy(x))
-        for name, x in logs.items()
-    }
+    """A flat dict of Python floats, in Keras' order; of arrays where it has those."""
+    numbers: dict[str, Any] = {}
+    for name, value in sorted(logs.items()):
+        if isinstance(value, dict):
+            numbers |= _numbers(value)
+        else:
+            value = ops.convert_to_numpy(value)
+            numbers[name] = value if value.ndim else float(value)
+    return numbers
 
 
 def _overrides(callback, hooks):
     """Whether a callback does anything in `hooks`; the progress bar can wait."""
     if isinstance(callback, keras.callbacks.ProgbarLogger):
         return False
-    base = keras.callbacks.Callback
+    idle: list[Any] = [keras.callbacks.Callback]
+    if getattr(callback, "save_freq", None) == "epoch":
+        idle += [keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore]
     return any(
-        getattr(getattr(callback, hook), "__func__", None) is not getattr(base, hook)
+        getattr(getattr(callback, hook), "__func__", None)
+        not in [getattr(cls, hook) for cls in idle]
         for hook in hooks
     )
-
-
-def _is_due(epoch, freq):
-    return (epoch + 1) % freq == 0 if isinstance(freq, int) else epoch + 1 in freq
