@@ -7,27 +7,24 @@ Every contestant starts from the same weights, takes the same NumPy batches in t
 same order, minimises the mean squared error with Adam, and hands its loss to the
 host after a pass over the batches; acting hands the Q-values over at every call,
 since an environment waits for them. Their last losses must agree to 1e-3, or the
-benchmark raises. They run in turns (A B C A B C ...), so that a noisy machine
-disturbs them all alike; a ratio is the median of the ratios within the turns.
+benchmark raises. They run in turns (see rounds.py).
 
 The native code is what a good practitioner writes without Keras; the row `native`
 is its fastest form without a loop over batches, and without TorchInductor. For that
 this file asks which backend runs, as in the kit only `kit/backend.py` does.
 """
 
-import json
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from rounds import Tasks, adam, measure, print_table, summary, write_report
 
 import kit
-from kit.recipe import versions
 
 NETWORKS = {  # name: (units of all layers from the input on, batch size)
     "4-120-84-2": ((4, 120, 84, 2), 128),
@@ -40,7 +37,6 @@ Array = Any  # an array of the running backend, or of NumPy
 Step = Callable[[np.ndarray, np.ndarray], Array]  # batch (B, ...) -> loss
 Pass = Callable[[np.ndarray, np.ndarray], Array]  # batches (S, B, ...) -> last loss
 Act = Callable[[np.ndarray], np.ndarray]  # observation (1, ...) -> Q-values
-Tasks = dict[str, Any]  # contestant -> function of no arguments
 
 
 def main(
@@ -80,16 +76,19 @@ def main(
         native_train, native_act = NATIVE[keras.backend.backend()](weights, inductor)
         train = native_train | keras_train(weights) | kit_train(weights, inductor)
         act = native_act | keras_act(weights) | kit_act(weights)
-        for task, contestants in (
-            (f"train {name}, batch {batch_size}", whole_passes(train, xs, ys)),
-            (f"act {name}, batch 1", whole_plays(act, xs[:, :1])),
+        for task, contestants, keras_own in (
+            (
+                f"train {name}, batch {batch_size}",
+                whole_passes(train, xs, ys),
+                KERAS_TRAIN,
+            ),
+            (f"act {name}, batch 1", whole_plays(act, xs[:, :1]), KERAS_ACT),
         ):
             times = measure(task, contestants, batches, seconds, rounds)
-            rows += [{"task": task, **row} for row in summary(times)]
-    print_table(rows)
+            rows += [{"task": task, **row} for row in summary(times, keras_own)]
+    print_table(rows, "microseconds a step, or an act", "train_on_batch, or model(x)")
     if output is not None:
-        report = {"backend": keras.backend.backend(), "versions": versions()}
-        output.write_text(json.dumps({**report, "rows": rows}, indent=2) + "\n")
+        write_report(output, rows)
     return rows
 
 
@@ -103,86 +102,19 @@ def draw_weights(units: tuple[int, ...], rng: np.random.Generator) -> list[np.nd
 
 
 def whole_passes(train: dict[str, Pass], xs: np.ndarray, ys: np.ndarray) -> Tasks:
-    return {who: lambda run=run: float(run(xs, ys)) for who, run in train.items()}
+    return {who: partial(_loss_of, run, xs, ys) for who, run in train.items()}
 
 
 def whole_plays(act: dict[str, Act], xs: np.ndarray) -> Tasks:
-    return {who: lambda run=run: [run(x) for x in xs][-1] for who, run in act.items()}
+    return {who: partial(_last_of, run, xs) for who, run in act.items()}
 
 
-def measure(
-    task: str,
-    contestants: Tasks,
-    calls: int,
-    seconds: float,
-    rounds: int,
-) -> dict[str, list[float]]:
-    """Returns microseconds a call: for each contestant, one figure a round."""
-    results = {who: run() for who, run in contestants.items()}  # compiles, too
-    expected = results["native"]
-    for who, result in results.items():
-        if not np.allclose(result, expected, rtol=1e-3, atol=1e-5):
-            raise AssertionError(f"{task}: {who} computes {result}, native {expected}.")
-    repeats = {}
-    for who, run in contestants.items():
-        start = time.perf_counter()
-        run()
-        repeats[who] = max(1, round(seconds / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {who: [] for who in contestants}
-    for _ in range(rounds):
-        for who, run in contestants.items():
-            start = time.perf_counter()
-            for _ in range(repeats[who]):
-                run()
-            elapsed = time.perf_counter() - start
-            times[who].append(1e6 * elapsed / (repeats[who] * calls))
-    return times
+def _loss_of(run: Pass, xs: np.ndarray, ys: np.ndarray) -> float:
+    return float(run(xs, ys))
 
 
-def summary(times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Returns a row for each contestant."""
-
-    def ratio(a: str, b: str) -> float:
-        pairs = zip(times[a], times[b], strict=True)
-        return statistics.median(x / y for x, y in pairs)
-
-    keras_own = "keras train_on_batch" if "keras train_on_batch" in times else KERAS_ACT
-    return [
-        {
-            "contestant": who,
-            "median_us": statistics.median(column),
-            "min_us": min(column),
-            "of_native": ratio(who, "native"),
-            "keras_of_it": ratio(keras_own, who),
-        }
-        for who, column in times.items()
-    ]
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"{keras.backend.backend()}: microseconds a step, or an act",
-        caption="x Keras: how many times faster than train_on_batch, or model(x)",
-    )
-    table.add_column("")
-    for column in ("median", "min", "time / native", "x Keras"):
-        table.add_column(column, justify="right")
-    task = None
-    for row in rows:
-        if row["task"] != task:
-            table.add_section()
-            table.add_row(task := row["task"], style="bold")
-        table.add_row(
-            "  " + row["contestant"],
-            f"{row['median_us']:,.0f}",
-            f"{row['min_us']:,.0f}",
-            f"{row['of_native']:.2f}",
-            f"{row['keras_of_it']:.1f}",
-        )
-    Console().print(table)
+def _last_of(run: Act, xs: np.ndarray) -> np.ndarray:
+    return [run(x) for x in xs][-1]
 
 
 def one_by_one(step: Step) -> Pass:
@@ -198,6 +130,7 @@ def one_by_one(step: Step) -> Pass:
 
 # --- Keras and the kit ------------------------------------------------------
 
+KERAS_TRAIN = "keras train_on_batch"
 KERAS_ACT = "keras model(x)"
 
 
@@ -221,7 +154,7 @@ def keras_train(weights: list[np.ndarray]) -> dict[str, Pass]:
         model.reset_metrics()  # the loss it returns is a mean since the last reset
         return model.train_on_batch(xs[-1], ys[-1])
 
-    return {"keras train_on_batch": run}
+    return {KERAS_TRAIN: run}
 
 
 def keras_act(weights: list[np.ndarray]) -> dict[str, Act]:
@@ -281,14 +214,6 @@ def forward(weights, x, relu):
     return x @ weights[-2] + weights[-1]
 
 
-def adam(w, g, m, v, t, sqrt):
-    """One weight's step by Kingma and Ba, 2015, with Keras' epsilon."""
-    m = m + 0.1 * (g - m)
-    v = v + 0.001 * (g * g - v)
-    rate = LEARNING_RATE * sqrt(1 - 0.999**t) / (1 - 0.9**t)
-    return w - rate * m / (sqrt(v) + 1e-7), m, v
-
-
 def native_jax(
     weights: list[np.ndarray], inductor: bool
 ) -> tuple[dict[str, Pass], dict[str, Act]]:
@@ -304,7 +229,7 @@ def native_jax(
 
         loss, grads = jax.value_and_grad(loss_fn)(weights)
         new = [
-            adam(*each, t + 1, jnp.sqrt)
+            adam(*each, t + 1, jnp.sqrt, LEARNING_RATE)
             for each in zip(weights, grads, ms, vs, strict=True)
         ]
         return (*map(list, zip(*new, strict=True)), t + 1), loss
@@ -352,9 +277,8 @@ def native_tensorflow(
             grads = tape.gradient(loss, variables)
             t.assign_add(1.0)
             for w, g, m, v in zip(variables, grads, ms, vs, strict=True):
-                for old, new in zip(
-                    (w, m, v), adam(w, g, m, v, t, tf.sqrt), strict=True
-                ):
+                values = adam(w, g, m, v, t, tf.sqrt, LEARNING_RATE)
+                for old, new in zip((w, m, v), values, strict=True):
                     old.assign(new)
             return loss
 
@@ -450,7 +374,9 @@ def native_torch(
             t += 1
             for w, g, m, v in zip(weights, grads, ms, vs, strict=True):
                 for old, new in zip(
-                    (w, m, v), adam(w, g, m, v, t, torch.sqrt), strict=True
+                    (w, m, v),
+                    adam(w, g, m, v, t, torch.sqrt, LEARNING_RATE),
+                    strict=True,
                 ):
                     old.copy_(new)
             return loss
