@@ -4,7 +4,13 @@ Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and
 stands on four functions: `compiled`, `minimize`, `gradient` and `scan`.
 """
 
-from kit import random, recurrent
+from kit import data, ngram, random, recurrent
+from kit.autoencoder import (
+    Autoencoder,
+    DenoisingAutoencoder,
+    VariationalAutoencoder,
+    autoencoder,
+)
 from kit.backend import (
     compile_seconds,
     compiled,
@@ -14,7 +20,7 @@ from kit.backend import (
     scan,
 )
 from kit.callbacks import Evaluation
-from kit.cnn import cnn
+from kit.cnn import RandomAffine, cnn
 from kit.dqn import DQN, Dueling, q_network
 from kit.initialization import initialize_weights
 from kit.mlp import mlp
@@ -24,21 +30,28 @@ from kit.recurrent import gru, lstm, rnn
 __version__ = "0.1.0"
 
 __all__ = [
+    "Autoencoder",
     "CompiledFit",
     "DQN",
+    "DenoisingAutoencoder",
     "Dueling",
     "Evaluation",
     "Model",
+    "RandomAffine",
     "Sequential",
+    "VariationalAutoencoder",
+    "autoencoder",
     "cnn",
     "compile_seconds",
     "compiled",
+    "data",
     "gradient",
     "gru",
     "initialize_weights",
     "lstm",
     "minimize",
     "mlp",
+    "ngram",
     "q_network",
     "random",
     "recurrent",
