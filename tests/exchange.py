@@ -1,0 +1,90 @@
+"""Runs the recipes small, or opens what another backend left; for test_exchange.py.
+
+    KERAS_BACKEND=jax python tests/exchange.py save folder
+    KERAS_BACKEND=torch python tests/exchange.py load folder
+
+`save` leaves folder/jax/<run>/model.keras of each run, and inputs and outputs in
+model.npz. `load` opens every model that it finds there, and leaves the outputs that
+it computes in torch.npz beside them.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+import kit  # noqa: F401 (registers its classes)
+
+ROOT = Path(__file__).parents[1]
+
+RUNS = {  # name of the run: recipe and arguments
+    "mlp": ("mlp", {"folds": 2, "epochs": 2}),
+    "mlp_regression": ("mlp", {"dataset": "diabetes", "folds": 2, "epochs": 2}),
+    "cnn": ("cnn", {"epochs": 1, "filters": (4, 4, 4), "svc_examples": 200}),
+    "rnn": ("rnn", {"units": (4,), "epochs": 1, "batch_size": 512}),
+    "lstm": (
+        "lstm",
+        {"text": ROOT / "README.md", "units": (8,), "epochs": 1, "max_ngram_order": 2},
+    ),
+    "gru": ("gru", {"units": (8,), "epochs": 1}),
+    "autoencoder": ("autoencoder", {"epochs": 1}),
+    "denoising": ("autoencoder", {"variant": "denoising", "epochs": 1}),
+    "variational": ("autoencoder", {"variant": "variational", "epochs": 1}),
+    "dqn": ("dqn", {"total_timesteps": 300, "learning_starts": 100, "units": (8,)}),
+}
+
+
+def load_main(recipe):
+    path = ROOT / "recipes" / f"{recipe}.py"
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def parts(model):
+    """The networks of a model, each with one input and one output."""
+    names = ("encoder", "decoder", "q_network")
+    found = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    return found or {"model": model}
+
+
+def inputs_for(network):
+    rng = np.random.default_rng(0)
+    shape = [3, *(7 if size is None else size for size in network.input_shape[1:])]
+    if "int" in network.inputs[0].dtype:
+        return rng.integers(0, 20, shape).astype("int32")
+    return rng.uniform(0, 5, shape).astype("float32")
+
+
+def save(folder):
+    for name, (recipe, arguments) in RUNS.items():
+        run = folder / keras.backend.backend() / name
+        load_main(recipe)(**arguments, verbose=0, output_dir=run)
+        model = keras.saving.load_model(run / "model.keras")
+        arrays = {}
+        for part, network in parts(model).items():
+            arrays[f"{part}_inputs"] = x = inputs_for(network)
+            arrays[f"{part}_outputs"] = keras.ops.convert_to_numpy(network(x))
+        np.savez(run / "model.npz", **arrays)
+
+
+def load(folder):
+    backend = keras.backend.backend()
+    for path in sorted(folder.glob("*/*/model.keras")):
+        model = keras.saving.load_model(path)
+        arrays = np.load(path.with_name("model.npz"))
+        outputs = {
+            part: keras.ops.convert_to_numpy(network(arrays[f"{part}_inputs"]))
+            for part, network in parts(model).items()
+        }
+        np.savez(path.with_name(f"{backend}.npz"), **outputs)
+
+
+if __name__ == "__main__":
+    {"save": save, "load": load}[sys.argv[1]](Path(sys.argv[2]))

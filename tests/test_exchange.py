@@ -1,0 +1,46 @@
+"""What a recipe saves under one backend gives the same outputs under the others.
+
+Needs all three backends, each in processes of its own: `tox -e exchange`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exchange import RUNS
+
+BACKENDS = ("tensorflow", "jax", "torch")
+SCRIPT = Path(__file__).with_name("exchange.py")
+
+pytestmark = pytest.mark.exchange
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exchange")
+    for task in ("save", "load"):
+        for backend in BACKENDS:
+            subprocess.run(
+                [sys.executable, SCRIPT, task, folder],
+                env={**os.environ, "KERAS_BACKEND": backend},
+                check=True,
+            )
+    return folder
+
+
+@pytest.mark.parametrize("reader", BACKENDS)
+@pytest.mark.parametrize("writer", BACKENDS)
+@pytest.mark.parametrize("run", RUNS)
+def test_models_mean_the_same_everywhere(folder, run, writer, reader):
+    written = np.load(folder / writer / run / "model.npz")
+    read = np.load(folder / writer / run / f"{reader}.npz")
+    assert len(read.files) == len(written.files) // 2
+    for part in read.files:
+        expected = written[f"{part}_outputs"]
+        assert np.ptp(expected) > 0
+        np.testing.assert_allclose(
+            read[part], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+        )
