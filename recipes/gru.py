@@ -1,0 +1,311 @@
+r"""Teaches a GRU to tell who is speaking, while the speech is still arriving.
+
+What there is to learn here: how sequences of different lengths are trained together,
+padded and masked; how normalization and noise go into the model, so that it takes raw
+frames; and how the same model, one frame after the other (`kit.recurrent.step`),
+gives at the end of an utterance the answer that it gives on the whole.
+
+    KERAS_BACKEND=jax python recipes/gru.py
+    KERAS_BACKEND=torch python recipes/gru.py --units 64 --noise 0.3
+
+The data: nine men say the Japanese vowels "ae", 7 to 29 frames of 12 cepstrum
+coefficients, one frame each 6.4 ms; 270 utterances to train on, 370 to test on. So few
+want much regularization: altered copies, noise, dropout and smoothed labels. They and
+the number of epochs were chosen by cross-validation on the training part, in folds of
+consecutive utterances: what was recorded together stays together.
+
+To expect: 98.4 % of the test utterances (JAX, seed 0, a minute). A linear model of the
+mean, spread and extremes of whole utterances gets 98.9 %, two utterances more: with 270
+short ones to learn from, that is hard to beat. But it has to wait for the end.
+
+Only layers that go forward can listen like this: a Bidirectional one would have to
+wait for the end. Your own data: let `load_data` return lists of arrays `(T, F)`.
+
+Paper: Cho et al., 2014, https://arxiv.org/abs/1406.1078. Data: Kudo, Toyama and
+Shimbo, 1999, https://doi.org/10.1016/S0167-8655(99)00077-X.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import kit
+from kit.recipe import Run
+
+# Marks what isn't there; not 0, which is what digital silence would be. It's the mask
+# that sees it: masked frames never reach the normalization.
+PADDING = -1000.0
+FRAME_MILLISECONDS = 6.4
+
+
+class Speech(NamedTuple):
+    """Utterances, each of shape `(T, F)` with its own T, and who speaks, from 0."""
+
+    utterances: list[np.ndarray]
+    speakers: np.ndarray
+
+
+def load_data() -> tuple[Speech, Speech]:
+    """Returns utterances to train on and to test on. The place to put in your own."""
+    try:
+        from sktime.datasets import load_japanese_vowels
+    except ImportError as error:
+        raise ImportError(
+            "The speech comes with sktime, which isn't installed: "
+            "`python -m pip install sktime`, or kit's extra `recipes`."
+        ) from error
+
+    def load(split: str) -> Speech:
+        frames, names = load_japanese_vowels(split=split, return_type="df-list")
+        utterances = [table.to_numpy("float32") for table in frames]
+        return Speech(utterances, names.astype("int32") - 1)
+
+    return load("train"), load("test")
+
+
+def main(
+    *,
+    units: tuple[int, ...] = (64, 64),
+    copies: int = 10,
+    offset: float = 0.3,
+    frame_dropout: float = 0.3,
+    noise: float = 0.3,
+    dropout: float = 0.5,
+    label_smoothing: float = 0.1,
+    learning_rate: float = 3e-3,
+    batch_size: int = 30,
+    epochs: int = 8,
+    seed: int = 0,
+    output_dir: Path | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Trains a GRU on speech and tests it, at once and frame by frame.
+
+    Args:
+        units: Size of the state of each GRU layer.
+        copies: Altered copies of each training utterance. Their number times that of
+            the epochs is how often an utterance is heard.
+        offset: Standard deviation of what is added to all frames of a copy, one
+            number for each coefficient, in standard deviations of that coefficient.
+        frame_dropout: Share of the frames that a copy leaves out.
+        noise: Standard deviation of the noise on each normalized frame in training,
+            from 0 to 1.
+        dropout: Share of each GRU layer's outputs to drop in training.
+        label_smoothing: Share of the certainty that the labels give away.
+        learning_rate: Step size of Adam at the start; it falls to 0 as a cosine does.
+        batch_size: Utterances in a gradient step.
+        epochs: Passes over the training part.
+        seed: Seed of everything that is drawn.
+        output_dir: Folder for the results; runs/gru-<backend>-<seed> if not given.
+        verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
+
+    Returns:
+        What metrics.json holds.
+    """
+    run = Run("gru", seed=seed, output_dir=output_dir, config=locals())
+    train, test = load_data()
+    check_arguments(len(train.utterances), **run.config)
+    num_speakers = int(train.speakers.max()) + 1
+    altered = augment(train, copies, offset, frame_dropout, seed)
+    x_train, x_test = pad(altered.utterances), pad(test.utterances)  # (N, T, F)
+    y_train = keras.utils.to_categorical(altered.speakers, num_speakers)
+
+    normalization = keras.layers.Normalization()
+    normalization.adapt(np.concatenate(train.utterances))  # without the padding
+    model = kit.gru(
+        (None, x_train.shape[-1]),
+        num_speakers,
+        units=units,
+        output_activation="softmax",
+        mask_value=PADDING,
+        dropout=dropout,
+        preprocessing=[normalization, keras.layers.GaussianNoise(noise)],
+    )
+    kit.initialize_weights(model, seed)
+    steps = epochs * -(-len(x_train) // batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    model.compile(
+        # Gradients through many time steps can explode: their norm is held to 1.
+        optimizer=keras.optimizers.Adam(schedule, clipnorm=1.0),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        metrics=["accuracy"],
+    )
+    times: list[float] = []
+    clock = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: times.append(time.perf_counter())
+    )
+    started = time.perf_counter()
+    history = model.fit(
+        x_train,
+        y_train,
+        batch_size=batch_size,
+        epochs=epochs,
+        callbacks=[clock],
+        verbose=verbose,
+    )
+    seconds = np.median(np.diff([started, *times]))
+
+    whole = model.predict(x_test, batch_size=len(x_test), verbose=0)
+    heard, frame_seconds = listen(model, x_test)  # (N, T, speakers)
+    says = heard.argmax(-1)
+    linear = fit_linear(train)
+    linear_accuracy = linear.score(summarize(test.utterances), test.speakers)
+
+    model.save(run.output_dir / "model.keras")
+    lengths = [len(u) for u in test.utterances]
+    with run.figure("result.png", figsize=(11, 4.6)) as figure:
+        draw(figure, test.speakers, says, lengths, linear_accuracy)
+        figure.suptitle(f"GRU: who is speaking? ({run.backend}, seed {seed})")
+    return run.finish(
+        history=history,
+        metrics={
+            "test_accuracy": accuracy_score(test.speakers, whole.argmax(-1)),
+            "streamed_accuracy": accuracy_score(test.speakers, says[:, -1]),
+            "streamed_difference": np.abs(heard[:, -1] - whole).max(),
+            "milliseconds_per_frame": 1e3 * frame_seconds,
+            "test_utterances": len(x_test),
+        },
+        baselines={"linear_test_accuracy": linear_accuracy},
+        throughput=(len(x_train) / seconds, "samples/s"),
+        compile_seconds=kit.compile_seconds(),
+    )
+
+
+def check_arguments(num_train: int, **config: Any) -> None:
+    """Refuses values that would only be found out in the middle of the run."""
+    for name, low, high in (
+        ("copies", 1, 1000),
+        ("offset", 0, 10),
+        ("frame_dropout", 0, 0.99),
+        ("noise", 0, 1),
+        ("dropout", 0, 0.99),
+        ("label_smoothing", 0, 0.99),
+        ("learning_rate", 1e-8, 1),
+        ("batch_size", 1, num_train),
+        ("epochs", 1, 100_000),
+        ("units", 1, 100_000),
+    ):
+        values = np.ravel(config[name])
+        if not values.size or not ((low <= values) & (values <= high)).all():
+            raise ValueError(
+                f"{name}={config[name]} must be from {low} to {high:,}"
+                f"{', one number for each layer' if name == 'units' else ''}."
+            )
+
+
+def pad(utterances: list[np.ndarray]) -> np.ndarray:
+    """Returns one array (N, T, F): the shorter utterances go on with `PADDING`."""
+    if any((u == PADDING).all(-1).any() for u in utterances):
+        raise ValueError(f"A frame is all {PADDING}: choose another PADDING.")
+    return keras.utils.pad_sequences(
+        utterances, dtype="float32", padding="post", value=PADDING
+    )
+
+
+def augment(
+    speech: Speech, copies: int, offset: float, frame_dropout: float, seed: int
+) -> Speech:
+    """Returns altered copies, as other days and microphones might have made them.
+
+    A channel adds a constant to each cepstrum coefficient; with frames left out,
+    one speaks faster.
+    """
+    rng = np.random.default_rng(seed)
+    scale = offset * np.concatenate(speech.utterances).std(0)
+    utterances = []
+    for frames in speech.utterances * copies:
+        keep = rng.random(len(frames)) >= frame_dropout
+        keep[rng.integers(len(frames))] = True  # one at least
+        constant = rng.normal(size=frames.shape[1]) * scale
+        utterances.append((frames[keep] + constant).astype("float32"))
+    return Speech(utterances, np.tile(speech.speakers, copies))
+
+
+def listen(model: keras.Sequential, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Hears one frame after the other.
+
+    Returns:
+        The answers after each frame, `(N, T, speakers)`, and the median of the
+        seconds that a frame takes when one utterance is heard. Padded frames leave
+        the last answer as it was.
+    """
+
+    @kit.compiled
+    def hear(frame, state):
+        return kit.recurrent.step(model, frame, state)
+
+    def run(x):
+        state, answers, seconds = kit.recurrent.initial_state(model, len(x)), [], []
+        for t in range(x.shape[1]):
+            started = time.perf_counter()
+            answer, state = hear(x[:, t], state)
+            answers.append(keras.ops.convert_to_numpy(answer))
+            seconds.append(time.perf_counter() - started)
+        return np.stack(answers, axis=1), float(np.median(seconds))
+
+    return run(x)[0], run(x[:1])[1]
+
+
+def summarize(utterances: list[np.ndarray]) -> np.ndarray:
+    """Returns the statistics of each utterance, which a linear model can take."""
+    return np.stack([
+        np.hstack([u.mean(0), u.std(0), u.min(0), u.max(0), u[0], u[-1], len(u)])
+        for u in utterances
+    ])  # fmt: skip
+
+
+def fit_linear(train: Speech) -> GridSearchCV:
+    """Logistic regression on the statistics, C chosen by cross-validation."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+    grid = {"logisticregression__C": np.logspace(-3, 2, 11)}
+    folds = StratifiedKFold(5, shuffle=True, random_state=1)
+    search = GridSearchCV(model, grid, cv=folds)
+    return search.fit(summarize(train.utterances), train.speakers)
+
+
+def draw(figure, speakers, says, lengths, linear_accuracy) -> None:
+    """Draws who was taken for whom, and how soon it was known."""
+    left, right = figure.subplots(1, 2)
+    numbers = range(1, speakers.max() + 2)
+    matrix = ConfusionMatrixDisplay.from_predictions(
+        speakers, says[:, -1], ax=left, cmap="Blues", colorbar=False,
+        display_labels=numbers,
+    )  # fmt: skip
+    for text in matrix.text_.ravel():
+        text.set_visible(text.get_text() != "0")
+    left.set(title="After the whole utterance", xlabel="taken for", ylabel="speaker")
+
+    frames = np.arange(1, says.shape[1] + 1)
+    ended = [np.mean(np.less_equal(lengths, t)) for t in frames]
+    accuracy = (says == speakers[:, None]).mean(0)
+    right.fill_between(frames, ended, color="0.9", label="utterances that have ended")
+    right.axhline(
+        linear_accuracy, color="C1", linestyle="--",
+        label=f"linear model, whole utterance: {linear_accuracy:.1%}",
+    )  # fmt: skip
+    right.plot(
+        frames, accuracy, marker="o", markersize=4,
+        label=f"GRU, frame by frame: {accuracy[-1]:.1%} in the end",
+    )  # fmt: skip
+    right.set(
+        title="While it is heard",
+        xlabel=f"frames heard (one each {FRAME_MILLISECONDS} ms)",
+        ylabel="share of the test utterances",
+        xlim=(1, frames[-1]),
+        ylim=(0, 1.03),
+    )
+    right.legend(loc="lower right")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
