@@ -19,7 +19,7 @@ from kit.backend import (
     run_eagerly,
     scan,
 )
-from kit.callbacks import Evaluation
+from kit.callbacks import EpochTimer, Evaluation
 from kit.cnn import RandomAffine, cnn
 from kit.dqn import DQN, Dueling, q_network
 from kit.initialization import initialize_weights
@@ -35,6 +35,7 @@ __all__ = [
     "DQN",
     "DenoisingAutoencoder",
     "Dueling",
+    "EpochTimer",
     "Evaluation",
     "Model",
     "RandomAffine",

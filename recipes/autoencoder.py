@@ -25,7 +25,6 @@ denoising Vincent et al., 2008, https://doi.org/10.1145/1390156.1390294; variati
 Kingma and Welling, 2014, https://arxiv.org/abs/1312.6114.
 """
 
-import time
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -215,10 +214,6 @@ def train(
     steps = epochs * -(-len(x) // batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(keras.optimizers.Adam(schedule))
-    times = [time.perf_counter()]
-    clock = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: times.append(time.perf_counter())
-    )
     keep_best = keras.callbacks.EarlyStopping(
         patience=epochs,  # never stops
         restore_best_weights=True,
@@ -229,10 +224,10 @@ def train(
         epochs=epochs,
         validation_data=(valid, target),
         validation_batch_size=len(valid),
-        callbacks=[clock, keep_best],
+        callbacks=[kit.EpochTimer(), keep_best],
         verbose=verbose,
     )
-    return history, len(x) / np.median(np.diff(times))
+    return history, len(x) / np.median(history.history["seconds"])
 
 
 def add_noise(x: np.ndarray, stddev: float, seed: int) -> np.ndarray:

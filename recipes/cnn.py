@@ -20,7 +20,6 @@ https://doi.org/10.1109/ICDAR.2003.1227801). To choose settings, compare them wi
 """
 
 import math
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +159,7 @@ def main(
         batch_size=batch_size,
         epochs=epochs,
         validation_split=validation,
-        callbacks=[EpochTimer()],
+        callbacks=[kit.EpochTimer()],
         verbose=verbose,
     )
     model.save(run.output_dir / "model.keras")
@@ -190,18 +189,6 @@ def main(
         throughput=(num_train / np.median(history.history["seconds"]), "samples/s"),
         compile_seconds=kit.compile_seconds(),
     )
-
-
-class EpochTimer(keras.callbacks.Callback):
-    """Adds to the logs how long each epoch took, in `seconds`."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Stops it."""
-        logs["seconds"] = time.perf_counter() - self.start
 
 
 def draw_confusion_matrix(

@@ -138,20 +138,15 @@ def main(
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         metrics=["accuracy"],
     )
-    times: list[float] = []
-    clock = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: times.append(time.perf_counter())
-    )
-    started = time.perf_counter()
     history = model.fit(
         x_train,
         y_train,
         batch_size=batch_size,
         epochs=epochs,
-        callbacks=[clock],
+        callbacks=[kit.EpochTimer()],
         verbose=verbose,
     )
-    seconds = np.median(np.diff([started, *times]))
+    seconds = np.median(history.history["seconds"])
 
     whole = model.predict(x_test, batch_size=len(x_test), verbose=0)
     heard, frame_seconds = listen(model, x_test)  # (N, T, speakers)

@@ -38,7 +38,6 @@ Paper: Rumelhart, Hinton and Williams, 1986, https://doi.org/10.1038/323533a0.
 Dropout: Srivastava et al., 2014, https://jmlr.org/papers/v15/srivastava14a.html.
 """
 
-import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -264,23 +263,18 @@ def train_mlp(
         loss="sparse_categorical_crossentropy" if table.classes else "mse",
     )
     stop = keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True)
-    times: list[float] = []
-    clock = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda *_: times.append(time.perf_counter())
-    )
     history = model.fit(
         x,
         y,
         batch_size=batch_size,
         epochs=epochs,
         validation_data=(x_val, y_val),
-        callbacks=[stop, clock],
+        callbacks=[kit.EpochTimer(), stop],
         verbose=verbose,
     )
-    columns = {**history.history, "seconds": np.diff([*times, time.perf_counter()])}
-    rows = zip(*columns.values(), strict=True)
+    rows = zip(*history.history.values(), strict=True)
     return model, [
-        {"epoch": i, "rows": len(x), **dict(zip(columns, row, strict=True))}
+        {"epoch": i, "rows": len(x), **dict(zip(history.history, row, strict=True))}
         for i, row in enumerate(rows)
     ]
 

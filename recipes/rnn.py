@@ -21,7 +21,6 @@ Papers: Elman, 1990, https://doi.org/10.1207/s15516709cog1402_1; the linear path
 the recurrent one is that of Lai et al., 2018, https://arxiv.org/abs/1703.07015.
 """
 
-import time
 from pathlib import Path
 
 import keras
@@ -86,7 +85,6 @@ def main(
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     # Gradients through many time steps can explode: their norm is held to 1.
     model.compile(optimizer=keras.optimizers.Adam(schedule, clipnorm=1.0), loss="mae")
-    times: list[float] = []
     history = model.fit(
         x_train,
         y_train,
@@ -94,14 +92,12 @@ def main(
         epochs=epochs,
         validation_data=(x_val, y_val),
         callbacks=[
+            kit.EpochTimer(),
             keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True),
-            keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda *_: times.append(time.perf_counter())
-            ),
         ],
         verbose=verbose,
     )
-    seconds = np.median(np.diff([*times, time.perf_counter()]))
+    seconds = np.median(history.history["seconds"])
 
     linear = fit_linear(x_train, y_train, x_val, y_val)
     season = choose_season(features, t_val, y_val)

@@ -1,7 +1,10 @@
-"""Keras callbacks for agents."""
+"""What happens between the epochs of a training."""
+
+import time
 
 import gymnasium
 import keras
+import numpy as np
 
 import kit
 
@@ -27,3 +30,22 @@ def test_evaluation_feeds_keras_own_callbacks():
     assert len(evaluations) == 3
     assert len(set(evaluations)) == 1
     assert evaluations[0] == agent.evaluate(test_env, 4, seed=3)["return"]
+
+
+def test_epoch_timer_logs_the_seconds_of_each_epoch():
+    model = kit.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    start = time.perf_counter()
+    history = model.fit(
+        np.ones((8, 3)),
+        np.ones((8, 1)),
+        epochs=3,
+        callbacks=[
+            kit.EpochTimer(),
+            keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: time.sleep(0.01)),
+        ],
+        verbose=0,
+    )
+    seconds = history.history["seconds"]
+    assert len(seconds) == 3 and min(seconds) >= 0.01
+    assert sum(seconds) <= time.perf_counter() - start
