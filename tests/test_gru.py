@@ -159,8 +159,8 @@ def test_refuses_before_it_trains(recipe, name, value, accepted, tmp_path):
 def test_learns_to_tell_speakers_apart(recipe, seed, tmp_path):
     record = recipe.main(seed=seed, output_dir=tmp_path, verbose=0)
     metrics = record["metrics"]
-    # The goal, to beat the linear model's 0.989, isn't reached: two utterances of 370
-    # are missing on average.
+    # The goal, to beat the linear model's 0.989, isn't reached: up to four utterances
+    # of 370 are missing.
     assert metrics["test_accuracy"] >= 0.975
     assert metrics["streamed_accuracy"] == metrics["test_accuracy"]
     assert metrics["streamed_difference"] < 1e-4
