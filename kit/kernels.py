@@ -53,7 +53,7 @@ def jax_max_pool(
     XLA differentiates pooling into `select_and_scatter`, a loop over all windows on
     one core that takes longer than the convolutions. Where windows don't overlap, an
     input gets its window's gradient if it is the window's first maximum: elementwise
-    work, 40 times faster.
+    work, dozens of times faster.
     """
     size = (pool_size,) * 2 if isinstance(pool_size, int) else tuple(pool_size)
     apart = strides is None or size == (

@@ -158,17 +158,9 @@ class CompiledFit(Mixin):
         batches = _Batches(data.size, batch_size)
         programs = self._get_programs(data, batch_size)
 
-        progress: Any = callbacks
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            progress = keras.callbacks.CallbackList(
-                callbacks,
-                add_history=True,
-                add_progbar=verbose != 0,
-                verbose=verbose,
-                epochs=epochs,
-                steps=batches.number,
-                model=self,
-            )
+        progress = self._callback_list(
+            callbacks, verbose, epochs, batches.number, add_history=True
+        )
         steps = self._steps_per_call(batches, progress, "train")
         rng = np.random.default_rng(np.random.randint(2**31))
 
@@ -233,16 +225,8 @@ class CompiledFit(Mixin):
                 **kwargs,
             )
         data, batch_size = _Data(x, y, sample_weight), batch_size or 32
-        progress: Any = callbacks
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            progress = keras.callbacks.CallbackList(
-                callbacks,
-                add_progbar=verbose != 0,
-                verbose=verbose,
-                epochs=1,
-                steps=math.ceil(data.size / batch_size),
-                model=self,
-            )
+        steps = math.ceil(data.size / batch_size)
+        progress = self._callback_list(callbacks, verbose, 1, steps)
         logs = self._evaluate(data, batch_size, progress)
         return logs if return_dict else self._flatten_metrics_in_order(logs)
 
@@ -293,6 +277,20 @@ class CompiledFit(Mixin):
         if programs is None or programs.trainable != trainable:
             programs = self.__dict__["_programs"] = _Programs(self, trainable)
         return programs
+
+    def _callback_list(self, callbacks, verbose, epochs, steps, add_history=False):
+        """Returns the callbacks as one: as they are, if they are that already."""
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            return callbacks
+        return keras.callbacks.CallbackList(
+            callbacks,
+            add_history=add_history,
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps,
+            model=self,
+        )
 
     def _steps_per_call(self, batches, progress, phase):
         if self.steps_per_execution > 1:

@@ -9,9 +9,9 @@ at what it still gets wrong.
     KERAS_BACKEND=tensorflow python recipes/cnn.py --dataset cifar10 \
         --filters 64 128 256 --units 256
 
-To expect on two cores: 99 % of the 1,000 test digits in one to two minutes (98.9 to
-99.5 %, seeds 0 and 1 on each backend), from 4,000 to train on; a support vector machine
-reaches 96.1 %.
+To expect on two cores: 98.9 to 99.5 % of the 1,000 test digits (seeds 0 to 2 on each
+backend), in one to four minutes, the cores being busy; 4,000 are there to train on. A
+support vector machine reaches 96.1 %.
 
 Paper: LeCun et al., 1998, https://doi.org/10.1109/5.726791. New here are ReLU, Adam,
 dropout, batch normalization, and elastic warps of the images (Simard et al., 2003,
