@@ -11,6 +11,13 @@ mathematics is Keras': the model's own `compute_loss`, metrics and optimizer.
     model.fit(x, y, epochs=3)                        # many steps in one program
     model.compile("adam", "mse", jit_compile=False)  # Keras' own `fit` from now on
 
+A training step of your own is one method, for all backends:
+
+    class Halving(kit.Model):
+        def train_batch(self, x, y=None, sample_weight=None):
+            kit.minimize(my_loss, self.trainable_variables, self.optimizer)
+            return {}
+
 Keras' own `fit` also runs, and gets the same results more slowly, where this one
 has no better way: data that isn't in dense arrays of numbers (a generator, `tf.data`,
 a `DataLoader`, a data frame, strings), `class_weight`, `steps_per_epoch`,
@@ -71,8 +78,59 @@ class CompiledFit(Mixin):
     """What `Sequential` and `Model` add to Keras' classes of these names.
 
     A mixin for your own: `class VAE(kit.CompiledFit, keras.Model)`. Whatever you
-    override of `call`, `compute_loss` and `compute_metrics` is used.
+    override of `call`, `compute_loss`, `compute_metrics`, `train_batch` and
+    `test_batch` is used.
     """
+
+    def train_batch(self, x, y=None, sample_weight=None) -> dict[str, Any]:
+        """Trains on one batch. Override it to write a training step of your own.
+
+        It is called while a program is compiled that runs it for many batches, with
+        `kit.minimize` in the place of a backend's gradients. What it changes, it
+        changes in variables, all of which exist before: build the layers, and
+        `optimizer.build(variables)` each optimizer but `self.optimizer`, in
+        `__init__` or `compile`.
+
+        Args:
+            x: Inputs of the batch, a tensor `(B, ...)` or a nested structure of them.
+            y: Targets of the batch, or `None`.
+            sample_weight: Weights of the examples, or `None`.
+
+        Returns:
+            The logs, scalars by name: results of metrics where the mean over the
+            epoch is wanted, as what a step computed is the last batch's. If empty,
+            the results of all the model's metrics.
+
+        Example:
+
+        ```python
+        class Regression(kit.Model):
+            def __init__(self):
+                super().__init__()
+                self.dense = keras.layers.Dense(1)
+                self.error = keras.metrics.Mean(name="error")
+
+            def call(self, x):
+                return self.dense(x)
+
+            def train_batch(self, x, y=None, sample_weight=None):
+                def loss_fn():
+                    return ops.mean(ops.square(y - self(x)))
+
+                loss = kit.minimize(loss_fn, self.trainable_variables, self.optimizer)
+                self.error.update_state(loss)
+                return {"error": self.error.result()}
+
+        model = Regression()
+        model.compile("adam")
+        model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=2)
+        ```
+        """
+        return self.__dict__["_programs"].train_batch((x, y, sample_weight))
+
+    def test_batch(self, x, y=None, sample_weight=None) -> dict[str, Any]:
+        """Evaluates one batch: the counterpart of `train_batch` in `evaluate`."""
+        return self.__dict__["_programs"].test_batch((x, y, sample_weight))
 
     def compile(self, *args, **kwargs):
         """As Keras'. `jit_compile=False` chooses Keras' own `fit` and `evaluate`."""
@@ -136,12 +194,13 @@ class CompiledFit(Mixin):
         """
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if (
-            not self._can_compile(x, y, sample_weight, "train_step")
+            not self._can_compile(x, y, sample_weight, "train")
             or class_weight is not None
             or steps_per_epoch is not None
             or validation_steps is not None
             or shuffle == "batch"
         ):
+            self._refuse_keras("fit", "train_batch")
             return super().fit(**options)
 
         data = _Data(x, y, sample_weight)
@@ -149,14 +208,17 @@ class CompiledFit(Mixin):
             data, validation = data.split(validation_split)
         elif validation_data is not None:
             x, y, sample_weight = _unpack(validation_data)
-            if not self._can_compile(x, y, sample_weight, "test_step"):
+            if not self._can_compile(x, y, sample_weight, "test"):
+                self._refuse_keras("fit", "train_batch", "test_batch")
                 return super().fit(**options)
             validation = _Data(x, y, sample_weight)
         else:
             validation = None
+        if validation is not None:
+            self._check_evaluation()
         batch_size = batch_size or 32
         batches = _Batches(data.size, batch_size)
-        programs = self._get_programs(data, batch_size)
+        programs = self._get_programs(data, batch_size, "train")
 
         progress = self._callback_list(
             callbacks, verbose, epochs, batches.number, add_history=True
@@ -188,7 +250,7 @@ class CompiledFit(Mixin):
             progress.on_epoch_end(epoch, epoch_logs)
             if self.stop_training:
                 break
-        if epochs > initial_epoch:
+        if epochs > initial_epoch and self.optimizer is not None:
             # An optimizer with `use_ema` ends on the averages.
             self.optimizer.finalize_variable_values(self.trainable_weights)
         progress.on_train_end(epoch_logs)
@@ -208,11 +270,13 @@ class CompiledFit(Mixin):
     ):
         """Returns the loss and the metrics, as `keras.Model.evaluate` does."""
         self._assert_compile_called("evaluate")
+        self._check_evaluation()
         if (
-            not self._can_compile(x, y, sample_weight, "test_step")
+            not self._can_compile(x, y, sample_weight, "test")
             or steps is not None
             or kwargs
         ):
+            self._refuse_keras("evaluate", "test_batch")
             return super().evaluate(
                 x,
                 y,
@@ -232,7 +296,7 @@ class CompiledFit(Mixin):
 
     def _evaluate(self, data, batch_size, progress):
         batches = _Batches(data.size, batch_size)
-        programs = self._get_programs(data, batch_size)
+        programs = self._get_programs(data, batch_size, "test")
         steps = self._steps_per_call(batches, progress, "test")
         logs: dict[str, Any] = {}
         self.stop_evaluating = False
@@ -247,36 +311,72 @@ class CompiledFit(Mixin):
         progress.on_test_end(logs)
         return logs
 
-    def _can_compile(self, x, y, sample_weight, step):
+    def _has_own(self, *methods):
+        return any(
+            getattr(type(self), method) is not getattr(CompiledFit, method)
+            for method in methods
+        )
+
+    def _refuse_keras(self, called, *methods):
+        """Raises where Keras' own `fit` would pass over a step of one's own."""
+        if self._has_own(*methods) and self.compiled:
+            raise ValueError(
+                f"{type(self).__name__}.{called}: the model's own "
+                f"{' or '.join(methods)} is given batches of dense arrays of numbers "
+                "that fit on the device. Pass x, y and sample_weight as NumPy arrays "
+                "or tensors (no generator or data frame), without class_weight, "
+                "steps_per_epoch, validation_steps or shuffle='batch', and leave "
+                "run_eagerly and jit_compile of compile() as they are. "
+                "(kit.run_eagerly() runs it without compiling.)"
+            )
+
+    def _check_evaluation(self):
+        """Raises where only a `train_batch` says what there is to be computed."""
+        own = self._has_own("train_batch") and not self._has_own("test_batch")
+        if own and self._compile_loss is None:
+            raise ValueError(
+                f"{type(self).__name__} has a train_batch of its own, but nothing to "
+                "evaluate with: override test_batch as well, or give a loss to "
+                "compile()."
+            )
+
+    def _can_compile(self, x, y, sample_weight, phase):
         """Whether the programs of this file do what is asked for."""
         arrays = keras.tree.flatten((x, y, sample_weight))
         arrays = [array for array in arrays if array is not None]
-        own = getattr(type(self), step)
+        step = f"{phase}_step"
         return (
             self.compiled
             and self.__dict__.get("_jit_choice") is not False
             and not self.run_eagerly
-            and own is getattr(keras.Model, step)
+            and getattr(type(self), step) is getattr(keras.Model, step)
             and keras.distribution.distribution() is None
             and getattr(self, "_distribute_strategy", None) is None  # TensorFlow's
             and not keras.config.max_epochs()
             and not keras.config.max_steps_per_epoch()
-            and can_compile(self.optimizer)
+            and (self.optimizer is None or can_compile(self.optimizer))
             and x is not None
             and all(_is_numeric(array) for array in arrays)
             and sum(_num_bytes(array) for array in arrays) <= MAX_BYTES
         )
 
-    def _get_programs(self, data, batch_size):
+    def _get_programs(self, data, batch_size, phase):
         """Returns the programs of the variables that are trainable now."""
-        # Makes layers, metrics and optimizer, whose shapes hang on the data's.
-        self._symbolic_build(data_batch=data.example(batch_size))
+        # Makes layers, metrics and optimizer, whose shapes hang on the data's. A step
+        # of one's own, such as a GAN's, may go without a `call`, then there's no need.
+        if not self._has_own(f"{phase}_batch") or self._has_call():
+            self._symbolic_build(data_batch=data.example(batch_size))
+        elif self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
         programs = self.__dict__.get("_programs")
         trainable = [id(v) for v in self.trainable_variables]
         trainable += [layer.trainable for layer in self._flatten_layers()]
         if programs is None or programs.trainable != trainable:
             programs = self.__dict__["_programs"] = _Programs(self, trainable)
         return programs
+
+    def _has_call(self):
+        return type(self).call is not keras.Model.call
 
     def _callback_list(self, callbacks, verbose, epochs, steps, add_history=False):
         """Returns the callbacks as one: as they are, if they are that already."""
@@ -444,6 +544,7 @@ class _Programs:
         # which one call after the last step tells as well.
         own = type(model).compute_metrics
         self.own_logs = own is not keras.Model.compute_metrics
+        self.own_step = model._has_own("train_batch")
         self.reaches_all = True  # whether each variable has a part in the loss
         self._train = compiled(self._train_program)
         self._test = compiled(self._test_program)
@@ -452,6 +553,8 @@ class _Programs:
         try:
             return self._train(data, indices)
         except NoGradient as error:
+            if self.own_step:
+                raise
             paths = error.paths  # such as those of an output without a loss
         # Nothing has happened yet: it is found out while the program is made.
         warnings.warn(
@@ -467,20 +570,31 @@ class _Programs:
         return self._test(data, indices)
 
     def _train_program(self, data, indices):
-        return self._repeat(self._train_step, data, indices)
+        return self._repeat(self.model.train_batch, data, indices)
 
     def _test_program(self, data, indices):
-        return self._repeat(self._test_step, data, indices)
+        return self._repeat(self.model.test_batch, data, indices)
 
     def _repeat(self, step, data, indices):
         if indices.shape[0] == 1:
-            logs = step(_take(data, indices[0]))
+            logs = step(*_take(data, indices[0]))
         else:
-            _, logs = scan(lambda _, i: (None, step(_take(data, i))), None, indices)
+            _, logs = scan(lambda _, i: (None, step(*_take(data, i))), None, indices)
             logs = {name: values[-1] for name, values in logs.items()}
-        return logs or self.model.get_metrics_result()
+        return logs or self._metrics_result()
 
-    def _train_step(self, batch):
+    def _metrics_result(self):
+        logs = self.model.get_metrics_result()
+        # Without a loss of Keras', its mean says nothing, unless a metric has its name.
+        names = [
+            m.name for m in self.model.metrics if m is not self.model._loss_tracker
+        ]
+        if self.model._compile_loss is None and "loss" not in names and self.own_step:
+            logs.pop("loss", None)
+        return logs
+
+    def train_batch(self, batch):
+        """Keras' step, with the model's loss and optimizer."""
         variables = self.model.trainable_variables
 
         def loss_fn():
@@ -502,7 +616,7 @@ class _Programs:
                 set_keras_mask(array, mask)
         return self._update_metrics(batch, loss, y_pred)
 
-    def _test_step(self, batch):
+    def test_batch(self, batch):
         return self._update_metrics(batch, *self._forward(batch, training=False))
 
     def _forward(self, batch, training):

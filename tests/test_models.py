@@ -990,6 +990,99 @@ def test_errors_before_anything_changes(change, message, data):
     model.fit(*data, verbose=0)  # nothing is in the way of a right call
 
 
+class OwnBatch(kit.Model):
+    """A linear model with steps of its own, with or without a `call`."""
+
+    def __init__(self, build=True):
+        super().__init__()
+        self.dense = layers.Dense(1)
+        if build:
+            self.dense.build((None, 3))
+        self.error = keras.metrics.Mean(name="error")
+        self.weighted = keras.metrics.Mean(name="weighted")
+
+    def compute_error(self, x, y):
+        return ops.mean(ops.square(y - self.dense(x)))
+
+    def train_batch(self, x, y=None, sample_weight=None):
+        loss = kit.minimize(
+            lambda: self.compute_error(x, y), self.trainable_variables, self.optimizer
+        )
+        self.error.update_state(loss)
+        if sample_weight is not None:
+            self.weighted.update_state(ops.sum(sample_weight))
+            return {}
+        return {"error": self.error.result(), "last": loss}
+
+
+class OwnBatches(OwnBatch):
+    def test_batch(self, x, y=None, sample_weight=None):
+        self.error.update_state(self.compute_error(x, y))
+        return {"error": self.error.result()}
+
+
+def test_own_train_batch_is_the_training_step(data, monkeypatch):
+    x, y = data
+    calls = count_calls(monkeypatch)
+    model = OwnBatches()
+    kernel = ops.convert_to_numpy(model.dense.kernel)
+    model.compile(keras.optimizers.SGD(0.1))
+    fit = model.fit(x, y, BATCH, epochs=3, verbose=0, shuffle=False)
+    assert calls == [5, 5, 5]  # batches in each of three programs' runs
+
+    bias, errors = np.zeros(1), []
+    for first in np.tile(np.arange(0, N, BATCH), 3):
+        a, b = x[first : first + BATCH], y[first : first + BATCH]
+        difference = a @ kernel + bias - b
+        errors.append(np.mean(difference**2))
+        kernel = kernel - 0.1 * 2 * a.T @ difference / BATCH
+        bias = bias - 0.1 * 2 * np.mean(difference, axis=0)
+    np.testing.assert_allclose(model.dense.kernel, kernel, rtol=1e-4)
+    expected = np.reshape(errors, (3, 5))
+    np.testing.assert_allclose(fit.history["error"], expected.mean(1), rtol=1e-4)
+    np.testing.assert_allclose(fit.history["last"], expected[:, -1], rtol=1e-4)
+
+    test = model.evaluate(x, y, N, verbose=0, return_dict=True)
+    assert test["error"] == pytest.approx(np.mean((x @ kernel + bias - y) ** 2), 1e-4)
+
+
+def test_own_train_batch_gets_weights_and_reports_all_metrics(data):
+    x, y = data
+    model = OwnBatch()
+    model.compile("sgd")
+    fit = model.fit(x, y, N, sample_weight=np.ones(N), verbose=0)
+    assert set(fit.history) == {"error", "weighted"}
+    assert fit.history["weighted"] == [N]
+
+
+def test_own_train_batch_with_a_call_builds_by_itself(data):
+    class WithCall(OwnBatch):
+        def call(self, x):
+            return self.dense(x)
+
+    model = WithCall(build=False)
+    model.compile("sgd")
+    assert model.fit(*data, verbose=0, epochs=2).history["error"][1] > 0
+
+
+def test_own_train_batch_is_never_passed_over(data):
+    x, y = data
+    model = OwnBatch()
+    model.compile("sgd")
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="train_batch is given batches of dense"):
+        model.fit(Batches(x, y))
+    with pytest.raises(ValueError, match="override test_batch as well"):
+        model.fit(x, y, validation_data=(x, y))
+    with pytest.raises(ValueError, match="override test_batch as well"):
+        model.evaluate(x, y)
+    model.compile("sgd", jit_compile=False)
+    with pytest.raises(ValueError, match="train_batch is given batches of dense"):
+        model.fit(x, y)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_model_that_is_not_compiled(data):
     model = dense()
     with pytest.raises(ValueError, match="compile"):
