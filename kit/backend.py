@@ -926,10 +926,22 @@ class _TensorFlowEngine:
 
         self.tf = tf
         self.tensor = tf.convert_to_tensor  # Keras' hands variables back as they are
+        # What XLA doesn't compile, TensorFlow optimizes, and this pass then lets a
+        # variable be assigned before all that should see its old value has read it.
+        tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
         self.on_cpu = not tf.config.list_physical_devices("GPU")
+        self.for_xla = False  # whether what is traced now will run there
         if self.on_cpu:
             _use_kernel(keras.src.backend, "lstm", kernels.xla_lstm, scan=scan)
             _use_kernel(keras.src.backend, "gru", kernels.xla_gru, scan=scan)
+            for module, name, option in (
+                (tf.random, "stateless_uniform", "alg"),
+                (tf.random, "stateless_normal", "alg"),
+                (tf.random, "stateless_truncated_normal", "alg"),
+                (tf.nn.experimental, "stateless_dropout", "rng_alg"),
+            ):
+                kernel = functools.partial(kernels.xla_draw, option=option)
+                kernels.replace(module, name, kernel, lambda: self.for_xla)
 
     def trace(self, fn, arrays, inductor):
         tf = self.tf
@@ -945,7 +957,11 @@ class _TensorFlowEngine:
 
         def make(jit_compile):
             program = tf.function(pure, jit_compile=jit_compile, autograph=False)
-            return program.get_concrete_function(*specs)
+            self.for_xla = jit_compile
+            try:
+                return program.get_concrete_function(*specs)
+            finally:
+                self.for_xla = False
 
         program = make(jit_compile=True)
         if self.on_cpu and _has_convolution(program.graph):

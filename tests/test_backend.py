@@ -1152,3 +1152,48 @@ def test_layers_train_compiled_as_eagerly(layer):
         weights.append(model.get_weights())
     for a, b in zip(*weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow's graphs only"
+)
+def test_reads_come_before_assignments_where_xla_does_not_run():
+    # Wrong once in ten programs where TensorFlow's dependency pass is on: the input's
+    # gradient is that of the new kernel.
+    import tensorflow as tf
+
+    options = tf.config.optimizer.get_experimental_options()
+    assert options["dependency_optimization"] is False
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 13, 12, 1)).astype("float32")
+    factor = ops.convert_to_tensor(rng.normal(size=(3, 5, 3, 2)).astype("float32"))
+    expected = None
+    for _ in range(8):
+        model = keras.Sequential(
+            [
+                keras.Input((13, 12, 1)),
+                keras.layers.Conv2D(4, 3, 2, activation="relu"),
+                keras.layers.MaxPooling2D(2),
+                keras.layers.Conv2D(3, 2),
+                keras.layers.Conv2DTranspose(2, 3, 2),
+            ]
+        )
+        kit.initialize_weights(model, 0)
+        variables = model.trainable_variables
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build(variables)
+
+        def run(x, model=model, variables=variables, optimizer=optimizer):
+            dx = kit.gradient(lambda x: ops.sum(model(x) * factor), x)
+            y = model(x)
+            loss = kit.minimize(
+                lambda: ops.sum(model(x) * factor), variables, optimizer
+            )
+            return dx, y, loss
+
+        kit.compiled(run)(x)
+        found = [ops.convert_to_numpy(v) for v in variables]
+        expected = expected or found
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -251,3 +251,38 @@ def test_allocator_is_left_as_its_user_wants_it(ours):
         [sys.executable, "-c", program], env=env, capture_output=True, text=True
     )
     assert result.stdout.strip() == str(ours), result.stderr
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA's choice is TensorFlow's")
+def test_tensorflow_draws_by_threefry_where_xla_runs():
+    import tensorflow as tf
+
+    def draw(shape=(200, 100)):
+        seed = keras.random.SeedGenerator(3)
+        return kit.compiled(
+            lambda: (
+                keras.random.uniform(shape, seed=seed),
+                keras.random.normal(shape, seed=seed),
+                keras.random.truncated_normal(shape, seed=seed),
+                keras.random.dropout(ops.ones(shape), 0.25, seed=seed),
+            )
+        )()
+
+    uniform, normal, truncated, dropped = (ops.convert_to_numpy(x) for x in draw())
+    assert (uniform.min(), uniform.max()) == pytest.approx((0, 1), abs=1e-3)
+    assert (uniform.mean(), uniform.var()) == pytest.approx((1 / 2, 1 / 12), abs=0.01)
+    assert (normal.mean(), normal.var()) == pytest.approx((0, 1), abs=0.03)
+    assert np.abs(truncated).max() == pytest.approx(2, abs=0.01)
+    assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.01)
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+
+    @tf.function(jit_compile=True)
+    def threefry():
+        return tf.random.stateless_uniform((200, 100), seed=[3, 0], alg="threefry")
+
+    np.testing.assert_array_equal(uniform, threefry())
+    # Without a program, TensorFlow's own choice stays what it is.
+    eager = keras.random.uniform((4,), seed=keras.random.SeedGenerator(3))
+    np.testing.assert_array_equal(
+        eager, tf.random.stateless_uniform((4,), seed=[3, 0], alg="philox")
+    )
