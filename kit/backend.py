@@ -23,6 +23,7 @@ that is read or written.
 import contextlib
 import functools
 import itertools
+import sys
 import threading
 import time
 import weakref
@@ -725,6 +726,8 @@ class _JaxEngine:
         self.jax = jax
         self.tensor = ops.convert_to_tensor
         self.discovering = False
+        variable = keras.Variable(0.0)
+        self.own_references = _count_references([variable._value])[0]
         layers = keras.src.backend
         if jax.default_backend() == "cpu":
             _use_kernel(layers.nn, "max_pool", kernels.jax_max_pool)
@@ -778,12 +781,11 @@ class _JaxEngine:
         def run(arrays):
             old = [v._value for v in written]
             rest = [v._value for v in kept]
-            seen = {id(x) for x in old}
-            shared = len(seen) < len(old) or (
-                seen and not seen.isdisjoint(map(id, itertools.chain(rest, arrays)))
-            )
-            if shared:  # an array that two variables hold can't be donated
-                old = [jax.numpy.array(x, copy=True) for x in old]
+            # What somebody else holds too can't be donated: `a.assign(b)` lets two
+            # variables have one array, and `value = a.value` keeps it.
+            for i, references in enumerate(_count_references(old)):
+                if references > self.own_references:
+                    old[i] = jax.numpy.array(old[i], copy=True)
             results, new = program(old, rest, list(arrays))
             for variable, value in zip(written, new, strict=True):
                 variable._value = value
@@ -906,6 +908,10 @@ class _JaxEngine:
         )
         _assign(written, values)
         return carry, ys
+
+
+def _count_references(values):
+    return [sys.getrefcount(value) for value in values]
 
 
 def _unforeseen(variable):

@@ -1197,3 +1197,14 @@ def test_reads_come_before_assignments_where_xla_does_not_run():
         expected = expected or found
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_variable_assigned_another_goes_on_without_it():
+    source = keras.Variable(np.ones(3, "float32"))
+    target = keras.Variable(np.zeros(3, "float32"))
+    target.assign(source)  # on JAX, they have one array between them now
+    double = kit.compiled(lambda: source.assign(source * 2.0))
+    for _ in range(3):
+        double()
+    np.testing.assert_array_equal(ops.convert_to_numpy(target), np.ones(3))
+    np.testing.assert_array_equal(ops.convert_to_numpy(source), np.full(3, 8.0))
