@@ -1,0 +1,120 @@
+"""Measures of generated examples: all classes there, real to look at, new?
+
+A generator has no loss that says how good it is: the discriminator's changes with the
+discriminator. These measures compare samples with real examples, by the eyes of a
+classifier trained on real ones.
+"""
+
+import numpy as np
+
+
+def classes_covered(
+    probabilities: np.ndarray, min_share: float = 0.02, confidence: float = 0.9
+) -> int:
+    """Counts the classes that samples show, as a classifier sees them.
+
+    A class is covered if at least `min_share` of all samples are taken for it, each
+    with at least `confidence`. A generator that has collapsed to a few kinds of
+    examples covers few classes, however real they look.
+
+    Args:
+        probabilities: The classifier's probabilities of each sample, `(N, C)`.
+        min_share: Share in [0, 1] of the samples that a class needs. Defaults to 0.02,
+            a fifth of what ten equal classes have.
+        confidence: Probability that a sample needs to count. Defaults to 0.9.
+
+    Returns:
+        A number from 0 to C.
+
+    Raises:
+        ValueError: If `probabilities` isn't a matrix of probabilities.
+
+    Example:
+
+    ```python
+    classes_covered(np.array([[0.99, 0.01], [0.95, 0.05]]))  # 1
+    ```
+    """
+    probabilities = np.asarray(probabilities)
+    if probabilities.ndim != 2 or not np.allclose(
+        probabilities.sum(axis=1), 1, atol=1e-3
+    ):
+        raise ValueError(
+            "classes_covered: `probabilities` must be of shape (N, C), each row with "
+            f"the sum 1, received shape {probabilities.shape}."
+        )
+    sure = probabilities.max(axis=1) >= confidence
+    counts = np.bincount(
+        probabilities.argmax(axis=1)[sure], minlength=probabilities.shape[1]
+    )
+    return int(np.sum(counts >= max(1, min_share * len(probabilities))))
+
+
+def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
+    """Returns the Fréchet distance of two sets of features, taken as normal.
+
+    |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), with means m and covariances S.
+    0 for equal sets; low where samples are like the others in kind and in variety. It
+    is biased by the number of examples: compare distances of equal numbers only.
+
+    Args:
+        features: A classifier's inner activations, `(N, F)`.
+        other: The same of other examples, `(M, F)`.
+
+    Returns:
+        The distance (squared, as is usual), 0 or more.
+
+    Raises:
+        ValueError: If the shapes don't agree, there are fewer than two examples, or a
+            feature isn't finite.
+
+    Reference: Heusel et al., 2017, https://arxiv.org/abs/1706.08500.
+    """
+    sets = [np.asarray(x, "float64") for x in (features, other)]
+    shapes = [x.shape for x in sets]
+    if any(len(s) != 2 or s[0] < 2 for s in shapes) or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            "frechet_distance: `features` and `other` must be of the shapes (N, F) and "
+            f"(M, F), with two examples or more, received {shapes[0]} and {shapes[1]}."
+        )
+    if not all(np.isfinite(x).all() for x in sets):
+        raise ValueError("frechet_distance: features must be finite.")
+    means = [x.mean(axis=0) for x in sets]
+    a, b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in sets)
+    # (A B)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
+    values, vectors = np.linalg.eigh(a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    eigenvalues = np.maximum(np.linalg.eigvalsh(root @ b @ root), 0)
+    trace = np.trace(a) + np.trace(b) - 2 * np.sum(np.sqrt(eigenvalues))
+    return max(0.0, float(np.sum((means[0] - means[1]) ** 2) + trace))
+
+
+def nearest_neighbours(
+    samples: np.ndarray, references: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the nearest reference of each sample, by Euclidean distance.
+
+    Of training examples, it tells whether samples are copies: compare the distances
+    with those of test examples, which are new for sure.
+
+    Args:
+        samples: Examples `(N, ...)`.
+        references: Examples of the same shape `(M, ...)`.
+
+    Returns:
+        Distances `(N,)`, and the indices of the references, `(N,)`.
+
+    Raises:
+        ValueError: If the examples' shapes don't agree, or there are none.
+    """
+    samples, references = np.asarray(samples), np.asarray(references)
+    if samples.shape[1:] != references.shape[1:] or not len(samples) * len(references):
+        raise ValueError(
+            "nearest_neighbours: `samples` and `references` must be examples of one "
+            f"shape, received {samples.shape} and {references.shape}."
+        )
+    a = samples.reshape(len(samples), -1).astype("float64")
+    b = references.reshape(len(references), -1).astype("float64")
+    # |a - b|^2 = |a|^2 - 2 a.b + |b|^2 ranks; rounding could hide a distance of 0.
+    indices = np.argmin(np.sum(b**2, axis=1) - 2 * a @ b.T, axis=1)
+    return np.linalg.norm(a - b[indices], axis=1), indices
