@@ -4,7 +4,7 @@ Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and
 stands on four functions: `compiled`, `minimize`, `gradient` and `scan`.
 """
 
-from kit import data, ngram, random, recurrent
+from kit import data, gan, gan_metrics, ngram, random, recurrent
 from kit.autoencoder import (
     Autoencoder,
     DenoisingAutoencoder,
@@ -20,8 +20,20 @@ from kit.backend import (
     scan,
 )
 from kit.callbacks import EpochTimer, Evaluation
+from kit.capsnet import (
+    CapsNet,
+    CapsuleLayer,
+    Length,
+    Mask,
+    PrimaryCaps,
+    capsnet,
+    margin_loss,
+    squash,
+)
 from kit.cnn import RandomAffine, cnn
+from kit.dbn import DBN, RBM
 from kit.dqn import DQN, Dueling, q_network
+from kit.gan import GAN
 from kit.initialization import initialize_weights
 from kit.mlp import mlp
 from kit.models import CompiledFit, Model, Sequential
@@ -31,25 +43,37 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Autoencoder",
+    "CapsNet",
+    "CapsuleLayer",
     "CompiledFit",
+    "DBN",
     "DQN",
     "DenoisingAutoencoder",
     "Dueling",
     "EpochTimer",
     "Evaluation",
+    "GAN",
+    "Length",
+    "Mask",
     "Model",
+    "PrimaryCaps",
+    "RBM",
     "RandomAffine",
     "Sequential",
     "VariationalAutoencoder",
     "autoencoder",
+    "capsnet",
     "cnn",
     "compile_seconds",
     "compiled",
     "data",
+    "gan",
+    "gan_metrics",
     "gradient",
     "gru",
     "initialize_weights",
     "lstm",
+    "margin_loss",
     "minimize",
     "mlp",
     "ngram",
@@ -59,4 +83,5 @@ __all__ = [
     "rnn",
     "run_eagerly",
     "scan",
+    "squash",
 ]

@@ -35,6 +35,28 @@ RUNS = {  # name of the run: recipe and arguments
     "autoencoder": ("autoencoder", {"epochs": 1}),
     "denoising": ("autoencoder", {"variant": "denoising", "epochs": 1}),
     "variational": ("autoencoder", {"variant": "variational", "epochs": 1}),
+    "gan": (
+        "gan",
+        {
+            "architecture": "dense",
+            "epochs": 1,
+            "judge_epochs": 1,
+            "vae_epochs": 1,
+            "num_samples": 100,
+        },
+    ),
+    "dbn": (
+        "dbn",
+        {
+            "dataset": "nudged_digits",
+            "labels": (50,),
+            "repeats": 1,
+            "units": (8,),
+            "rbm_epochs": 1,
+            "epochs": 1,
+        },
+    ),
+    "capsnet": ("capsnet", {"epochs": 1, "ablation": ()}),
     "dqn": ("dqn", {"total_timesteps": 300, "learning_starts": 100, "units": (8,)}),
 }
 
@@ -49,7 +71,7 @@ def load_main(recipe):
 
 def parts(model):
     """The networks of a model, each with one input and one output."""
-    names = ("encoder", "decoder", "q_network")
+    names = ("encoder", "decoder", "q_network", "generator", "discriminator")
     found = {name: getattr(model, name) for name in names if hasattr(model, name)}
     return found or {"model": model}
 

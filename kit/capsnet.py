@@ -1,0 +1,663 @@
+r"""Capsule network: groups of neurons that say what is there, and in which pose.
+
+A capsule is a vector. Its length tells how sure it is that the thing it stands for is
+there, its direction how the thing looks: its slant, its thickness, its place. Each
+capsule i of one layer predicts the output of each capsule j of the next,
+u_hat_ij = W_ij u_i: "if I am the upper loop of an 8, the 8 stands like this". Where
+many predictions agree they are believed, and capsules whose predictions agree are
+heard more: this is routing by agreement.
+
+    b_ij = 0
+    r times:  c_i = softmax_j(b_ij)                 how i divides its vote among j
+              s_j = sum_i c_ij u_hat_ij             what is predicted for j
+              v_j = |s_j|^2 / (1 + |s_j|^2) s_j / |s_j|                  (squash)
+              b_ij = b_ij + u_hat_ij . v_j          agreement
+
+The paper's letters and the names here: u the capsules that come in, v those that go
+out, r `routings`; the rest is as above. Shapes: B batch, I capsules that come in, J
+`num_capsules`, D `capsule_dim`, K classes.
+
+Reference: Sabour, Frosst, Hinton, 2017, https://arxiv.org/abs/1710.09829.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops
+
+from kit.autoencoder import decoder as dense_decoder
+from kit.models import Model
+
+Tensor = Any  # a tensor of the backend, or what it can be made of
+
+# Convolutions: (filters, kernel size, strides); primary capsules: (kinds, kernel size,
+# strides).
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "small": {
+        "convolutions": ((32, 3, 1), (32, 3, 2), (64, 3, 1), (64, 3, 1)),
+        "batch_normalization": True,
+        "primary": (16, 5, 2),
+        "share_weights": True,
+        "decoder_units": (128, 256),
+        "smallest_image": 21,
+    },
+    "paper": {
+        "convolutions": ((256, 9, 1),),
+        "batch_normalization": False,
+        "primary": (32, 9, 2),
+        "share_weights": False,
+        "decoder_units": (512, 1024),
+        "smallest_image": 17,
+    },
+}
+
+
+def capsnet(
+    input_shape: Sequence[int] = (28, 28, 1),
+    num_classes: int = 10,
+    architecture: Literal["small", "paper"] = "small",
+    routings: int = 3,
+    capsule_dim: int = 16,
+    share_weights: bool | None = None,
+    reconstruction_weight: float = 0.0005,
+    preprocessing: keras.layers.Layer | None = None,
+) -> "CapsNet":
+    """Builds a capsule network: a convolution, primary capsules, one capsule a class.
+
+    `"paper"` has a convolution of 256 filters, 9 x 9 pixels large, 32 kinds of primary
+    capsules by another one, and a decoder of 512 and 1024 hidden units: 8.2 million
+    weights. `"small"` trains on a CPU in minutes: four convolutions of 32 and 64
+    filters, 3 x 3, with batch normalization, 16 kinds of primary capsules at 2 x 2
+    places, which share weights, and a decoder of 128 and 256 hidden units: 0.55
+    million weights. Primary capsules have 8 numbers in both.
+
+    Args:
+        input_shape: (height, width, channels), 21 pixels or more each way, 17 for
+            `"paper"`. Defaults to `(28, 28, 1)`.
+        num_classes: K, number of classes. Defaults to 10.
+        architecture: `"small"` or `"paper"`. Defaults to `"small"`.
+        routings: Steps of routing by agreement; 3 in the paper, and by default. With
+            1 every capsule divides its vote evenly: a layer without routing.
+        capsule_dim: D, numbers in the capsule of a class. Defaults to 16.
+        share_weights: Whether primary capsules of one kind share the weights of their
+            predictions at all places, so that what was learned in one place holds in
+            another. By default so in `"small"`, and not in `"paper"`.
+        reconstruction_weight: See `CapsNet`. Defaults to 0.0005.
+        preprocessing: Layer, or model, that brings images to [0, 1] and may change
+            them at random in training. Defaults to none.
+
+    Returns:
+        A `CapsNet`.
+
+    Raises:
+        ValueError: If the images are too small, or an argument is out of range.
+
+    Example:
+
+    ```python
+    model = kit.capsnet((28, 28, 1), 10)
+    model.compile("adam", metrics=["accuracy"])
+    model.fit(np.random.rand(100, 28, 28, 1), np.arange(100) % 10)
+    model.predict(np.random.rand(5, 28, 28, 1))["length"]  # shape (5, 10)
+    ```
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"capsnet: `architecture` must be 'small' or 'paper', received "
+            f"{architecture!r}."
+        )
+    sizes = ARCHITECTURES[architecture]
+    least = sizes["smallest_image"]
+    if len(input_shape) != 3 or min(input_shape[:2]) < least:
+        raise ValueError(
+            "capsnet: `input_shape` must be (height, width, channels) with at least "
+            f"{least} x {least} pixels, received {tuple(input_shape)}."
+        )
+    if share_weights is None:
+        share_weights = sizes["share_weights"]
+    x = keras.Input(tuple(input_shape))
+    features = x
+    for filters, kernel_size, strides in sizes["convolutions"]:
+        features = keras.layers.Conv2D(filters, kernel_size, strides)(features)
+        if sizes["batch_normalization"]:  # its means follow a short training
+            features = keras.layers.BatchNormalization(momentum=0.9)(features)
+        features = keras.layers.ReLU()(features)
+    channels, kernel_size, strides = sizes["primary"]
+    u = PrimaryCaps(channels, 8, kernel_size, strides)(features)
+    kinds = channels if share_weights else None
+    v = CapsuleLayer(num_classes, capsule_dim, routings, kinds)(u)
+    return CapsNet(
+        capsules=Model(x, v, name="capsules"),
+        decoder=dense_decoder(
+            input_shape, num_classes * capsule_dim, sizes["decoder_units"]
+        ),
+        reconstruction_weight=reconstruction_weight,
+        preprocessing=preprocessing,
+    )
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class CapsNet(Model):
+    """Capsules that classify, and a decoder that keeps them honest.
+
+    Trained to make the capsule of the right class long and the others short
+    (`margin_loss`), and to let the decoder draw the image from the one capsule of the
+    right class: so that capsule must hold what the image looks like, not only what it
+    is. The loss of an image x of class y is
+
+        margin_loss(y, |v|) + reconstruction_weight sum_pixels (x - x^)^2.
+
+    The sum is the paper's form, with its weight 0.0005; of 784 pixels, that is 0.392
+    times the mean squared error.
+
+    In the `call`, images give a dict: `"length"` (B, K), the scores of the classes;
+    `"capsules"` (B, K, D), their poses; `"image"`, what came out of the preprocessing,
+    which is what the decoder has to draw. The metrics of `compile` get the lengths.
+
+    Args:
+        capsules: Built model from images to capsules (B, K, D).
+        decoder: Built model from (B, K D), where all capsules but one are zeros, to
+            images.
+        reconstruction_weight: Weight of the sum of squared errors, 0 or more.
+            Defaults to 0.0005.
+        preprocessing: Layer, or model, that images pass before. Defaults to none.
+
+    Raises:
+        ValueError: If the parts don't fit together, or the weight is negative.
+
+    Example: see `capsnet`.
+    """
+
+    def __init__(
+        self,
+        capsules: keras.Model,
+        decoder: keras.Model,
+        reconstruction_weight: float = 0.0005,
+        preprocessing: keras.layers.Layer | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        shape = capsules.output_shape
+        if len(shape) != 3 or decoder.input_shape[1:] != (shape[1] * shape[2],):
+            raise ValueError(
+                "CapsNet: `capsules` must give (B, K, D) and `decoder` take (B, K D); "
+                f"received {shape} and {decoder.input_shape}."
+            )
+        if not reconstruction_weight >= 0.0:
+            raise ValueError(
+                "CapsNet: `reconstruction_weight` must be 0 or more, received "
+                f"{reconstruction_weight}."
+            )
+        self.capsules = capsules
+        self.decoder = decoder
+        self.reconstruction_weight = reconstruction_weight
+        self.preprocessing = preprocessing
+        self.num_classes = shape[1]
+        self.length = Length()
+        self.mask = Mask()
+        self.reconstruction_mse = keras.metrics.Mean("reconstruction_mse")
+        self.built = True  # the parts came built
+
+    def build(self, input_shape):
+        """Nothing is left to build: the parts came built."""
+
+    def compile(self, optimizer="adam", loss=None, **kwargs):
+        """As Keras'; the loss is `margin_loss` unless another one is given."""
+        loss = margin_loss if loss is None else loss
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compiles a loaded model as it was compiled when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As Keras'. Raises a `ValueError` if y isn't classes, or x isn't finite."""
+        self._check_data(x, y)
+        if kwargs.get("validation_data") is not None:
+            self._check_data(*kwargs["validation_data"][:2])
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As Keras'. Raises a `ValueError` if y isn't classes, or x isn't finite."""
+        self._check_data(x, y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def call(self, inputs, training=None):
+        """Returns lengths, capsules and preprocessed images, as a dict."""
+        image = ops.cast(inputs, self.compute_dtype)
+        if self.preprocessing is not None:
+            image = self.preprocessing(image, training=training)
+        v = self.capsules(image, training=training)  # (B, K, D)
+        return {"length": self.length(v), "capsules": v, "image": image}
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """Returns the loss of `compile` plus that of the reconstruction."""
+        loss = super().compute_loss(x, y, y_pred["length"], sample_weight, training)
+        drawn = self.decode(y_pred["capsules"], y, training=training)
+        error = ops.square(y_pred["image"] - drawn)
+        self.reconstruction_mse.update_state(error)
+        error = ops.sum(ops.reshape(error, (error.shape[0], -1)), axis=1)  # (B,)
+        if sample_weight is not None:
+            error = error * ops.cast(sample_weight, error.dtype)
+        return loss + self.reconstruction_weight * ops.mean(error)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the metrics of `compile` with the lengths."""
+        return super().compute_metrics(x, y, y_pred["length"], sample_weight)
+
+    def decode(self, v: Tensor, y: Tensor = None, training: bool = False) -> Tensor:
+        """Returns the images that the decoder draws of capsules.
+
+        Args:
+            v: Capsules, (B, K, D): `predict(x)["capsules"]`, changed as you like.
+            y: Classes (B,) of the capsules to draw; the longest ones if not given.
+            training: Whether this is part of a training.
+
+        Returns:
+            Images, (B, height, width, channels).
+        """
+        v = ops.convert_to_tensor(v)
+        return self.decoder(self.mask(v if y is None else (v, y)), training=training)
+
+    def _check_data(self, x, y):
+        is_float = isinstance(x, np.ndarray) and x.dtype.kind == "f"
+        if is_float and not np.isfinite(x).all():
+            raise ValueError("CapsNet: `x` has values that are NaN or infinite.")
+        if y is None:
+            raise ValueError("CapsNet: `y` is missing: the classes, (B,) or one-hot.")
+        if not isinstance(y, np.ndarray):
+            return
+        if y.ndim == 2 and y.shape[1] == self.num_classes:
+            return  # one-hot
+        if y.ndim > 2 or y.shape[1:] not in ((), (1,)):
+            raise ValueError(
+                f"CapsNet: `y` must be classes (B,), or one-hot (B, {self.num_classes}"
+                f"), received the shape {y.shape}."
+            )
+        wrong = y[~((y >= 0) & (y < self.num_classes) & (y == np.floor(y)))]
+        if len(wrong):
+            raise ValueError(
+                f"CapsNet: `y` must be integers from 0 to {self.num_classes - 1}, "
+                f"received {np.unique(wrong)[:5].tolist()}."
+            )
+
+    def get_config(self):
+        """Returns the constructor's arguments, for saving."""
+        parts = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("capsules", "decoder", "preprocessing")
+        }
+        weight = {"reconstruction_weight": self.reconstruction_weight}
+        return {**super().get_config(), **parts, **weight}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes a model from what `get_config` returned."""
+        parts = {
+            name: keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+            for name in ("capsules", "decoder", "preprocessing")
+        }
+        return cls(**{**config, **parts})
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class PrimaryCaps(keras.layers.Layer):
+    """First capsules: a convolution whose channels are read as vectors.
+
+    At each place of its output grid there are `channels` capsules of `capsule_dim`
+    numbers, squashed; the same weights are used at every place.
+
+    Args:
+        channels: Kinds of capsules; 32 in the paper.
+        capsule_dim: Numbers in a capsule. Defaults to 8.
+        kernel_size: Height and width of the filters. Defaults to 9.
+        strides: Pixels between two places. Defaults to 2.
+        padding: `"valid"` or `"same"`, as for `keras.layers.Conv2D`. Defaults to
+            `"valid"`.
+        kernel_initializer: Initializer of the filters. Defaults to
+            `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Input shape:
+        Images or feature maps, (B, height, width, channels).
+
+    Output shape:
+        (B, I, capsule_dim), where I is places times `channels`.
+
+    Raises:
+        ValueError: If a size isn't a positive integer, or the inputs have another
+            rank than 4.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        capsule_dim: int = 8,
+        kernel_size: int = 9,
+        strides: int = 2,
+        padding: str = "valid",
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _check_positive(self, channels=channels, capsule_dim=capsule_dim)
+        self.channels = channels
+        self.capsule_dim = capsule_dim
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.padding = padding
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.convolution = keras.layers.Conv2D(
+            channels * capsule_dim,
+            kernel_size,
+            strides,
+            padding,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            name="convolution",
+        )
+
+    def build(self, input_shape):
+        """Builds the convolution."""
+        _check_rank(self, input_shape, 4, "(B, height, width, channels)")
+        self.convolution.build(input_shape)
+
+    def call(self, inputs):
+        """Returns capsules (B, I, capsule_dim)."""
+        s = self.convolution(inputs)  # (B, H, W, channels capsule_dim)
+        num_capsules = math.prod(s.shape[1:3]) * self.channels
+        return squash(ops.reshape(s, (-1, num_capsules, self.capsule_dim)))
+
+    def compute_output_shape(self, input_shape):
+        """Returns (B, I, capsule_dim)."""
+        shape = self.convolution.compute_output_shape(input_shape)
+        number = None if None in shape[1:3] else math.prod(shape[1:3]) * self.channels
+        return (input_shape[0], number, self.capsule_dim)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "channels": self.channels,
+            "capsule_dim": self.capsule_dim,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class CapsuleLayer(keras.layers.Layer):
+    """Capsules that listen to those whose predictions agree: routing by agreement.
+
+    See the top of this file for the equations. The gradient goes through all steps of
+    the routing.
+
+    Memory: the predictions u_hat are the largest tensor, B J I D numbers: with the
+    paper's 1152 capsules below and 10 x 16 above, 0.74 MB an image in float32, 94 MB a
+    batch of 128. It is there once, laid out (B, J, I, D), and the steps are matrix
+    products over it: no copy of u, W, c or v is spread to its size. (For the gradient
+    there is a second one, and one more for each step of routing after the first,
+    unless the compiler adds them up in place.)
+
+    Args:
+        num_capsules: J, number of capsules that go out.
+        capsule_dim: D, numbers in each.
+        routings: r, steps of routing, 1 or more. Defaults to 3.
+        kinds: Number of kinds of capsules that come in, if those of one kind are to
+            share their W_ij, wherever in the image they stand. They must come place
+            after place, as from `PrimaryCaps`. By default nothing is shared, as in
+            the paper; sharing is due to Hinton et al., 2018 (below).
+        kernel_initializer: Initializer of the W_ij. Defaults to a normal distribution
+            with the standard deviation 0.1.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments:
+        inputs: Capsules u.
+        mask: Boolean (B, I), optional; a capsule with `False` has no vote.
+
+    Input shape:
+        (B, I, size), I and size known.
+
+    Output shape:
+        (B, J, D).
+
+    Raises:
+        ValueError: If a number isn't a positive integer, the inputs have another rank
+            than 3, or `kinds` doesn't divide I.
+
+    Example:
+
+    ```python
+    layer = CapsuleLayer(num_capsules=10, capsule_dim=16, routings=3)
+    layer(np.random.rand(2, 1152, 8)).shape  # (2, 10, 16)
+    ```
+
+    Reference: Hinton, Sabour, Frosst, 2018, https://openreview.net/forum?id=HJWLfGWRb.
+    """
+
+    def __init__(
+        self,
+        num_capsules: int,
+        capsule_dim: int,
+        routings: int = 3,
+        kinds: int | None = None,
+        kernel_initializer: Any = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _check_positive(
+            self, num_capsules=num_capsules, capsule_dim=capsule_dim, routings=routings
+        )
+        if kinds is not None:
+            _check_positive(self, kinds=kinds)
+        self.num_capsules = num_capsules
+        self.capsule_dim = capsule_dim
+        self.routings = routings
+        self.kinds = kinds
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.RandomNormal(stddev=0.1)
+        )
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        """Makes W: for each capsule below, a matrix to all capsules above."""
+        _check_rank(self, input_shape, 3, "capsules (B, I, size)")
+        num, size = input_shape[1:]
+        if self.kinds and num % self.kinds:
+            raise ValueError(
+                f"CapsuleLayer: `kinds`={self.kinds} doesn't divide the {num} capsules "
+                "that come in."
+            )
+        self.kernel = self.add_weight(
+            shape=(self.kinds or num, size, self.num_capsules * self.capsule_dim),
+            initializer=self.kernel_initializer,
+            name="kernel",
+        )
+
+    def call(self, inputs, mask=None):
+        """Returns capsules v, (B, J, D)."""
+        u = inputs
+        if mask is not None:  # The prediction of a zero is zero.
+            u = u * ops.cast(ops.expand_dims(mask, -1), u.dtype)
+        u_hat = self.predict_outputs(u)
+        b = None  # (B, J, I)
+        for step in range(self.routings):
+            if b is None:  # softmax of zeros
+                s = ops.sum(u_hat, axis=2) / self.num_capsules  # (B, J, D)
+            else:
+                c = ops.expand_dims(ops.softmax(b, axis=1), 2)  # (B, J, 1, I)
+                s = ops.squeeze(ops.matmul(c, u_hat), axis=2)
+            v = squash(s)
+            if step < self.routings - 1:
+                agreement = ops.matmul(u_hat, ops.expand_dims(v, -1))  # (B, J, I, 1)
+                agreement = ops.squeeze(agreement, axis=-1)
+                b = agreement if b is None else b + agreement
+        return v
+
+    def predict_outputs(self, u: Tensor) -> Tensor:
+        """Returns u_hat_ij = W_ij u_i, in the order (B, J, I, D)."""
+        num, size = u.shape[1:]
+        kinds = self.kinds or num
+        u = ops.reshape(u, (-1, num // kinds, kinds, size))
+        u = ops.reshape(ops.transpose(u, (2, 1, 0, 3)), (kinds, -1, size))
+        u_hat = ops.matmul(u, self.kernel)  # (kinds, places B, J D)
+        shape = (kinds, num // kinds, -1, self.num_capsules, self.capsule_dim)
+        u_hat = ops.transpose(ops.reshape(u_hat, shape), (2, 3, 1, 0, 4))
+        return ops.reshape(u_hat, (-1, self.num_capsules, num, self.capsule_dim))
+
+    def compute_mask(self, inputs, mask=None):
+        """Returns `None`: every capsule above has a value."""
+        return None
+
+    def compute_output_shape(self, input_shape):
+        """Returns (B, J, D)."""
+        return (input_shape[0], self.num_capsules, self.capsule_dim)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "num_capsules": self.num_capsules,
+            "capsule_dim": self.capsule_dim,
+            "routings": self.routings,
+            "kinds": self.kinds,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class Length(keras.layers.Layer):
+    """Lengths of capsules: how sure each one is, between 0 and 1.
+
+    Input shape:
+        (B, J, D).
+
+    Output shape:
+        (B, J).
+    """
+
+    def call(self, inputs):
+        """Returns |v|."""
+        # The root has no gradient at 0.
+        squares = ops.sum(ops.square(inputs), axis=-1)
+        return ops.sqrt(squares + keras.config.epsilon())
+
+    def compute_output_shape(self, input_shape):
+        """Returns (B, J)."""
+        return tuple(input_shape[:-1])
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class Mask(keras.layers.Layer):
+    """Sets all capsules to zero but one, and lays them in a row for the decoder.
+
+    Call arguments:
+        inputs: Capsules v, of which the longest is kept; or a pair (v, y) with the
+            classes y that are kept, (B,), (B, 1) or one-hot (B, J).
+
+    Input shape:
+        (B, J, D).
+
+    Output shape:
+        (B, J D).
+    """
+
+    def call(self, inputs):
+        """Returns the masked capsules, flat."""
+        v, y = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        if y is None:
+            y = ops.argmax(ops.sum(ops.square(v), axis=-1), axis=-1)
+        keep = ops.expand_dims(_one_hot(y, v.shape[1], v.dtype), -1)
+        return ops.reshape(v * keep, (-1, v.shape[1] * v.shape[2]))
+
+    def compute_output_shape(self, input_shape):
+        """Returns (B, J D)."""
+        pair = isinstance(input_shape[0], (list, tuple))
+        shape = input_shape[0] if pair else input_shape
+        return (shape[0], shape[1] * shape[2])
+
+
+@keras.saving.register_keras_serializable(package="kit")
+def squash(s: Tensor, axis: int = -1) -> Tensor:
+    """Shortens vectors to less than 1 and keeps their directions.
+
+    v = |s|^2 / (1 + |s|^2) s / |s|: short ones nearly vanish, long ones approach 1.
+
+    Args:
+        s: Vectors along `axis`.
+        axis: Defaults to the last.
+
+    Returns:
+        v, of the shape of s.
+    """
+    s = ops.convert_to_tensor(s)
+    squares = ops.sum(ops.square(s), axis=axis, keepdims=True)
+    # The root has no gradient at 0.
+    return s * (squares / (1.0 + squares) / ops.sqrt(squares + keras.config.epsilon()))
+
+
+@keras.saving.register_keras_serializable(package="kit")
+def margin_loss(
+    y_true: Tensor,
+    y_pred: Tensor,
+    m_plus: float = 0.9,
+    m_minus: float = 0.1,
+    lambda_: float = 0.5,
+) -> Tensor:
+    """Returns what lengths lack, or have too much of.
+
+    sum_k T_k max(0, m_plus - |v_k|)^2 + lambda (1 - T_k) max(0, |v_k| - m_minus)^2,
+    T_k being 1 if class k is there. Several classes may be. lambda keeps the many
+    absent classes from shrinking all capsules at the start.
+
+    Args:
+        y_true: Classes (B,) or (B, 1), or T, ones and zeros (B, K).
+        y_pred: Lengths |v|, (B, K).
+        m_plus: Length from which a class that is there costs nothing. Defaults to
+            0.9.
+        m_minus: Length to which one that isn't costs nothing. Defaults to 0.1.
+        lambda_: Weight of classes that aren't there. Defaults to 0.5.
+
+    Returns:
+        Losses, (B,).
+    """
+    t = _one_hot(y_true, y_pred.shape[-1], y_pred.dtype)
+    present = ops.square(ops.maximum(0.0, m_plus - y_pred))
+    absent = ops.square(ops.maximum(0.0, y_pred - m_minus))
+    return ops.sum(t * present + lambda_ * (1.0 - t) * absent, axis=-1)
+
+
+def _one_hot(y, number, dtype):
+    """Ones and zeros (B, number) of classes (B,) or (B, 1), or of ones and zeros."""
+    y = ops.convert_to_tensor(y)
+    if len(y.shape) == 2 and y.shape[1] == number:
+        return ops.cast(y, dtype)
+    classes = ops.cast(ops.reshape(y, (-1,)), "int32")
+    return ops.one_hot(classes, number, dtype=dtype)
+
+
+def _check_positive(layer, **sizes):
+    for name, value in sizes.items():
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(
+                f"{type(layer).__name__}: `{name}` must be an integer of 1 or more, "
+                f"received {value!r}."
+            )
+
+
+def _check_rank(layer, shape, rank, form):
+    if len(shape) != rank or None in shape[1:]:
+        raise ValueError(
+            f"{type(layer).__name__}: the inputs must be {form} of a known size, "
+            f"received the shape {tuple(shape)}."
+        )

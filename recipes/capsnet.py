@@ -1,0 +1,418 @@
+"""Recognizes turned and shifted digits, by a capsule network and by a CNN.
+
+What there is to learn here: capsules and their routing (`kit/capsnet.py`), how to test
+a network on what it has not been trained for, and how to compare two kinds of networks
+fairly: as many parameters, the same images, the same training; and a second CNN that
+has the same convolutions.
+
+    KERAS_BACKEND=jax python recipes/capsnet.py
+    KERAS_BACKEND=torch python recipes/capsnet.py --routings 1 --ablation
+    KERAS_BACKEND=tensorflow python recipes/capsnet.py --architecture paper --epochs 5
+
+Both are trained on digits that stand nearly upright and in the middle: turned by up to
+11 degrees, shifted by up to 2 pixels each way, slanted and warped a little, at random.
+They are tested on digits as they are, and on transformed ones: turned by 15 to 40
+degrees and shifted by 3 to 5 pixels, which neither has ever seen.
+
+Do capsules win? Accuracy in %, JAX, seed 0:
+
+| | as they are | transformed | only turned | only shifted |
+|---|---|---|---|---|
+| capsules, 3 steps of routing | 99.3 | 78.8 | 89.6 | 95.5 |
+| 2 steps | 99.2 | 80.4 | 89.6 | 95.9 |
+| 1 step, which is none | 98.9 | 79.8 | 89.2 | 96.2 |
+| CNN of as many parameters | 99.3 | 71.8 | 89.1 | 90.6 |
+| the capsules' convolutions, averaged over places | 99.1 | 79.7 | 90.3 | 93.5 |
+
+They are ahead of the CNN, in shifts. But it isn't the routing that does it, as one step
+does as well, and hardly the capsules: their convolutions alone, with what they find
+averaged over all places, do as well too. (The capsule network was chosen among six on
+held-out training digits, the CNN wasn't tuned; with 5 x 5 filters and weights of its
+own for each place, as in the paper, it had been no better than a CNN, 67.9 against
+68.1 % there.) Nor does its decoder draw more than the mean of each class after so few
+steps: poses.png changes little.
+
+Paper: Sabour, Frosst and Hinton, 2017, https://arxiv.org/abs/1710.09829. New here:
+more and smaller convolutions with batch normalization, so that it trains on a CPU;
+weights that all places share; more changes of the training images than shifts, there
+being few; a learning rate that falls. To choose settings, compare them with
+`--validation 0.25`: so the convolutions were.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from scipy.ndimage import affine_transform
+
+import kit
+from kit.capsnet import CapsNet, capsnet
+from kit.cnn import RandomAffine
+from kit.data import Split, images
+from kit.recipe import Run
+
+# What training shows: up to 0.03 turns, and 7 % of 28 pixels up, down and sideways.
+TRAIN_DEGREES, TRAIN_PIXELS = 0.03 * 360, 0.07 * 28
+# What the transformed test digits get: beyond that, in any direction.
+DEGREES, PIXELS = (15.0, 40.0), (3.0, 5.0)
+
+
+def load_data(dataset: str, validation: float) -> Split:
+    """Returns images to train and to test on.
+
+    For images of your own: uint8 arrays (N, height, width, channels), and their
+    classes as integers from 0 on. With `validation`, the images to "test" on are a
+    part of the training images.
+    """
+    data = images(dataset)
+    if not validation:
+        return data
+    x, y = data.x_train, data.y_train
+    first = round(len(x) * (1.0 - validation))
+    return Split(x[:first], y[:first], x[first:], y[first:])
+
+
+def main(
+    *,
+    dataset: Literal["mnist_5k", "mnist", "fashion_mnist"] = "mnist_5k",
+    architecture: Literal["small", "paper"] = "small",
+    routings: int = 3,
+    reconstruction_weight: float = 0.0005,
+    ablation: tuple[int, ...] = (1, 2),
+    epochs: int = 15,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    validation: float = 0.0,
+    seed: int = 0,
+    output_dir: Path | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Trains capsules and a CNN, and reports how well they recognize images.
+
+    Args:
+        dataset: "mnist_5k" needs no download: 4,000 digits to train on, 1,000 to test
+            on. Keras downloads the others.
+        architecture: "paper" has the sizes of the paper, and takes hours on a CPU.
+        routings: Steps of routing by agreement.
+        reconstruction_weight: Weight of the decoder's summed squared error.
+        ablation: Further numbers of routing steps to train a capsule network with.
+            Nothing after `--ablation` trains none.
+        epochs: How often to go through the training images.
+        batch_size: Images in a gradient step.
+        learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
+        validation: Share of the training images to hold out and to test on, in place
+            of the test images: to choose settings by.
+        seed: Seed of everything that is drawn.
+        output_dir: Folder for the results; runs/capsnet-<backend>-<seed> if not given.
+        verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
+
+    Returns:
+        What metrics.json holds.
+    """
+    run = Run("capsnet", seed=seed, output_dir=output_dir, config=locals())
+    for name, values in (
+        ("routings", [routings]),
+        ("ablation", ablation),
+        ("epochs", [epochs]),
+        ("batch_size", [batch_size]),
+    ):
+        if any(value < 1 for value in values):
+            raise ValueError(f"{name} must be 1 or more, got {min(values)}.")
+    if not 0.0 <= validation < 1.0:
+        raise ValueError(f"validation={validation} must be in [0, 1).")
+    data = load_data(dataset, validation)
+    shape, num_classes = data.x_train.shape[1:], int(data.y_train.max()) + 1
+    options: Any = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "verbose": verbose,
+    }
+
+    def train_capsnet(routings: int) -> tuple[CapsNet, keras.callbacks.History]:
+        model = capsnet(
+            shape,
+            num_classes,
+            architecture,
+            routings,
+            reconstruction_weight=reconstruction_weight,
+            preprocessing=preprocessing(shape, seed),
+        )
+        return model, train(model, None, data, **options)
+
+    model, history = train_capsnet(routings)
+    model.save(run.output_dir / "model.keras")
+
+    # Its peer: as many parameters, decoder included, and the same images in the same
+    # order. What makes CNNs good (pooling, normalization, dropout) it may have.
+    network = cnn_of_size(shape, num_classes, model.count_params())
+    cnn = kit.Sequential(
+        [keras.Input(shape), preprocessing(shape, seed), network], name="baseline"
+    )
+    train(cnn, "sparse_categorical_crossentropy", data, **options)
+    # And one that tells what the capsules do from what the convolutions do.
+    pooled = without_capsules(model, num_classes, seed)
+    train(pooled, "sparse_categorical_crossentropy", data, **options)
+
+    # Every model gets the same transformed images.
+    test = {
+        "validation" if validation else "test": data.x_test,
+        "transformed": transform(data.x_test, DEGREES, PIXELS, seed),
+        "rotated": transform(data.x_test, DEGREES, (0.0, 0.0), seed),
+        "shifted": transform(data.x_test, (0.0, 0.0), PIXELS, seed),
+    }
+
+    def scores(model: keras.Model, prefix: str = "") -> dict[str, float]:
+        return {
+            f"{prefix}{name}_accuracy": accuracy(model, x, data.y_test)
+            for name, x in test.items()
+        }
+
+    metrics = {**scores(model), "parameters": model.count_params()}
+    baselines = {**scores(cnn, "cnn_"), "cnn_parameters": cnn.count_params()}
+    baselines |= scores(pooled, "pooled_cnn_")
+    for number in ablation:
+        if number != routings:
+            ablated, _ = train_capsnet(number)
+            baselines |= scores(ablated, f"routings_{number}_")
+
+    draw_robustness(
+        run, {"capsules": model, "CNN": cnn, "pooled CNN": pooled}, data, seed
+    )
+    draw_reconstructions(run, model, data, test["transformed"])
+    draw_poses(run, model, data)
+    return run.finish(
+        history=history,
+        metrics=metrics,
+        baselines=baselines,
+        throughput=(
+            len(data.x_train) / np.median(history.history["seconds"]),
+            "samples/s",
+        ),
+        compile_seconds=kit.compile_seconds(),
+    )
+
+
+def preprocessing(shape: tuple[int, ...], seed: int) -> kit.Sequential:
+    """Returns layers that bring images to [0, 1], and change them in training."""
+    change = RandomAffine(
+        rotation_factor=TRAIN_DEGREES / 360,
+        translation_factor=TRAIN_PIXELS / 28,
+        zoom_factor=0.1,
+        shear_factor=0.1,
+        elastic_stddev=1.0,
+        seed=seed,
+    )
+    return kit.Sequential([keras.Input(shape), keras.layers.Rescaling(1 / 255), change])
+
+
+def cnn_of_size(shape: tuple[int, ...], num_classes: int, size: int) -> kit.Sequential:
+    """Returns a CNN of about `size` parameters, and no fewer."""
+    filters = 1
+    while True:
+        model = kit.cnn(
+            shape,
+            num_classes,
+            filters=(filters, 2 * filters, 2 * filters),
+            units=(2 * filters,),
+            dropout=0.3,
+            batch_normalization=True,
+        )
+        if model.count_params() >= size:
+            return model
+        # Weights grow with the square at most: this never steps too far.
+        growth = (size / model.count_params()) ** 0.5
+        filters = max(filters + 1, int(0.95 * filters * growth))
+
+
+def without_capsules(model: CapsNet, num_classes: int, seed: int) -> kit.Sequential:
+    """Returns a CNN of the capsule network's convolutions, without its capsules.
+
+    The convolution of the primary capsules is one like the others; what it finds is
+    averaged over all places, and a Dense layer names the class.
+    """
+    capsules, primary = model.capsules, model.capsules.layers[-2]
+    stem = keras.models.clone_model(keras.Model(capsules.input, primary.input))
+    shape = capsules.input_shape[1:]
+    return kit.Sequential(
+        [
+            keras.Input(shape),
+            preprocessing(shape, seed),
+            stem,
+            keras.layers.Conv2D(
+                primary.channels * primary.capsule_dim,
+                primary.kernel_size,
+                primary.strides,
+                use_bias=False,
+            ),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(num_classes, activation="softmax"),
+        ]
+    )
+
+
+def train(
+    model: keras.Model,
+    loss: str | None,
+    data: Split,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    verbose: int,
+) -> keras.callbacks.History:
+    """Trains capsules or a CNN in the same way, from the seed on."""
+    keras.utils.set_random_seed(seed)  # the same order of the images for each model
+    kit.initialize_weights(model, seed)
+    steps = epochs * -(-len(data.x_train) // batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
+    return model.fit(
+        data.x_train,
+        data.y_train,
+        batch_size=batch_size,
+        epochs=epochs,
+        callbacks=[kit.EpochTimer()],
+        verbose=verbose,
+    )
+
+
+def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the share of images whose class has the highest score."""
+    scores = model.predict(x, batch_size=500, verbose=0)
+    scores = scores["length"] if isinstance(scores, dict) else scores
+    return float(np.mean(scores.argmax(axis=1) == y))
+
+
+def transform(
+    x: np.ndarray, degrees: tuple[float, float], pixels: tuple[float, float], seed: int
+) -> np.ndarray:
+    """Turns and shifts each image at random, by amounts between the given ones.
+
+    Args:
+        x: Images (N, height, width, channels).
+        degrees: Smallest and largest angle, to the left or to the right.
+        pixels: Smallest and largest shift, in any direction.
+        seed: Seed of the draws.
+
+    Returns:
+        Images of the same shape and dtype, zero where nothing was.
+    """
+    rng = np.random.default_rng(seed)
+    angles = np.radians(rng.uniform(*degrees, len(x)) * rng.choice([-1, 1], len(x)))
+    shifts = rng.uniform(*pixels, len(x))
+    directions = rng.uniform(0.0, 2.0 * np.pi, len(x))
+    centre = (np.array(x.shape[1:3]) - 1) / 2
+    changed = np.empty_like(x)
+    for i, image in enumerate(x):
+        cos, sin = np.cos(angles[i]), np.sin(angles[i])
+        turn = np.array([[cos, sin], [-sin, cos]])
+        shift = shifts[i] * np.array([np.sin(directions[i]), np.cos(directions[i])])
+        for channel in range(x.shape[3]):
+            affine_transform(
+                image[..., channel],
+                turn,
+                centre - turn @ (centre + shift),
+                output=changed[i, ..., channel],
+                order=1,  # linear, like the changes of the training images
+            )
+    return changed
+
+
+def draw_robustness(
+    run: Run, models: dict[str, keras.Model], data: Split, seed: int
+) -> None:
+    """Draws accuracy over angle, and over shift; what training showed is grey."""
+    x, y = data.x_test[:500], data.y_test[:500]
+    angles, shifts = np.arange(0, 61, 10), np.arange(0, 9, 1)
+    panels: list[Any] = [
+        ("Rotation in degrees", angles, TRAIN_DEGREES, lambda a: ((a, a), (0, 0))),
+        ("Shift in pixels", shifts, TRAIN_PIXELS, lambda s: ((0, 0), (s, s))),
+    ]
+    with run.figure("robustness.png", figsize=(8, 3.6)) as figure:
+        for axes, panel in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+            label, amounts, shown, change = panel
+            changed = [
+                transform(x, degrees, pixels, seed)
+                for degrees, pixels in map(change, amounts)
+            ]
+            axes.axvspan(0, shown, color="0.9", label="shown in training")
+            for name, model in models.items():
+                shares = [100 * accuracy(model, z, y) for z in changed]
+                axes.plot(amounts, shares, marker=".", label=name)
+            axes.set_xlabel(f"{label}, either way")
+            axes.set_ylim(0, 101)
+            axes.grid(alpha=0.3)
+        figure.axes[0].set_ylabel("Accuracy in %")
+        figure.axes[0].legend(loc="lower left")
+        figure.suptitle("How far digits may be turned and shifted")
+
+
+def draw_reconstructions(
+    run: Run, model: CapsNet, data: Split, transformed: np.ndarray
+) -> None:
+    """Draws images, and what the decoder makes of their longest capsules."""
+    first = [int(np.argmax(data.y_test == c)) for c in np.unique(data.y_test)]
+    rows: list[Any] = []
+    for name, x in (("test", data.x_test[first]), ("transformed", transformed[first])):
+        outputs = model.predict(x, verbose=0)
+        drawn = keras.ops.convert_to_numpy(model.decode(outputs["capsules"]))
+        rows += [(name, x / 255, data.y_test[first])]
+        rows += [("decoded", drawn, outputs["length"].argmax(axis=1))]
+    with run.figure("reconstructions.png", figsize=(8, 3.9)) as figure:
+        grid = figure.subplots(len(rows), len(first), squeeze=False)
+        for (name, row, classes), line in zip(rows, grid, strict=True):
+            for image, number, true, axes in zip(
+                row, classes, data.y_test[first], line, strict=True
+            ):
+                show(axes, image)
+                if name == "decoded":
+                    colour = "black" if number == true else "red"
+                    axes.set_title(f"as {number}", fontsize=8, color=colour, pad=2)
+            line[0].set_ylabel(name)
+        figure.suptitle("Digits, and what the decoder draws of the longest capsule")
+
+
+def draw_poses(run: Run, model: CapsNet, data: Split, klass: int = 5) -> None:
+    """Draws what becomes of an image when one number of its capsule changes."""
+    image = data.x_test[np.argmax(data.y_test == klass)]
+    v = model.predict(image[None], verbose=0)["capsules"]
+    changes = np.linspace(-0.25, 0.25, 11)  # those of the paper
+    dims = v.shape[2]
+    swept = np.repeat(v, dims * len(changes), axis=0)
+    for i, (dim, change) in enumerate(np.ndindex(dims, len(changes))):
+        swept[i, klass, dim] += changes[change]
+    y = np.full(len(swept), klass, "int32")
+    drawn = keras.ops.convert_to_numpy(model.decode(swept, y))
+    # The numbers that change the image most come first.
+    drawn = drawn.reshape(dims, len(changes), *image.shape)
+    effects = np.abs(drawn[:, -1] - drawn[:, 0]).mean(axis=(1, 2, 3))
+    with run.figure("poses.png", figsize=(7, 0.62 * dims + 0.8)) as figure:
+        grid = figure.subplots(dims, len(changes), squeeze=False)
+        for dim, line in zip(np.argsort(-effects), grid, strict=True):
+            for axes, picture in zip(line, drawn[dim], strict=True):
+                show(axes, picture)
+            line[0].set_ylabel(str(dim), rotation=0, ha="right", va="center")
+        for axes, change in zip(grid[0], changes, strict=True):
+            axes.set_title(f"{change:+.2f}" if change else "0", fontsize=9)
+        figure.supylabel("Number of the capsule, the most effective first")
+        figure.suptitle(f"A {klass}, with something added to one of its numbers")
+
+
+def show(axes: Any, image: np.ndarray) -> None:
+    """Draws an image of values in [0, 1], without axes."""
+    axes.imshow(image.squeeze(), cmap="gray_r", vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
