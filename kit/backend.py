@@ -310,6 +310,11 @@ def compile_seconds() -> float:
     return _settings["compile_seconds"]
 
 
+def is_tracing() -> bool:
+    """Returns whether a compiled function is being traced: arrays have no values."""
+    return _context.tracing
+
+
 def can_compile(optimizer: keras.optimizers.Optimizer) -> bool:
     """Returns whether `minimize` can use an optimizer in a compiled function.
 

@@ -29,7 +29,7 @@ import numpy as np
 from keras import ops
 
 from kit.autoencoder import decoder as dense_decoder
-from kit.models import Model
+from kit.models import Model, to_array
 
 Tensor = Any  # a tensor of the backend, or what it can be made of
 
@@ -186,6 +186,11 @@ class CapsNet(Model):
                 "CapsNet: `capsules` must give (B, K, D) and `decoder` take (B, K D); "
                 f"received {shape} and {decoder.input_shape}."
             )
+        if preprocessing is None and decoder.output_shape != capsules.input_shape:
+            raise ValueError(
+                "CapsNet: `decoder` must give images as `capsules` takes them, "
+                f"{capsules.input_shape}; received {decoder.output_shape}."
+            )
         if not reconstruction_weight >= 0.0:
             raise ValueError(
                 "CapsNet: `reconstruction_weight` must be 0 or more, received "
@@ -217,7 +222,7 @@ class CapsNet(Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """As Keras'. Raises a `ValueError` if y isn't classes, or x isn't finite."""
         self._check_data(x, y)
-        if kwargs.get("validation_data") is not None:
+        if isinstance(kwargs.get("validation_data"), (tuple, list)):
             self._check_data(*kwargs["validation_data"][:2])
         return super().fit(x, y, *args, **kwargs)
 
@@ -240,11 +245,12 @@ class CapsNet(Model):
         """Returns the loss of `compile` plus that of the reconstruction."""
         loss = super().compute_loss(x, y, y_pred["length"], sample_weight, training)
         drawn = self.decode(y_pred["capsules"], y, training=training)
-        error = ops.square(y_pred["image"] - drawn)
+        error = ops.square(ops.cast(y_pred["image"] - drawn, loss.dtype))
         self.reconstruction_mse.update_state(error)
-        error = ops.sum(ops.reshape(error, (error.shape[0], -1)), axis=1)  # (B,)
+        error = ops.sum(error, axis=(1, 2, 3))  # (B,)
         if sample_weight is not None:
-            error = error * ops.cast(sample_weight, error.dtype)
+            weight = ops.reshape(ops.cast(sample_weight, error.dtype), (-1,))
+            error = error * weight
         return loss + self.reconstruction_weight * ops.mean(error)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -266,15 +272,17 @@ class CapsNet(Model):
         return self.decoder(self.mask(v if y is None else (v, y)), training=training)
 
     def _check_data(self, x, y):
-        is_float = isinstance(x, np.ndarray) and x.dtype.kind == "f"
-        if is_float and not np.isfinite(x).all():
+        x, y = to_array(x), to_array(y)
+        if x is None:
+            return  # a generator or a dataset, from which Keras' `fit` takes batches
+        if not np.isfinite(x).all():
             raise ValueError("CapsNet: `x` has values that are NaN or infinite.")
         if y is None:
             raise ValueError("CapsNet: `y` is missing: the classes, (B,) or one-hot.")
-        if not isinstance(y, np.ndarray):
+        if y.ndim == 2 and y.shape[1] == self.num_classes:  # one-hot
+            if not ((y >= 0) & (y <= 1)).all():
+                raise ValueError("CapsNet: a one-hot `y` must be of numbers in [0, 1].")
             return
-        if y.ndim == 2 and y.shape[1] == self.num_classes:
-            return  # one-hot
         if y.ndim > 2 or y.shape[1:] not in ((), (1,)):
             raise ValueError(
                 f"CapsNet: `y` must be classes (B,), or one-hot (B, {self.num_classes}"

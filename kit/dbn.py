@@ -36,12 +36,17 @@ from keras import ops
 
 from kit import random
 from kit.autoencoder import Autoencoder
-from kit.backend import compiled, scan
+from kit.backend import compiled, is_tracing, scan
 from kit.initialization import initialize_weights
-from kit.models import Model, Sequential
+from kit.models import Model, Sequential, to_array
 
 Tensor = Any  # a tensor of the backend, or what it can be made of
 VISIBLE = ("bernoulli", "gaussian")
+# What a compiled update holds as plain numbers.
+FROZEN = (
+    *("visible", "k", "persistent", "learning_rate", "momentum", "weight_decay"),
+    *("sparsity_target", "sparsity_cost"),
+)
 
 
 @keras.saving.register_keras_serializable(package="kit")
@@ -154,6 +159,15 @@ class RBM(keras.layers.Layer):
         self.chain_states_initializer = keras.initializers.Zeros()
         self.seed = seed
         self.random = random.Generator(seed)
+        self.random_state = self.random.state  # to have it saved with the weights
+
+    def __setattr__(self, name, value):
+        if name in FROZEN and getattr(self, "built", False):
+            raise AttributeError(
+                f"RBM: `{name}` is part of the compiled update and can't be changed "
+                f"once the RBM is built, received {value!r}. Make a new RBM with it."
+            )
+        super().__setattr__(name, value)
 
     def build(self, input_shape):
         """Makes the weights for examples of `input_shape[1]` visible units."""
@@ -329,8 +343,8 @@ class RBM(keras.layers.Layer):
         return ops.cast(draws, probabilities.dtype)
 
     def _as_visible(self, visible):
-        """Checks what comes from outside; tensors have been checked before."""
-        if isinstance(visible, (np.ndarray, list, tuple)):
+        """Checks what comes from outside; what is traced has no values yet."""
+        if not is_tracing():
             visible = check_visible(visible, self.visible)
         if not self.built:
             self.build(visible.shape)
@@ -422,9 +436,14 @@ class DBN(Model):
 
     def build(self, input_shape):
         """Builds each RBM on the hidden units of the one below."""
-        for rbm in self.rbms:
+        for i, rbm in enumerate(self.rbms):
             if not rbm.built:
                 rbm.build(input_shape)
+            if rbm.kernel.shape[0] != input_shape[-1]:
+                raise ValueError(
+                    f"DBN: `rbms[{i}]` was built for {rbm.kernel.shape[0]} visible "
+                    f"units, and gets {input_shape[-1]}."
+                )
             input_shape = (None, rbm.units)
         self.built = True
 
@@ -664,7 +683,8 @@ def check_visible(values: Any, visible: str, name: str = "visible") -> np.ndarra
         ValueError: If the shape is another, there is no example, a value isn't finite,
             or isn't in [0, 1] though the units are Bernoulli.
     """
-    values = np.asarray(values)
+    array = to_array(values)
+    values = np.asarray(values) if array is None else array
     if values.dtype.kind not in "fiub":
         raise ValueError(f"`{name}` must hold numbers, received dtype {values.dtype}.")
     if values.ndim != 2 or not values.size:
@@ -696,7 +716,8 @@ def _mean_product(visible, hidden):
 def _in_batches(layer, x, batch_size=1000):
     """Returns the layer's outputs as NumPy arrays."""
     parts = [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
-    return np.concatenate([ops.convert_to_numpy(layer(part)) for part in parts])
+    parts = [ops.convert_to_numpy(layer(part)) for part in parts]
+    return np.concatenate([part.astype("float32") for part in parts])
 
 
 def _numpy(*variables):

@@ -37,7 +37,7 @@ from keras import layers, ops
 
 from kit import random
 from kit.backend import compiled, gradient, minimize
-from kit.models import Model
+from kit.models import Model, to_array
 
 Tensor = Any  # a tensor of the backend, or what it can be made of
 
@@ -322,9 +322,10 @@ class GAN(Model):
         """
         self._check_data(x, y)
         history = super().fit(x, y, *args, **kwargs)
-        self.generator_optimizer.finalize_variable_values(
-            self.generator.trainable_variables
-        )
+        if history.epoch:  # without a step, averages are still zeros
+            self.generator_optimizer.finalize_variable_values(
+                self.generator.trainable_variables
+            )
         return history
 
     def train_batch(self, x, y=None, sample_weight=None):
@@ -350,7 +351,7 @@ class GAN(Model):
                 loss = ops.mean(fake) - ops.mean(real)
                 if self.gradient_penalty:
                     penalty = self._penalize_slope(x, fake_x, labels)
-                    loss += self.gradient_penalty * penalty
+                    loss = ops.cast(loss, "float32") + self.gradient_penalty * penalty
             else:
                 loss = ops.mean(ops.softplus(-real)) + ops.mean(ops.softplus(fake))
             return loss, (real, fake)
@@ -442,18 +443,20 @@ class GAN(Model):
         slopes = gradient(
             lambda x: ops.sum(self.score(x, labels, training=True)), between
         )
+        slopes = ops.cast(slopes, "float32")  # whose 1e-12 isn't 0, as float16's is
         squares = ops.sum(ops.square(slopes), axis=tuple(range(1, len(x.shape))))
         # The root of 0 has no gradient.
         return ops.mean(ops.square(ops.sqrt(squares + 1e-12) - 1.0))
 
     def _check_data(self, x, y):
-        shape = tuple(np.shape(x))
-        if shape[1:] != self.example_shape:
+        examples = to_array(x)
+        received = type(x).__name__ if examples is None else examples.shape
+        if examples is None or received[1:] != self.example_shape or not received[0]:
             raise ValueError(
                 "GAN.fit: `x` must be an array of shape "
-                f"{('N', *self.example_shape)}, received {shape}."
+                f"{('N', *self.example_shape)}, received {received}."
             )
-        if not np.isfinite(np.asarray(x)).all():
+        if not np.isfinite(examples).all():
             raise ValueError("GAN.fit: `x` must be finite, it holds NaN or infinity.")
         self._check_labels(y, len(x), "GAN.fit: `y`")
 
@@ -471,7 +474,9 @@ class GAN(Model):
         )
         if labels is None:
             raise ValueError(f"{accepted}, received None.")
-        labels = np.asarray(labels)
+        labels = to_array(labels)
+        if labels is None:
+            raise ValueError(f"{accepted}.")
         if labels.shape != (num,) or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"{accepted}, received shape {labels.shape} of {labels.dtype}."
@@ -579,6 +584,11 @@ def _check_parts(generator, discriminator, num_classes):
             )
         shapes = [tuple(x.shape[1:]) for x in model.inputs]
         expected = [] if num_classes is None else [(num_classes,)]
+        if len(shapes[0]) != 1 and what == "generator":
+            raise ValueError(
+                "GAN: the first input of `generator` must be z, (B, L), received one "
+                f"of the shape {('B', *shapes[0])}."
+            )
         if shapes[1:] != expected:
             raise ValueError(
                 f"GAN: with num_classes={num_classes}, `{what}` must have "

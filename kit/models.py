@@ -200,7 +200,8 @@ class CompiledFit(Mixin):
             or validation_steps is not None
             or shuffle == "batch"
         ):
-            self._refuse_keras("fit", "train_batch")
+            tested = validation_data is not None or validation_split
+            self._refuse_keras("fit", "train_batch", *["test_batch"] * bool(tested))
             return super().fit(**options)
 
         data = _Data(x, y, sample_weight)
@@ -634,6 +635,16 @@ class _Programs:
         self.model._loss_tracker.update_state(loss, sample_weight=size)
         logs = self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return logs if self.own_logs else {}
+
+
+def to_array(x: Any) -> np.ndarray | None:
+    """Returns a NumPy array of an array or tensor, wherever it lies, to look at.
+
+    `None` if it is something else, such as a generator.
+    """
+    if isinstance(x, (np.ndarray, list, tuple)):
+        return np.asarray(x)
+    return ops.convert_to_numpy(x) if ops.is_tensor(x) else None
 
 
 def _take(data, indices):

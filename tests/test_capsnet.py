@@ -419,6 +419,36 @@ def test_refuses_data(x, y, message):
         model.fit(np.zeros((1, 9, 9, 1)), np.zeros(1), validation_data=(x, y))
 
 
+def test_refuses_wrong_tensors_and_parts_that_do_not_fit():
+    x, y = spots(8)
+    model = small_model()
+    with pytest.raises(ValueError, match="integers from 0 to 1"):
+        model.fit(x, ops.convert_to_tensor(y + 5), verbose=0)
+    with pytest.raises(ValueError, match="NaN"):
+        model.fit(ops.convert_to_tensor(np.full_like(x, np.nan)), y, verbose=0)
+    with pytest.raises(ValueError, match=r"one-hot `y` must be of numbers in \[0, 1\]"):
+        model.fit(x, np.full((8, 2), np.nan), verbose=0)
+    with pytest.raises(ValueError, match="`decoder` must give images"):
+        CapsNet(model.capsules, decoder((1, 1, 1), 8, (16,)))
+
+
+def test_weights_of_examples_have_either_shape():
+    x, y = spots(8)
+    model = small_model(reconstruction_weight=0.1)
+    weights = np.arange(8, dtype="float32")
+    flat = model.evaluate(x, y, sample_weight=weights, verbose=0)[0]
+    column = model.evaluate(x, y, sample_weight=weights[:, None], verbose=0)[0]
+    assert column == pytest.approx(flat, rel=1e-5)
+
+
+def test_keras_own_fit_takes_a_last_batch_that_is_not_full():
+    x, y = spots(8)
+    model = small_model()
+    model.compile("adam", jit_compile=False)
+    history = model.fit(x, y, batch_size=5, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
 # --- The recipe -------------------------------------------------------------------
 
 TINY = {"epochs": 1, "batch_size": 200, "verbose": 0}

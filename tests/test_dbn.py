@@ -230,6 +230,28 @@ def test_reconstruction_error_by_hand():
 # --- The stack --------------------------------------------------------------
 
 
+def test_what_an_update_was_compiled_with_cannot_change():
+    rbm = make_rbm()
+    with pytest.raises(AttributeError, match="`learning_rate` is part of the compiled"):
+        rbm.learning_rate = 0.1
+
+
+def test_tensors_are_checked_too():
+    rbm = make_rbm()
+    before = weights_of(rbm)
+    with pytest.raises(ValueError, match="`visible` must hold finite numbers"):
+        rbm.contrastive_divergence(ops.convert_to_tensor(np.full((3, 6), np.nan)))
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        rbm.free_energy(ops.full((3, 6), 255.0))
+    for a, b in zip(before, weights_of(rbm), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_rbms_built_for_other_sizes_are_found_before_training():
+    with pytest.raises(ValueError, match=r"`rbms\[1\]` was built for 5 .* gets 4"):
+        DBN([make_rbm((6, 4)), make_rbm((5, 3))]).build((None, 6))
+
+
 @pytest.fixture(scope="module")
 def trained():
     x = np.random.default_rng(0).random((50, 12)).astype("float32")

@@ -95,6 +95,22 @@ def test_the_penalty_brings_the_slope_to_one():
     np.testing.assert_allclose(slope[:, 0], [0.6, 0.8], atol=0.01)
 
 
+def test_the_penalty_is_taken_between_real_and_fake():
+    # D(x) = |x|^2 has the slope 2 |x|; real lies at (2, 0), fake at (0, 0).
+    z, x = keras.Input((2,)), keras.Input((2,))
+    score = layers.Dense(1, use_bias=False)(ops.square(x))
+    gan = GAN(
+        keras.Model(z, layers.Dense(2)(z)), keras.Model(x, score), loss="wasserstein"
+    )
+    gan.generator.set_weights([np.zeros((2, 2)), np.zeros(2)])
+    gan.discriminator.set_weights([np.ones((2, 1))])
+    gan.compile(keras.optimizers.SGD(0.0), keras.optimizers.SGD(0.0))
+    real = np.tile(np.array([2.0, 0.0], "float32"), (2000, 1))
+    loss = gan.fit(real, batch_size=2000, verbose=0).history["discriminator_loss"][0]
+    # Its mean over u in [0, 1] of (4 u - 1)^2 is 7 / 3; at the real ones alone it is 9.
+    assert (loss - (0 - 4)) / 10 == pytest.approx(7 / 3, rel=0.1)
+
+
 # --- Whose weights move -------------------------------------------------------
 
 
@@ -186,6 +202,15 @@ def test_fit_ends_on_the_average_of_the_weights():
         np.testing.assert_allclose(numpy(weight), numpy(average))
 
 
+def test_fit_without_a_step_leaves_the_weights():
+    gan = small()
+    gan.compile(keras.optimizers.Adam(use_ema=True), "adam")
+    before = gan.get_weights()
+    gan.fit(X, epochs=0, verbose=0)
+    for a, b in zip(before, gan.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"num_classes": 3, "loss": "wasserstein", "discriminator_steps": 2}]
 )
@@ -249,6 +274,9 @@ def test_bad_arguments_are_named():
         GAN(parts[0], discriminator((5,)))
     with pytest.raises(ValueError, match=r"`discriminator` must give one score"):
         GAN(parts[0], keras.Model(*_two_scores()))
+    with pytest.raises(ValueError, match=r"must be z, \(B, L\), received.*1, 3"):
+        z = keras.Input((1, 3))
+        GAN(keras.Model(z, layers.Dense(6)(layers.Flatten()(z))), parts[1])
     with pytest.raises(ValueError, match=r"num_classes=3, `generator`.*2 input"):
         GAN(*parts, num_classes=3)
     with pytest.raises(ValueError, match=r"`loss`.*'hinge'"):
@@ -282,6 +310,12 @@ def test_bad_data_is_named():
         gan.fit(X[:, :5])
     with pytest.raises(ValueError, match=r"`x` must be finite"):
         gan.fit(np.where(X > 0.9, np.nan, X))
+    with pytest.raises(ValueError, match=r"`x` must be finite"):
+        gan.fit(ops.convert_to_tensor(np.full_like(X, np.nan)))
+    with pytest.raises(ValueError, match=r"`x`.*received \(0, 6\)"):
+        gan.fit(X[:0])
+    with pytest.raises(ValueError, match=r"`y`.*from 0 to 2.*received 1 to 3"):
+        conditional.fit(X, ops.convert_to_tensor(y + 1))
     with pytest.raises(ValueError, match=r"`y` is given, but the model isn't cond"):
         gan.fit(X, y)
     with pytest.raises(ValueError, match=r"`y` must be 32 integers.*None"):

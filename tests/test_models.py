@@ -1021,6 +1021,20 @@ class OwnBatches(OwnBatch):
         return {"error": self.error.result()}
 
 
+class OwnTest(kit.Model):
+    """Trains as Keras does, and has an evaluation of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(1)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def test_batch(self, x, y=None, sample_weight=None):
+        return {"error": ops.mean(ops.square(y - self(x)))}
+
+
 def test_own_train_batch_is_the_training_step(data, monkeypatch):
     x, y = data
     calls = count_calls(monkeypatch)
@@ -1079,6 +1093,11 @@ def test_own_train_batch_is_never_passed_over(data):
     model.compile("sgd", jit_compile=False)
     with pytest.raises(ValueError, match="train_batch is given batches of dense"):
         model.fit(x, y)
+    tested = OwnTest()
+    tested.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="train_batch or test_batch is given batches"):
+        tested.fit(x, y, class_weight={0: 1.0}, validation_data=(x, y))
+    assert int(ops.convert_to_numpy(tested.optimizer.iterations)) == 0
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
