@@ -630,13 +630,14 @@ class DBN(Model):
             )
 
     def _check_built_for(self, x, name):
+        first = self.rbms[0]
+        if first.built and x.shape[1] != first.kernel.shape[0]:
+            raise ValueError(
+                f"DBN: `{name}` must have {first.kernel.shape[0]} columns, received "
+                f"the shape {x.shape}."
+            )
         if not self.built:
             self.build(x.shape)
-        size = self.rbms[0].kernel.shape[0]
-        if x.shape[1] != size:
-            raise ValueError(
-                f"DBN: `{name}` must have {size} columns, received the shape {x.shape}."
-            )
 
     def get_config(self):
         """Returns the constructor's arguments, for saving."""
