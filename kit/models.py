@@ -13,7 +13,7 @@ mathematics is Keras': the model's own `compute_loss`, metrics and optimizer.
 
 A training step of your own is one method, for all backends:
 
-    class Halving(kit.Model):
+    class MyModel(kit.Model):
         def train_batch(self, x, y=None, sample_weight=None):
             kit.minimize(my_loss, self.trainable_variables, self.optimizer)
             return {}
