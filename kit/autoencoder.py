@@ -188,11 +188,6 @@ class Autoencoder(Model):
         """
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
 
-    def compile_from_config(self, config):
-        """Compiles a loaded model as it was compiled when it was saved."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def call(self, inputs, training=None):
         """Returns the reconstructions, of the shape of `inputs`."""
         return self.decoder(self.encoder(inputs, training=training), training=training)

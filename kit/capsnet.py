@@ -214,11 +214,6 @@ class CapsNet(Model):
         loss = margin_loss if loss is None else loss
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
 
-    def compile_from_config(self, config):
-        """Compiles a loaded model as it was compiled when it was saved."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def fit(self, x=None, y=None, *args, **kwargs):
         """As Keras'. Raises a `ValueError` if y isn't classes, or x isn't finite."""
         self._check_data(x, y)

@@ -307,10 +307,6 @@ class GAN(Model):
             for name in ("generator_optimizer", "discriminator_optimizer")
         }
 
-    def compile_from_config(self, config):
-        """Compiles a loaded model as it was compiled when it was saved."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
     def fit(self, x=None, y=None, *args, **kwargs):
         """Trains on real examples x `(N, ...)`, and labels y `(N,)` if conditional.
 

@@ -153,9 +153,12 @@ class CompiledFit(Mixin):
 
     def compile_from_config(self, config):
         """Compiles a loaded model as it was compiled when it was saved."""
-        if type(self).compile is not CompiledFit.compile:
+        arguments = keras.saving.deserialize_keras_object(config)
+        try:
+            inspect.signature(self.compile).bind(**arguments)
+        except TypeError:  # a `compile` of one's own, with other arguments
             return super().compile_from_config(config)  # which warns
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.compile(**arguments)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -200,8 +203,10 @@ class CompiledFit(Mixin):
             or validation_steps is not None
             or shuffle == "batch"
         ):
-            tested = validation_data is not None or validation_split
-            self._refuse_keras("fit", "train_batch", *["test_batch"] * bool(tested))
+            own = ["train_batch"]
+            if validation_data is not None or validation_split:
+                own.append("test_batch")
+            self._refuse_keras("fit", *own)
             return super().fit(**options)
 
         data = _Data(x, y, sample_weight)
