@@ -51,6 +51,7 @@ class _Context(threading.local):
         self.scope: Any = None  # the innermost `_Scope`, on JAX and PyTorch
         self.depth = 0  # of functions inside each other that are differentiated
         self.frame: Any = None  # the `scan` body that is being traced, on JAX
+        self.for_xla = False  # whether what is traced will run there, on TensorFlow
 
 
 _context = _Context()
@@ -941,7 +942,6 @@ class _TensorFlowEngine:
         # variable be assigned before all that should see its old value has read it.
         tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
         self.on_cpu = not tf.config.list_physical_devices("GPU")
-        self.for_xla = False  # whether what is traced now will run there
         if self.on_cpu:
             _use_kernel(keras.src.backend, "lstm", kernels.xla_lstm, scan=scan)
             _use_kernel(keras.src.backend, "gru", kernels.xla_gru, scan=scan)
@@ -952,7 +952,7 @@ class _TensorFlowEngine:
                 (tf.nn.experimental, "stateless_dropout", "rng_alg"),
             ):
                 kernel = functools.partial(kernels.xla_draw, option=option)
-                kernels.replace(module, name, kernel, lambda: self.for_xla)
+                kernels.replace(module, name, kernel, lambda: _context.for_xla)
 
     def trace(self, fn, arrays, inductor):
         tf = self.tf
@@ -968,11 +968,11 @@ class _TensorFlowEngine:
 
         def make(jit_compile):
             program = tf.function(pure, jit_compile=jit_compile, autograph=False)
-            self.for_xla = jit_compile
+            _context.for_xla = jit_compile
             try:
                 return program.get_concrete_function(*specs)
             finally:
-                self.for_xla = False
+                _context.for_xla = False
 
         program = make(jit_compile=True)
         if self.on_cpu and _has_convolution(program.graph):

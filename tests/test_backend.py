@@ -1016,6 +1016,19 @@ def test_threads_on_different_models():
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+def test_threads_draw_eagerly_while_another_traces():
+    drawn = []
+
+    @kit.compiled
+    def step(x):
+        run_in_threads(lambda: drawn.append(keras.random.uniform((3,), seed=1)))
+        return x + keras.random.uniform((3,), seed=1)
+
+    step(np.zeros(3, "float32"))
+    expected = ops.convert_to_numpy(keras.random.uniform((3,), seed=1))
+    np.testing.assert_array_equal(ops.convert_to_numpy(drawn[0]), expected)
+
+
 def test_threads_on_the_same_model_under_a_lock():
     model, optimizer = make_mlp(3), keras.optimizers.SGD(0.001)
     optimizer.build(model.trainable_variables)
