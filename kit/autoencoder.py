@@ -27,7 +27,7 @@ from keras import ops
 
 from kit import random
 from kit.backend import compiled, scan
-from kit.models import Model, Sequential
+from kit.models import Model, Sequential, WithParts
 
 Tensor = Any  # a tensor of the backend, or what it can be made of
 
@@ -140,7 +140,7 @@ def autoencoder(
 
 
 @keras.saving.register_keras_serializable(package="kit")
-class Autoencoder(Model):
+class Autoencoder(WithParts, Model):
     """Encoder and decoder, trained to give back what they are given.
 
     `fit(x)` needs no targets: x is its own. With `fit(x, y)` the decoder learns to
@@ -166,6 +166,8 @@ class Autoencoder(Model):
     """
 
     code_parts = 1  # How many numbers the encoder gives for one number of the code.
+
+    parts = ("encoder", "decoder")
 
     def __init__(self, encoder: keras.Model, decoder: keras.Model, **kwargs: Any):
         super().__init__(**kwargs)
@@ -227,25 +229,6 @@ class Autoencoder(Model):
         """Updates the metrics of `compile`, likewise."""
         y = x if y is None else y
         return super().compute_metrics(x, y, y_pred, sample_weight)
-
-    def get_config(self):
-        """Returns the constructor's arguments, for saving."""
-        return {
-            **super().get_config(),
-            "encoder": keras.saving.serialize_keras_object(self.encoder),
-            "decoder": keras.saving.serialize_keras_object(self.decoder),
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Makes a model from what `get_config` returned."""
-        parts = {
-            name: keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
-            for name in ("encoder", "decoder")
-        }
-        return cls(**{**config, **parts})
 
 
 @keras.saving.register_keras_serializable(package="kit")

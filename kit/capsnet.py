@@ -29,7 +29,7 @@ import numpy as np
 from keras import ops
 
 from kit.autoencoder import decoder as dense_decoder
-from kit.models import Model, to_array
+from kit.models import Model, WithParts, output_range, to_array
 
 Tensor = Any  # a tensor of the backend, or what it can be made of
 
@@ -140,7 +140,7 @@ def capsnet(
 
 
 @keras.saving.register_keras_serializable(package="kit")
-class CapsNet(Model):
+class CapsNet(WithParts, Model):
     """Capsules that classify, and a decoder that keeps them honest.
 
     Trained to make the capsule of the right class long and the others short
@@ -170,6 +170,8 @@ class CapsNet(Model):
 
     Example: see `capsnet`.
     """
+
+    parts = ("capsules", "decoder", "preprocessing")
 
     def __init__(
         self,
@@ -272,6 +274,15 @@ class CapsNet(Model):
             return  # a generator or a dataset, from which Keras' `fit` takes batches
         if not np.isfinite(x).all():
             raise ValueError("CapsNet: `x` has values that are NaN or infinite.")
+        low, high = output_range(self.decoder) or (-np.inf, np.inf)
+        # A preprocessing may bring any range to that of the decoder.
+        outside = x.size and (x.min() < low or x.max() > high)
+        if outside and self.preprocessing is None:
+            raise ValueError(
+                f"CapsNet: `x` must be in [{low:g}, {high:g}], which is all that the "
+                f"decoder can draw, or have a `preprocessing` that brings it there; "
+                f"received {x.min():g} to {x.max():g}."
+            )
         if y is None:
             raise ValueError("CapsNet: `y` is missing: the classes, (B,) or one-hot.")
         if y.ndim == 2 and y.shape[1] == self.num_classes:  # one-hot
@@ -292,23 +303,8 @@ class CapsNet(Model):
 
     def get_config(self):
         """Returns the constructor's arguments, for saving."""
-        parts = {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in ("capsules", "decoder", "preprocessing")
-        }
         weight = {"reconstruction_weight": self.reconstruction_weight}
-        return {**super().get_config(), **parts, **weight}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Makes a model from what `get_config` returned."""
-        parts = {
-            name: keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
-            for name in ("capsules", "decoder", "preprocessing")
-        }
-        return cls(**{**config, **parts})
+        return {**super().get_config(), **weight}
 
 
 @keras.saving.register_keras_serializable(package="kit")

@@ -27,6 +27,7 @@ Reference: Hinton, Osindero and Teh, 2006, https://doi.org/10.1162/neco.2006.18.
 """
 
 import numbers
+import random as python_random
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,8 @@ class RBM(keras.layers.Layer):
         kernel_initializer: Defaults to a normal distribution of stddev 0.01.
         visible_bias_initializer: Defaults to zeros.
         hidden_bias_initializer: Defaults to zeros.
-        seed: Seed of the samples, the same ones on every backend. Defaults to 0.
+        seed: Seed of the samples, the same ones on every backend. Defaults to one drawn
+            from Python's `random`, as in Keras' layers.
 
     Input shape:
         `(B, D)`
@@ -124,7 +126,7 @@ class RBM(keras.layers.Layer):
         kernel_initializer: Any = None,
         visible_bias_initializer: Any = "zeros",
         hidden_bias_initializer: Any = "zeros",
-        seed: int = 0,
+        seed: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -149,6 +151,8 @@ class RBM(keras.layers.Layer):
         self.weight_decay = weight_decay
         self.sparsity_target = sparsity_target
         self.sparsity_cost = sparsity_cost
+        if seed is None:
+            seed = python_random.randint(1, 10**9)
         if kernel_initializer is None:
             kernel_initializer = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -23,6 +23,7 @@ from keras import ops
 from kit import random
 from kit.backend import compiled, minimize, scan
 from kit.environments import Environments, play_episodes
+from kit.models import WithParts
 from kit.replay import ReplayBuffer
 from kit.training import turns
 
@@ -125,7 +126,7 @@ def huber(td_target, q):
 
 
 @keras.saving.register_keras_serializable(package="kit")
-class DQN(keras.Model):
+class DQN(WithParts, keras.Model):
     """Deep Q-network agent for discrete actions.
 
     In turns, it plays `train_freq` steps epsilon-greedily into a replay buffer,
@@ -174,6 +175,8 @@ class DQN(keras.Model):
     Reference: Mnih et al., 2015, https://doi.org/10.1038/nature14236. Deviations:
     Adam in place of RMSprop; several environments; training in turns.
     """
+
+    parts = ("q_network",)
 
     def __init__(
         self,
@@ -534,16 +537,7 @@ class DQN(keras.Model):
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in (*RANGES, "double", "seed")},
-            "q_network": keras.saving.serialize_keras_object(self.q_network),
         }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Makes an agent from what `get_config` returned."""
-        network = keras.saving.deserialize_keras_object(
-            config["q_network"], custom_objects=custom_objects
-        )
-        return cls(**{**config, "q_network": network})
 
 
 def _rates_actions(model):

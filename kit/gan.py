@@ -37,7 +37,7 @@ from keras import layers, ops
 
 from kit import random
 from kit.backend import compiled, gradient, minimize
-from kit.models import Model, to_array
+from kit.models import Model, WithParts, output_range, to_array
 
 Tensor = Any  # a tensor of the backend, or what it can be made of
 
@@ -198,7 +198,7 @@ def conv_discriminator(
 
 
 @keras.saving.register_keras_serializable(package="kit")
-class GAN(Model):
+class GAN(WithParts, Model):
     """Generator and discriminator, trained in alternate steps.
 
     For each batch of real examples, the discriminator makes `discriminator_steps`
@@ -235,6 +235,8 @@ class GAN(Model):
     gan.sample(16, seed=1)  # new examples, shape (16, 784)
     ```
     """
+
+    parts = ("generator", "discriminator")
 
     def __init__(
         self,
@@ -454,6 +456,13 @@ class GAN(Model):
             )
         if not np.isfinite(examples).all():
             raise ValueError("GAN.fit: `x` must be finite, it holds NaN or infinity.")
+        low, high = output_range(self.generator) or (-np.inf, np.inf)
+        if examples.min() < low or examples.max() > high:
+            raise ValueError(
+                f"GAN.fit: `x` must be in [{low:g}, {high:g}], which is all that the "
+                f"generator's last activation can draw; received {examples.min():g} to "
+                f"{examples.max():g}."
+            )
         self._check_labels(y, len(x), "GAN.fit: `y`")
 
     def _check_labels(self, labels, num, name):
@@ -484,25 +493,12 @@ class GAN(Model):
         """Returns the constructor's arguments, for saving."""
         return {
             **super().get_config(),
-            "generator": keras.saving.serialize_keras_object(self.generator),
-            "discriminator": keras.saving.serialize_keras_object(self.discriminator),
             "num_classes": self.num_classes,
             "loss": self.loss_name,
             "gradient_penalty": self.gradient_penalty,
             "discriminator_steps": self.discriminator_steps,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Makes a model from what `get_config` returned."""
-        parts = {
-            name: keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
-            for name in ("generator", "discriminator")
-        }
-        return cls(**{**config, **parts})
 
 
 SAMPLES_AT_ONCE = 500

@@ -458,6 +458,46 @@ class Functional(Model, keras.src.models.Functional):
         super().__init__(inputs, outputs, name=name, **kwargs)
 
 
+class WithParts(Mixin):
+    """Saves and loads a model that is made of models, each a constructor's argument.
+
+    A mixin, before the class of the model: `class GAN(WithParts, kit.Model)`.
+
+    Attributes:
+        parts: Names of these arguments, and of the attributes that hold them.
+    """
+
+    parts: tuple[str, ...] = ()
+
+    def get_config(self):
+        """Returns the parts, for saving: add the constructor's other arguments."""
+        parts = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in self.parts
+        }
+        return {**super().get_config(), **parts}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes a model from what `get_config` returned."""
+        parts = {
+            name: keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+            for name in cls.parts
+        }
+        return cls(**{**config, **parts})
+
+
+def output_range(model: keras.Model) -> tuple[float, float] | None:
+    """Returns the range of a model's outputs if its last layer tells it, or `None`."""
+    ranges = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+    shapes = (keras.layers.Reshape, keras.layers.Flatten)
+    layers = [x for x in model.layers if not isinstance(x, shapes)]
+    activation = getattr(layers[-1], "activation", None) if layers else None
+    return ranges.get(getattr(activation, "__name__", ""))
+
+
 def _is_functional(args, kwargs):
     """Whether a model's arguments are its inputs and outputs."""
     return len(args) == 2 or (

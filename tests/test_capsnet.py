@@ -400,6 +400,7 @@ def test_decodes_the_longest_capsule_or_the_one_asked_for():
     [
         ([[np.nan]], [0], "`x`.*NaN"),
         ([[np.inf]], [0], "`x`.*NaN"),
+        ([[255.0]], [0], r"`x` must be in \[0, 1\].*received 255 to 255"),
         ([[0.0]], [2], r"`y`.*0 to 1.*\[2\]"),
         ([[0.0]], [-1], r"`y`.*0 to 1.*\[-1\]"),
         ([[0.0]], [0.5], r"`y`.*integers.*\[0.5\]"),

@@ -25,7 +25,7 @@ def weights_of(rbm):
 def make_rbm(shape=(6, 4), scale=0.7, seed=1, **kwargs):
     """An RBM with weights large enough to matter."""
     rng = np.random.default_rng(seed)
-    rbm = RBM(shape[1], **kwargs)
+    rbm = RBM(shape[1], **{"seed": 0, **kwargs})
     rbm.build((None, shape[0]))
     for w in (rbm.kernel, rbm.visible_bias, rbm.hidden_bias):
         w.assign(rng.normal(0, scale, w.shape))
@@ -255,7 +255,9 @@ def test_rbms_built_for_other_sizes_are_found_before_training():
 @pytest.fixture(scope="module")
 def trained():
     x = np.random.default_rng(0).random((50, 12)).astype("float32")
-    dbn = DBN([RBM(8, momentum=0.5), RBM(5, persistent=True, chains=10)])
+    dbn = DBN(
+        [RBM(8, momentum=0.5, seed=0), RBM(5, persistent=True, chains=10, seed=1)]
+    )
     histories = dbn.pretrain(
         x, epochs=3, batch_size=20, validation_data=x[:7], verbose=0
     )
@@ -270,11 +272,11 @@ def test_pretraining_learns_the_one_rbm_and_then_the_other(trained):
         "val_reconstruction_error",
     }
     # The second one's training left the first as it was: again, without it.
-    alone = DBN([RBM(8, momentum=0.5)])
+    alone = DBN([RBM(8, momentum=0.5, seed=0)])
     keras.utils.set_random_seed(0)
     alone.pretrain(x, epochs=3, batch_size=20, verbose=0)
     keras.utils.set_random_seed(0)
-    both = DBN([RBM(8, momentum=0.5), RBM(5)])
+    both = DBN([RBM(8, momentum=0.5, seed=0), RBM(5, seed=1)])
     both.pretrain(x, epochs=3, batch_size=20, verbose=0)
     for a, b in zip(weights_of(alone.rbms[0]), weights_of(both.rbms[0]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -315,7 +317,7 @@ def test_samples(trained):
 
 def test_samples_are_the_models():
     data = np.tile(BITS[0][[7, 56]], (400, 1))  # 000111 and 111000
-    dbn = DBN([RBM(4, persistent=True, learning_rate=0.3, chains=50)])
+    dbn = DBN([RBM(4, persistent=True, learning_rate=0.3, chains=50, seed=0)])
     dbn.pretrain(data, epochs=10, batch_size=50, verbose=0)
     samples = np.round(to_numpy(dbn.sample(200, steps=200)))
     found = (samples @ 2 ** np.arange(5, -1, -1)).astype(int)
@@ -360,13 +362,13 @@ def test_config_holds_every_argument():
 
 
 def test_same_weights_from_a_seed_and_stacks_in_sequential():
-    model = kit.Sequential([keras.Input((6,)), RBM(4), RBM(2)])
+    model = kit.Sequential([keras.Input((6,)), RBM(4, seed=0), RBM(2, seed=1)])
     kit.initialize_weights(model, 1)
     assert model.output_shape == (None, 2)
     assert 0.005 < to_numpy(model.layers[0].kernel).std() < 0.02
     first, second = (to_numpy(layer.random.state) for layer in model.layers)
     assert not np.array_equal(first, second)  # not the same draws in both
-    rbm = RBM(4, momentum=0.5, persistent=True)
+    rbm = RBM(4, momentum=0.5, persistent=True, seed=0)
     rbm.build((None, 6))
     kit.initialize_weights(rbm, 1)
 
@@ -420,7 +422,7 @@ def test_bad_examples_are_refused(x, message):
 
 
 def test_gaussian_units_take_any_finite_numbers():
-    rbm = RBM(3, visible="gaussian", learning_rate=0.01)
+    rbm = RBM(3, visible="gaussian", learning_rate=0.01, seed=0)
     rbm.contrastive_divergence(np.array([[-2.0, 3.0], [1.0, -1.0]]))
     assert np.isfinite(weights_of(rbm)[0]).all()
     with pytest.raises(ValueError, match="`visible` must hold finite"):
@@ -542,3 +544,12 @@ def test_dbn_learns_nudged_digits(load_recipe, tmp_path):
     accuracy = record["metrics"]["test_accuracy"]
     assert accuracy > 0.94
     assert accuracy > record["baselines"]["sklearn_rbm_test_accuracy"]
+
+
+def test_rbms_draw_different_numbers_unless_told():
+    first, second = RBM(3), RBM(3)
+    assert first.seed != second.seed
+    keras.utils.set_random_seed(1)
+    third = RBM(3)
+    keras.utils.set_random_seed(1)
+    assert RBM(3).seed == third.seed

@@ -312,6 +312,8 @@ def test_bad_data_is_named():
         gan.fit(np.where(X > 0.9, np.nan, X))
     with pytest.raises(ValueError, match=r"`x` must be finite"):
         gan.fit(ops.convert_to_tensor(np.full_like(X, np.nan)))
+    with pytest.raises(ValueError, match=r"`x` must be in \[-1, 1\].*to 255"):
+        gan.fit(np.full_like(X, 255.0))
     with pytest.raises(ValueError, match=r"`x`.*received \(0, 6\)"):
         gan.fit(X[:0])
     with pytest.raises(ValueError, match=r"`y`.*from 0 to 2.*received 1 to 3"):
