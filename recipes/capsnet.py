@@ -24,6 +24,9 @@ Do capsules win? Accuracy in %, JAX, seed 0:
 | CNN of as many parameters | 99.3 | 71.8 | 89.1 | 90.6 |
 | the capsules' convolutions, averaged over places | 99.1 | 79.7 | 90.3 | 93.5 |
 
+On PyTorch, seeds 0 to 2, the transformed digits: capsules 79.3, 79.6, 80.6; CNN 71.1,
+72.0, 73.0; averaged convolutions 76.5, 79.1, 79.3.
+
 They are ahead of the CNN, in shifts. But it isn't the routing that does it, as one step
 does as well, and hardly the capsules: their convolutions alone, with what they find
 averaged over all places, do as well too. (The capsule network was chosen among six on

@@ -14,6 +14,11 @@ With its defaults (JAX, seed 0) the samples cover ten digits, at a Fréchet dist
 on two busy cores. Some are malformed. The autoencoder is a small one of Dense layers,
 and its samples are means, hence blurred.
 
+Others (JAX, seed 0): `--conditional` 1.4, as labels tell the generator what there is,
+and 99 % of its samples are read as the digit that was asked for; `--loss wasserstein
+--discriminator-steps 3` 16.3, in ten minutes; `--architecture dense --epochs 100` 34.9,
+eight digits.
+
 A classifier trained on the real digits is the judge. By its probabilities, digits are
 counted that the samples show; in its last hidden layer the Fréchet distance is taken
 between 1,000 samples and the test images, and beside it that of as many training
