@@ -27,7 +27,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit import decoding, random
 from kit.backend import compiled, scan
 from kit.models import Sequential
 
@@ -330,28 +330,10 @@ def generate(
             f"its output has the shape {model.output_shape}, its last activation is "
             f"{kind}."
         )
-    prompt = ops.cast(ops.convert_to_tensor(prompt), "int32")
-    if len(prompt.shape) != 2 or not prompt.shape[1]:
-        raise ValueError(
-            "`prompt` must have the shape (batch, tokens) with one token at least, "
-            f"received {tuple(prompt.shape)}."
-        )
-    first, last = int(ops.min(prompt)), int(ops.max(prompt))
-    if first < 0 or last >= size:
-        raise ValueError(
-            f"`prompt` must hold integers from 0 to {size - 1}, the model's V - 1; "
-            f"received some from {first} to {last}."
-        )
-    for name, value, low, high in (
-        ("length", length, 1, None),
-        ("temperature", temperature, 0, None),
-        ("top_k", top_k, 1, size),
-    ):
-        if value is not None and not (low <= value and (high is None or value <= high)):
-            most = f" and at most {high}" if high else ""
-            raise ValueError(
-                f"`{name}` must be at least {low}{most}, received {value}."
-            )
+    prompt = decoding.check_prompt(prompt, size)
+    decoding.check_range("length", length, 1)
+    decoding.check_range("temperature", temperature, 0)
+    decoding.check_range("top_k", top_k, 1, size)
     # Kept with the model (past Keras' tracking), so that it is compiled once.
     programs = model.__dict__.setdefault("_generate_programs", {})
     program = programs.get((length, top_k, temperature == 0))
@@ -362,33 +344,19 @@ def generate(
 
 
 def _make_generate(model, length, top_k, greedy):
-    def read(state, token):
-        logits, state = step(model, token, state)
-        return state, logits
-
-    def draw(logits, temperature, key):
-        if greedy:
-            return ops.cast(ops.argmax(logits, axis=-1), "int32")
-        if top_k is None:
-            return random.categorical(key, logits / temperature)
-        logits, tokens = ops.top_k(logits, top_k)  # (B, k)
-        choice = random.categorical(key, logits / temperature)[:, None]
-        return ops.cast(ops.take_along_axis(tokens, choice, axis=1)[:, 0], "int32")
+    def read(token, state, position=None):
+        return step(model, token, state)
 
     @compiled
     def program(prompt, temperature, key):
         state = initial_state(model, prompt.shape[0])
-        state, logits = scan(read, state, ops.transpose(prompt))  # (P, B, V)
-
-        def write(carry, _):
-            state, logits, key = carry
-            key, draw_key = ops.unstack(random.split(key))
-            token = draw(logits, temperature, draw_key)
-            state, logits = read(state, token)
-            return (state, logits, key), token
-
-        _, tokens = scan(write, (state, logits[-1], key), length=length)
-        return ops.transpose(tokens)  # (B, length)
+        state, logits = scan(
+            lambda state, token: read(token, state)[::-1], state, ops.transpose(prompt)
+        )
+        draw_key = None if greedy else key
+        return decoding.sample(
+            read, state, logits[-1], length, draw_key, temperature, top_k
+        )
 
     return program
 

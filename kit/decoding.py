@@ -1,0 +1,172 @@
+"""How a sequence is written, token by token: sampling, greedy and beam search.
+
+A model says, after each token, how likely each next one is. To write is to choose:
+
+    sample       draw the next token from what the model expects
+    greedy       take the likeliest
+    beam search  keep the K likeliest beginnings, and of all their continuations the K
+                 likeliest again
+
+All are compiled loops around a function of the model's,
+
+    step(token, state, position) -> logits, state
+
+which reads one token: `kit.recurrent` carries an RNN's state in it, `kit.transformer`
+a cache of keys and values. Shapes: B batch, K beams, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from kit import random
+from kit.backend import scan
+
+Tensor = Any
+Step = Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]
+
+
+def sample(
+    step: Step,
+    state: Any,
+    logits: Tensor,
+    length: int,
+    key: Tensor | None,
+    temperature: Tensor = 1.0,
+    top_k: int | None = None,
+    start: int = 0,
+) -> Tensor:
+    """Draws tokens one after the other, each from what is expected after the last.
+
+    Args:
+        step: Reads tokens `(B,)` at a position; returns logits `(B, V)` and the state.
+        state: The state after what was read before.
+        logits: What is expected then, `(B, V)`.
+        length: Number of tokens to draw.
+        key: Random key (`kit.random.key`). `None` takes the likeliest.
+        temperature: Logits are divided by it. Defaults to 1.
+        top_k: Draw from the k likeliest only. Defaults to `None`, all.
+        start: Position of the first new token. Defaults to 0.
+
+    Returns:
+        Tokens, int32 `(B, length)`.
+    """
+
+    def draw(logits, key=None):
+        if key is None:
+            return ops.cast(ops.argmax(logits, axis=-1), "int32")
+        if top_k is None:
+            return random.categorical(key, logits / temperature)
+        logits, tokens = ops.top_k(logits, top_k)  # (B, k)
+        choice = random.categorical(key, logits / temperature)[:, None]
+        return ops.cast(ops.take_along_axis(tokens, choice, axis=1)[:, 0], "int32")
+
+    def write(carry, slices):
+        state, logits = carry
+        position, *keys = slices
+        token = draw(logits, *keys)
+        logits, state = step(token, state, position)
+        return (state, logits), token
+
+    positions = start + ops.arange(length, dtype="int32")
+    keys = () if key is None else (random.split(key, length),)
+    _, tokens = scan(write, (state, logits), (positions, *keys))
+    return ops.transpose(tokens)  # (B, length)
+
+
+def beam_search(
+    step: Step,
+    state: Any,
+    batch_size: int,
+    length: int,
+    start_token: int,
+    end_token: int,
+    beam_width: int = 1,
+    length_penalty: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Writes the likeliest sequence that it finds; with one beam, greedily.
+
+    Args:
+        step: Reads tokens `(B K,)` at a position; returns logits `(B K, V)` and the
+            state.
+        state: The state before the first token: tensors whose first axis is B K, the
+            beams of an example beside each other.
+        batch_size: B.
+        length: Longest sequence, with its end.
+        start_token: Token that every sequence is begun with; not in the results.
+        end_token: Token that ends a sequence; zeros follow it.
+        beam_width: K. Defaults to 1.
+        length_penalty: Sequences compete by log-probability / length^penalty: 0
+            favours short ones, 1 asks for the mean over tokens. Defaults to 0.
+
+    Returns:
+        Tokens, int32 `(B, K, length)`, the best first, and their log-probabilities
+        `(B, K)`.
+    """
+    beams = (batch_size, beam_width)
+
+    def extend(carry, position):
+        state, token, scores, lengths, ended = carry
+        logits, state = step(ops.reshape(token, (-1,)), state, position)
+        log_probs = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+        size = log_probs.shape[-1]
+        log_probs = ops.reshape(log_probs, (*beams, size))
+        # A sequence that has ended goes on in one way, at no cost: zeros.
+        nothing = ops.where(ops.arange(size) == 0, 0.0, -1e30)
+        log_probs = ops.where(ended[..., None], nothing, log_probs)
+        totals = scores[..., None] + log_probs  # (B, K, V)
+        new_lengths = lengths + ops.cast(~ended, "float32")
+        ranks = totals / new_lengths[..., None] ** length_penalty
+        _, best = ops.top_k(ops.reshape(ranks, (batch_size, -1)), beam_width)
+        best = ops.cast(best, "int32")  # (B, K), of K V
+        parent, token = best // size, best % size
+        scores = ops.take_along_axis(ops.reshape(totals, (batch_size, -1)), best, 1)
+        lengths = ops.take_along_axis(new_lengths, parent, axis=1)
+        ended = ops.take_along_axis(ended, parent, axis=1) | (token == end_token)
+        rows = parent + beam_width * ops.arange(batch_size, dtype="int32")[:, None]
+        if beam_width > 1:
+            rows = ops.reshape(rows, (-1,))
+            state = keras.tree.map_structure(lambda a: ops.take(a, rows, axis=0), state)
+        return (state, token, scores, lengths, ended), (token, parent)
+
+    # All beams begin alike: only the first one counts.
+    scores = ops.where(ops.arange(beam_width) == 0, 0.0, -1e30) * ops.ones(beams)
+    token = ops.full(beams, start_token, dtype="int32")
+    carry = (state, token, scores, ops.zeros(beams), ops.zeros(beams, "bool"))
+    positions = ops.arange(length, dtype="int32")
+    (_, _, scores, _, _), (tokens, parents) = scan(extend, carry, positions)
+
+    def follow(beam, slices):  # from the last token back to the first
+        token, parent = slices
+        written = ops.take_along_axis(token, beam, axis=1)
+        return ops.take_along_axis(parent, beam, axis=1), written
+
+    last = ops.broadcast_to(ops.arange(beam_width, dtype="int32"), beams)
+    _, tokens = scan(follow, last, (tokens, parents), reverse=True)
+    return ops.transpose(tokens, (1, 2, 0)), scores
+
+
+def check_prompt(prompt: Any, vocabulary_size: int) -> Tensor:
+    """Returns a prompt as int32 `(B, P)`; an error says what is wrong with it."""
+    prompt = ops.cast(ops.convert_to_tensor(prompt), "int32")
+    if len(prompt.shape) != 2 or not prompt.shape[1]:
+        raise ValueError(
+            "`prompt` must have the shape (batch, tokens) with one token at least, "
+            f"received {tuple(prompt.shape)}."
+        )
+    first, last = int(ops.min(prompt)), int(ops.max(prompt))
+    if first < 0 or last >= vocabulary_size:
+        raise ValueError(
+            f"`prompt` must hold integers from 0 to {vocabulary_size - 1}, the model's "
+            f"V - 1; received some from {first} to {last}."
+        )
+    return prompt
+
+
+def check_range(name: str, value: Any, low: float, high: float | None = None) -> None:
+    """Raises an error that names the argument if it is outside of [low, high]."""
+    if value is not None and not (low <= value and (high is None or value <= high)):
+        most = f" and at most {high}" if high is not None else ""
+        raise ValueError(f"`{name}` must be at least {low}{most}, received {value}.")
