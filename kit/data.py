@@ -110,6 +110,28 @@ def english_text() -> tuple[str, str, str]:
     return "".join(parts["train"]), "".join(parts["valid"]), "".join(parts["test"])
 
 
+def load_text(path: str | Path | None = None) -> tuple[str, str, str]:
+    """Returns text to train on, to validate on and to test on.
+
+    Args:
+        path: File of UTF-8 text, whose last tenth is held out. Defaults to `None`:
+            `english_text`.
+
+    Raises:
+        ValueError: If the file can't be read as UTF-8 text.
+    """
+    if path is None:
+        return english_text()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"text={str(path)!r} can't be read as UTF-8 text: {error}"
+        ) from error
+    share = len(text) // 20
+    return text[: -2 * share], text[-2 * share : -share], text[-share:]
+
+
 class Characters:
     """The characters of a text, numbered from 1; 0 stands for any other.
 

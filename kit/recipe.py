@@ -155,6 +155,23 @@ class Run:
         with _replacing(self.output_dir / name) as file:
             figure.savefig(file)
 
+    def write_texts(self, name: str, texts: Mapping[str, str]) -> None:
+        """Prints texts under their titles, and writes them to a file of the run.
+
+        Args:
+            name: File name, `"samples.txt"`.
+            texts: Texts by title.
+        """
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.text import Text
+
+        for title, text in texts.items():
+            Console().print(Panel(Text(text), title=title, title_align="left"))
+        parts = [f"# {title}\n{text}\n" for title, text in texts.items()]
+        with _replacing(self.output_dir / name) as file:
+            file.write_text("\n".join(parts), encoding="utf-8")
+
     def _print(self, record: dict[str, Any]) -> None:
         from rich.console import Console
         from rich.table import Table

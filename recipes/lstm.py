@@ -32,17 +32,13 @@ a state carried from batch to batch.
 """
 
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import ops
 
 import kit
-from kit import recurrent
-from kit.data import Characters, english_text
+from kit import language_model, recurrent
+from kit.data import Characters, load_text
 from kit.ngram import best_ngram
 from kit.recipe import Run
 
@@ -94,7 +90,12 @@ def main(
     train_text, valid_text, test_text = load_text(text)
     vocabulary = Characters.of(train_text)
     train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
-    check(len(train), len(vocabulary), **run.config)
+    check(len(vocabulary), **run.config)
+
+    # An error, if there is too little text, comes before the n-grams are counted.
+    language_model.windows(
+        train, sequence_length, batch_size, np.random.default_rng(seed)
+    )
 
     # The best n-gram: kind and order are chosen on the validation text.
     ngram = best_ngram(train, valid, len(vocabulary), max_ngram_order)
@@ -113,45 +114,28 @@ def main(
     # character from another; ten times that saves it hundreds of steps.
     (embeddings,) = model.layers[0].get_weights()
     model.layers[0].set_weights([10 * embeddings])
-    rng = np.random.default_rng(seed)
-    x, y = windows(train, sequence_length, batch_size, rng)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate, decay_steps=epochs * len(x) // batch_size, alpha=0.01
+    # The state is carried along the text that is measured, as when it is read.
+    bits_per_char = language_model.make_bits_by_steps(model)
+    history = language_model.fit(
+        model,
+        train,
+        valid,
+        bits_per_char,
+        length=sequence_length,
+        batch_size=batch_size,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+        verbose=verbose,
     )
-    model.compile(
-        # A recurrent network's gradient explodes now and then: a long one is cut.
-        optimizer=keras.optimizers.Adam(schedule, clipnorm=1.0),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-
-    bits_per_char = make_bits_per_char(model)
-    history: list[dict[str, float]] = []
-    best_weights = model.get_weights()
-    for epoch in range(epochs):
-        start = time.perf_counter()
-        nats = model.fit(
-            x, y, batch_size, initial_epoch=epoch, epochs=epoch + 1, verbose=verbose
-        ).history["loss"][0]
-        row = {
-            "epoch": epoch + 1,
-            "bits_per_char": nats / math.log(2),
-            "characters_per_second": x.size / (time.perf_counter() - start),
-            "val_bits_per_char": bits_per_char(valid),
-        }
-        if verbose:
-            print(f"{row['val_bits_per_char']:.3f} bits per character on new text")
-        history.append(row)
-        if row["val_bits_per_char"] == min(r["val_bits_per_char"] for r in history):
-            best_weights = model.get_weights()
-        x, y = windows(train, sequence_length, batch_size, rng)
-    model.set_weights(best_weights)
 
     model.save(run.output_dir / "model.keras")
     vocabulary.save(run.output_dir / "vocabulary.json")
     test_bits = bits_per_char(test)
-    plot(run, history, ngram_bits, test_bits, f"{ngram.order}-gram")
+    levels = {"LSTM": test_bits, f"best n-gram ({ngram.order}-gram)": ngram_bits}
+    language_model.plot(run, history, "LSTM", levels)
     samples = {
-        temperature: prompt
+        f"temperature {temperature:g}": prompt
         + vocabulary.decode(
             recurrent.generate(
                 model,
@@ -164,7 +148,7 @@ def main(
         )
         for temperature in temperatures
     }
-    write_samples(samples, run.output_dir / "samples.txt")
+    run.write_texts("samples.txt", samples)
     return run.finish(
         history=history,
         metrics={"bits_per_char": test_bits, "test_characters": len(test)},
@@ -178,21 +162,7 @@ def main(
     )
 
 
-def load_text(path: Path | None) -> tuple[str, str, str]:
-    """Returns text to train on, to validate on and to test on: swap in your own."""
-    if path is None:
-        return english_text()
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"text={str(path)!r} can't be read as UTF-8 text: {error}"
-        ) from error
-    share = len(text) // 20
-    return text[: -2 * share], text[-2 * share : -share], text[-share:]
-
-
-def check(num_characters: int, vocabulary_size: int, **config) -> None:
+def check(vocabulary_size: int, **config) -> None:
     """Raises an error for what would only be found out after the training."""
     least = {"epochs": 1, "batch_size": 1, "sequence_length": 1, "sample_length": 1}
     for name, low in least.items():
@@ -209,115 +179,6 @@ def check(num_characters: int, vocabulary_size: int, **config) -> None:
             f"top_k must be from 1 to {vocabulary_size}, the number of different "
             f"characters; got {config['top_k']}."
         )
-    needed = config["sequence_length"] * (config["batch_size"] + 1) + 1
-    if num_characters < needed:
-        raise ValueError(
-            f"text has {num_characters} characters to train on, fewer than the "
-            f"{needed} of one batch: sequence_length={config['sequence_length']}, "
-            f"batch_size={config['batch_size']}."
-        )
-
-
-def windows(
-    tokens: np.ndarray, length: int, batch_size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a text into windows (N, T) and what follows each of their characters.
-
-    The first window starts at random, so that each epoch cuts at other places. As many
-    as fill whole batches: the same number each time, and one compiled program.
-    """
-    count = (len(tokens) - 1) // length - 1
-    size = count // batch_size * batch_size * length
-    start = rng.integers(length)
-    x = tokens[start : start + size].reshape(-1, length)
-    y = tokens[start + 1 : start + 1 + size].reshape(-1, length)
-    return x, y
-
-
-def make_bits_per_char(
-    model: kit.Sequential, lanes: int = 64, warm_up: int = 256
-) -> Callable[[np.ndarray], float]:
-    """Returns a function that measures the model on every character of a text.
-
-    The state is carried along the text, as when it is read. To go faster, the text is
-    divided into lanes that are read side by side; each begins `warm_up` characters
-    early, to have a state when its own part begins.
-    """
-
-    @kit.compiled
-    def total_nats(inputs, targets, weights):  # (T, lanes) each
-        def read(state, slices):
-            token, target, weight = slices
-            logits, state = recurrent.step(model, token, state)
-            loss = keras.losses.sparse_categorical_crossentropy(
-                target, logits, from_logits=True
-            )
-            return state, ops.sum(weight * loss)
-
-        state = recurrent.initial_state(model, inputs.shape[1])
-        _, nats = kit.scan(read, state, (inputs, targets, weights))
-        return ops.sum(nats)
-
-    def bits_per_char(tokens):
-        per_lane = math.ceil(len(tokens) / lanes)
-        # Before the text, and after it, stands filling that doesn't count.
-        padded = np.zeros(warm_up + 1 + lanes * per_lane, "int32")
-        padded[warm_up + 1 : warm_up + 1 + len(tokens)] = tokens
-        time_steps = np.arange(warm_up + per_lane)[:, None]
-        places = time_steps + per_lane * np.arange(lanes)  # (T, lanes)
-        counts = (time_steps >= warm_up) & (places < warm_up + len(tokens))
-        nats = total_nats(padded[places], padded[places + 1], counts.astype("float32"))
-        return float(nats) / math.log(2) / len(tokens)
-
-    return bits_per_char
-
-
-def plot(run: Run, history: list, ngram: float, final: float, ngram_name: str) -> None:
-    """Draws bits per character over epochs, and the level to get below."""
-    epochs = [row["epoch"] for row in history]
-    with run.figure("learning_curve.png", figsize=(8, 4.5)) as figure:
-        axes = figure.subplots()
-        axes.plot(
-            epochs,
-            [row["bits_per_char"] for row in history],
-            color="#9ec5e8",
-            label="training text, with dropout",
-        )
-        axes.plot(
-            epochs,
-            [row["val_bits_per_char"] for row in history],
-            color="#14508c",
-            label="validation text",
-        )
-        for level, color, label in (
-            (ngram, "#666666", f"test text, best n-gram ({ngram_name}): {ngram:.3f}"),
-            (final, "#b4470e", f"test text, LSTM: {final:.3f}"),
-        ):
-            axes.axhline(level, color=color, linestyle="--", label=label)
-        axes.set_title(
-            f"LSTM on English text ({run.backend}, seed {run.seed})", loc="left"
-        )
-        axes.set_xlabel("Epochs")
-        axes.set_ylabel("Bits per character (lower is better)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-
-
-def write_samples(samples: dict[float, str], path: Path) -> None:
-    """Writes the texts to a file, and prints them."""
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.text import Text
-
-    for temperature, sample in samples.items():
-        title = f"temperature {temperature:g}"
-        Console().print(Panel(Text(sample), title=title, title_align="left"))
-    path.write_text(
-        "\n\n".join(f"# temperature {t:g}\n{text}" for t, text in samples.items())
-        + "\n",
-        encoding="utf-8",
-    )
 
 
 if __name__ == "__main__":

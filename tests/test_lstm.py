@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kit
-from kit import data
+from kit import data, language_model
 from kit.data import Characters, english_text
 from kit.ngram import NGram, best_ngram
 
@@ -198,27 +198,25 @@ def test_ngram_refuses_what_it_cannot_count():
 
 
 def test_bits_per_char_counts_every_character_once(load_recipe):
-    recipe = load_recipe("lstm")
     model = kit.lstm((None,), 5, (6,), return_sequences=True, vocabulary_size=5)
     tokens = np.random.default_rng(0).integers(5, size=50).astype("int32")
     # One lane reads the text from end to end, after a filling of one zero and more.
-    measure = recipe.make_bits_per_char(model, lanes=1, warm_up=3)
+    measure = language_model.make_bits_by_steps(model, lanes=1, warm_up=3)
     whole = np.concatenate([np.zeros(4, "int32"), tokens])
     logits = keras.ops.convert_to_numpy(model(whole[None, :-1]))[0, 3:]
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     nats = -log_p[np.arange(50), tokens].mean()
     assert measure(tokens) == pytest.approx(nats / math.log(2), rel=1e-4)
     # Lanes see a little less before their parts; 50 isn't a multiple of 8.
-    lanes = recipe.make_bits_per_char(model, lanes=8, warm_up=30)
+    lanes = language_model.make_bits_by_steps(model, lanes=8, warm_up=30)
     assert lanes(tokens) == pytest.approx(measure(tokens), rel=1e-2)
 
 
 def test_windows_are_cut_at_other_places_each_time(load_recipe):
-    recipe = load_recipe("lstm")
     tokens, rng = np.arange(1000), np.random.default_rng(0)
     starts = set()
     for _ in range(20):
-        x, y = recipe.windows(tokens, 10, 8, rng)
+        x, y = language_model.windows(tokens, 10, 8, rng)
         assert x.shape == y.shape == (96, 10)
         np.testing.assert_array_equal(y, x + 1)
         np.testing.assert_array_equal(x.ravel(), x[0, 0] + np.arange(960))
@@ -252,7 +250,7 @@ def test_lstm_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys):
     # Both scores are of the saved model, and of the n-gram, on the last twentieth.
     text = vocabulary.encode(text_file.read_text())
     train, valid, test = text[:-350], text[-350:-175], text[-175:]
-    bits = load_recipe("lstm").make_bits_per_char(model)
+    bits = language_model.make_bits_by_steps(model)
     assert record["metrics"]["bits_per_char"] == pytest.approx(bits(test), rel=1e-4)
     ngram = best_ngram(train, valid, len(vocabulary), max_order=3)
     assert record["baselines"] == {

@@ -1,0 +1,237 @@
+"""Language models of characters: how they are trained, measured and compared.
+
+A model from tokens (B, T) to logits (B, T, V) guesses what comes after each of them;
+`kit.lstm` and `kit.gpt` build such models. How well it guesses is measured on a text
+that it has never seen, in bits per character: -log2 of the probability that it gave to
+the character that came, on average. Shapes: B batch, T time steps, V vocabulary.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import ops
+
+from kit import recurrent
+from kit.backend import compiled, scan
+from kit.recipe import Run
+
+
+def windows(
+    tokens: np.ndarray, length: int, batch_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a text into windows (N, T) and what follows each of their characters.
+
+    The first window starts at random, so that each epoch cuts at other places. As many
+    as fill whole batches: the same number each time, and one compiled program.
+
+    Args:
+        tokens: The text, integers.
+        length: T.
+        batch_size: B; N is a multiple of it.
+        rng: Where the random start comes from.
+
+    Returns:
+        Windows, and the same moved by one.
+
+    Raises:
+        ValueError: If the text doesn't fill one batch.
+    """
+    count = ((len(tokens) - 1) // length - 1) // batch_size * batch_size
+    if count < 1:
+        raise ValueError(
+            f"text has {len(tokens)} characters to train on, fewer than the "
+            f"{length * (batch_size + 1) + 1} of one batch: sequence_length={length}, "
+            f"batch_size={batch_size}."
+        )
+    start = rng.integers(length)
+    x = tokens[start : start + count * length].reshape(-1, length)
+    y = tokens[start + 1 : start + 1 + count * length].reshape(-1, length)
+    return x, y
+
+
+def fit(
+    model: keras.Model,
+    tokens: np.ndarray,
+    valid: np.ndarray,
+    measure: Callable[[np.ndarray], float],
+    *,
+    length: int,
+    batch_size: int,
+    epochs: int,
+    learning_rate: float,
+    seed: int = 0,
+    verbose: int = 1,
+) -> list[dict[str, float]]:
+    """Trains a language model by Adam, and keeps the weights that were best.
+
+    The learning rate falls along a cosine to a hundredth of where it starts, and long
+    gradients are cut to 1, as they explode now and then.
+
+    Args:
+        model: Model from `(B, T)` integers to `(B, T, V)` logits.
+        tokens: Text to train on.
+        valid: Text by which the best epoch is chosen.
+        measure: Returns the bits per character of a text.
+        length: Characters in a window: gradients reach that far.
+        batch_size: Windows in a gradient step.
+        epochs: Passes over the text.
+        learning_rate: Adam's step size at the start.
+        seed: Of the places where windows begin.
+        verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
+
+    Returns:
+        A row for each epoch: `epoch`, `bits_per_char` in training,
+        `characters_per_second`, `val_bits_per_char`.
+
+    Raises:
+        ValueError: If the text doesn't fill one batch.
+    """
+    rng = np.random.default_rng(seed)
+    x, y = windows(tokens, length, batch_size, rng)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate, decay_steps=epochs * len(x) // batch_size, alpha=0.01
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(schedule, clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    history: list[dict[str, float]] = []
+    best_weights = model.get_weights()
+    for epoch in range(epochs):
+        start = time.perf_counter()
+        nats = model.fit(
+            x, y, batch_size, initial_epoch=epoch, epochs=epoch + 1, verbose=verbose
+        ).history["loss"][0]
+        row = {
+            "epoch": epoch + 1,
+            "bits_per_char": nats / math.log(2),
+            "characters_per_second": x.size / (time.perf_counter() - start),
+            "val_bits_per_char": measure(valid),
+        }
+        if verbose:
+            print(f"{row['val_bits_per_char']:.3f} bits per character on new text")
+        history.append(row)
+        if row["val_bits_per_char"] == min(r["val_bits_per_char"] for r in history):
+            best_weights = model.get_weights()
+        x, y = windows(tokens, length, batch_size, rng)
+    model.set_weights(best_weights)
+    return history
+
+
+def make_bits_by_windows(
+    model: keras.Model, length: int, batch_size: int = 64
+) -> Callable[[np.ndarray], float]:
+    """Returns a function that measures a model on a text, window by window.
+
+    Each character is guessed from half a window before it at least, but for those at
+    the beginning of the text: windows overlap by half, and the second half counts.
+
+    Args:
+        model: Model from `(B, T)` integers to `(B, T, V)` logits.
+        length: T, as long as the model can read.
+        batch_size: Windows at once. Defaults to 64.
+    """
+    half = max(1, length // 2)
+
+    @compiled
+    def total_nats(inputs, targets, weights):  # (B, T) each
+        loss = keras.losses.sparse_categorical_crossentropy(
+            targets, model(inputs, training=False), from_logits=True
+        )
+        return ops.sum(weights * loss)
+
+    def bits_per_char(tokens):
+        tokens = np.asarray(tokens, "int32")
+        count = math.ceil(len(tokens) / half)
+        count = math.ceil(count / batch_size) * batch_size
+        # Before the text, and after it, stands filling that doesn't count.
+        padded = np.zeros(1 + length + count * half, "int32")
+        first = 1 + length - half
+        padded[first : first + len(tokens)] = tokens
+        places = half * np.arange(count)[:, None] + np.arange(length)
+        text = places + 1 - first  # of the targets
+        seconds = np.arange(length) >= length - half
+        weights = (seconds & (text >= 0) & (text < len(tokens))).astype("float32")
+        nats = sum(
+            float(
+                total_nats(padded[rows], padded[rows + 1], weights[i : i + len(rows)])
+            )
+            for i in range(0, count, batch_size)
+            for rows in [places[i : i + batch_size]]
+        )
+        return nats / math.log(2) / len(tokens)
+
+    return bits_per_char
+
+
+def make_bits_by_steps(
+    model: keras.Sequential, lanes: int = 64, warm_up: int = 256
+) -> Callable[[np.ndarray], float]:
+    """Returns a function that measures a recurrent model on a text.
+
+    The state is carried along the text, as when it is read. To go faster, the text is
+    divided into lanes that are read side by side; each begins `warm_up` characters
+    early, to have a state when its own part begins.
+    """
+
+    @compiled
+    def total_nats(inputs, targets, weights):  # (T, lanes) each
+        def read(state, slices):
+            token, target, weight = slices
+            logits, state = recurrent.step(model, token, state)
+            loss = keras.losses.sparse_categorical_crossentropy(
+                target, logits, from_logits=True
+            )
+            return state, ops.sum(weight * loss)
+
+        state = recurrent.initial_state(model, inputs.shape[1])
+        _, nats = scan(read, state, (inputs, targets, weights))
+        return ops.sum(nats)
+
+    def bits_per_char(tokens):
+        per_lane = math.ceil(len(tokens) / lanes)
+        # Before the text, and after it, stands filling that doesn't count.
+        padded = np.zeros(warm_up + 1 + lanes * per_lane, "int32")
+        padded[warm_up + 1 : warm_up + 1 + len(tokens)] = tokens
+        time_steps = np.arange(warm_up + per_lane)[:, None]
+        places = time_steps + per_lane * np.arange(lanes)  # (T, lanes)
+        counts = (time_steps >= warm_up) & (places < warm_up + len(tokens))
+        nats = total_nats(padded[places], padded[places + 1], counts.astype("float32"))
+        return float(nats) / math.log(2) / len(tokens)
+
+    return bits_per_char
+
+
+def plot(
+    run: Run, history: list[dict[str, float]], name: str, levels: dict[str, float]
+) -> None:
+    """Draws bits per character over epochs, and levels to compare them with.
+
+    Args:
+        run: Where the picture is saved, as learning_curve.png.
+        history: What `fit` returned.
+        name: Of the model, for the title.
+        levels: Bits per character on the test text by name, the model's own first.
+    """
+    epochs = [row["epoch"] for row in history]
+    with run.figure("learning_curve.png", figsize=(8, 4.5)) as figure:
+        axes = figure.subplots()
+        for key, color, label in (
+            ("bits_per_char", "#9ec5e8", "training text, with dropout"),
+            ("val_bits_per_char", "#14508c", "validation text"),
+        ):
+            axes.plot(epochs, [row[key] for row in history], color=color, label=label)
+        colors = ("#b4470e", "#666666", "#3c8d5a")
+        for (label, level), color in zip(levels.items(), colors, strict=False):
+            label = f"test text, {label}: {level:.3f}"
+            axes.axhline(level, color=color, linestyle="--", label=label)
+        title = f"{name} on English text ({run.backend}, seed {run.seed})"
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("Epochs")
+        axes.set_ylabel("Bits per character (lower is better)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
