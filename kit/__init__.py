@@ -4,7 +4,18 @@ Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and
 stands on four functions: `compiled`, `minimize`, `gradient` and `scan`.
 """
 
-from kit import data, gan, gan_metrics, ngram, random, recurrent
+from kit import (
+    data,
+    decoding,
+    gan,
+    gan_metrics,
+    ngram,
+    pretrained,
+    random,
+    recurrent,
+    seq2seq,
+    transformer,
+)
 from kit.autoencoder import (
     Autoencoder,
     DenoisingAutoencoder,
@@ -37,7 +48,9 @@ from kit.gan import GAN
 from kit.initialization import initialize_weights
 from kit.mlp import mlp
 from kit.models import CompiledFit, Model, Sequential
+from kit.pretrained import load_bert
 from kit.recurrent import gru, lstm, rnn
+from kit.transformer import bert, encoder_decoder, gpt
 
 __version__ = "0.1.0"
 
@@ -62,26 +75,34 @@ __all__ = [
     "Sequential",
     "VariationalAutoencoder",
     "autoencoder",
+    "bert",
     "capsnet",
     "cnn",
     "compile_seconds",
     "compiled",
     "data",
+    "decoding",
+    "encoder_decoder",
     "gan",
     "gan_metrics",
+    "gpt",
     "gradient",
     "gru",
     "initialize_weights",
+    "load_bert",
     "lstm",
     "margin_loss",
     "minimize",
     "mlp",
     "ngram",
+    "pretrained",
     "q_network",
     "random",
     "recurrent",
     "rnn",
     "run_eagerly",
     "scan",
+    "seq2seq",
     "squash",
+    "transformer",
 ]

@@ -31,6 +31,26 @@ RUNS = {  # name of the run: recipe and arguments
         "lstm",
         {"text": ROOT / "README.md", "units": (8,), "epochs": 1, "max_ngram_order": 2},
     ),
+    "transformer": (
+        "transformer",
+        {
+            "text": ROOT / "README.md",
+            "num_layers": 1,
+            "hidden_dim": 8,
+            "sequence_length": 32,
+            "epochs": 1,
+            "lstm": False,
+            "max_ngram_order": 2,
+        },
+    ),
+    "translation": (
+        "translation",
+        {"num_pairs": 200, "num_layers": 1, "hidden_dim": 8, "epochs": 1},
+    ),
+    "bert": (
+        "bert",
+        {"few": 2, "max_texts": 60, "max_length": 16, "epochs": 1, "few_epochs": 1},
+    ),
     "gru": ("gru", {"units": (8,), "epochs": 1}),
     "autoencoder": ("autoencoder", {"epochs": 1}),
     "denoising": ("autoencoder", {"variant": "denoising", "epochs": 1}),
@@ -81,7 +101,7 @@ def load_main(recipe):
 
 
 def parts(model):
-    """The networks of a model, each with one input and one output."""
+    """The networks of a model, by name."""
     names = ("encoder", "decoder", "q_network", "generator", "discriminator")
     names += ("capsules",)
     found = {name: getattr(model, name) for name in names if hasattr(model, name)}
@@ -89,11 +109,26 @@ def parts(model):
 
 
 def inputs_for(network):
+    """Arrays for each of the network's inputs, in their order."""
     rng = np.random.default_rng(0)
-    shape = [3, *(7 if size is None else size for size in network.input_shape[1:])]
-    if "int" in network.inputs[0].dtype:
-        return rng.integers(0, 20, shape).astype("int32")
-    return rng.uniform(0, 5, shape).astype("float32")
+    arrays = []
+    for tensor in keras.tree.flatten(network.input):
+        shape = [3, *(7 if size is None else size for size in tensor.shape[1:])]
+        if "int" in tensor.dtype:
+            high = 2 if "segment" in tensor.name else 20
+            arrays.append(rng.integers(0, high, shape).astype("int32"))
+        else:
+            arrays.append(rng.uniform(0, 5, shape).astype("float32"))
+    return arrays
+
+
+def outputs_of(network, inputs):
+    outputs = network(keras.tree.pack_sequence_as(network.input, inputs))
+    return [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(outputs)]
+
+
+def named(kind, part, arrays):
+    return {f"{part}_{kind}_{i}": array for i, array in enumerate(arrays)}
 
 
 def save(folder):
@@ -103,8 +138,9 @@ def save(folder):
         model = keras.saving.load_model(run / "model.keras")
         arrays = {}
         for part, network in parts(model).items():
-            arrays[f"{part}_inputs"] = x = inputs_for(network)
-            arrays[f"{part}_outputs"] = keras.ops.convert_to_numpy(network(x))
+            inputs = inputs_for(network)
+            arrays |= named("inputs", part, inputs)
+            arrays |= named("outputs", part, outputs_of(network, inputs))
         np.savez(run / "model.npz", **arrays)
 
 
@@ -113,10 +149,11 @@ def load(folder):
     for path in sorted(folder.glob("*/*/model.keras")):
         model = keras.saving.load_model(path)
         arrays = np.load(path.with_name("model.npz"))
-        outputs = {
-            part: keras.ops.convert_to_numpy(network(arrays[f"{part}_inputs"]))
-            for part, network in parts(model).items()
-        }
+        outputs = {}
+        for part, network in parts(model).items():
+            count = len(keras.tree.flatten(network.input))
+            inputs = [arrays[f"{part}_inputs_{i}"] for i in range(count)]
+            outputs |= named("outputs", part, outputs_of(network, inputs))
         np.savez(path.with_name(f"{backend}.npz"), **outputs)
 
 

@@ -1,0 +1,495 @@
+"""Published BERT weights, from a folder to a model that runs on every backend.
+
+A folder in Hugging Face's layout, as any BERT of its hub comes in, holds
+
+    config.json           the sizes                           `load_bert`
+    model.safetensors     the weights, arrays by name         `load_bert`
+    tokenizer.json        how text becomes tokens; or else
+    vocab.txt             only the vocabulary, a word a line  `load_tokenizer`
+
+    model = kit.load_bert("all-MiniLM-L6-v2")
+    tokenizer = kit.pretrained.load_tokenizer("all-MiniLM-L6-v2")
+    outputs = model.predict(tokenizer(["The weather is lovely today."]))
+
+Nothing but the packages safetensors and tokenizers is needed, no PyTorch; and nothing
+is unpickled, since a pickled file can run any program: safetensors' files hold numbers
+and names only. Shapes: B batch, T tokens, D width.
+
+Paper: Devlin et al., 2018, https://arxiv.org/abs/1810.04805.
+"""
+
+import importlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kit.models import Model
+from kit.transformer import bert
+
+
+@keras.saving.register_keras_serializable(package="kit")
+def gelu_tanh(x):
+    """GELU by the tanh approximation, as some published models were trained with."""
+    return keras.activations.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu",
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": "relu",
+}
+# What `kit.bert` calls it, what config.json calls it, and where that may lack it.
+SIZES = {
+    "vocabulary_size": ("vocab_size", None),
+    "max_length": ("max_position_embeddings", 512),
+    "num_layers": ("num_hidden_layers", None),
+    "num_heads": ("num_attention_heads", None),
+    "hidden_dim": ("hidden_size", None),
+    "intermediate_dim": ("intermediate_size", None),
+    "num_segments": ("type_vocab_size", 2),
+}
+# Buffers of old versions of PyTorch models: 0, 1, 2, ... and zeros.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+def load_bert(path: str | Path, dropout: float | None = None) -> Model:
+    """Builds a BERT with published weights.
+
+    The weights find their places by name. Checkpoints of models with a head
+    (`BertForMaskedLM` and so on) give their encoder; the head's weights are named in a
+    warning and left out. A checkpoint without a pooler gives a model whose
+    `"pooled_output"` is of random weights, and a warning, too.
+
+    Args:
+        path: Folder with `config.json` and `model.safetensors`. Weights may be of
+            16 or 32 bits.
+        dropout: Share of the embeddings and of each sublayer's outputs to drop in
+            training. Defaults to `None`: the configuration's.
+
+    Returns:
+        The model of `kit.bert`, from a dict of `"token_ids"` and `"segment_ids"`,
+        `(B, T)`, to one of `"sequence_output"`, `(B, T, D)`, and `"pooled_output"`,
+        `(B, D)`.
+
+    Raises:
+        FileNotFoundError: If the folder or one of the two files isn't there.
+        ValueError: If a file is truncated or of another format, if the model is of
+            another architecture, or if weights are missing or of another shape; the
+            message lists them.
+
+    Example:
+
+    ```python
+    model = kit.load_bert("path/to/all-MiniLM-L6-v2")
+    tokenizer = kit.pretrained.load_tokenizer("path/to/all-MiniLM-L6-v2")
+    model.predict(tokenizer(["One text.", "Another one."]))["sequence_output"].shape
+    ```
+    """
+    folder = _folder(path)
+    options = _options(folder / "config.json")
+    if dropout is not None:
+        options["dropout"] = dropout
+    tensors = _read_tensors(folder)
+    try:
+        model = bert(**options)
+    except ValueError as error:
+        raise ValueError(
+            f"{str(folder / 'config.json')!r} describes no BERT that can be built: "
+            f"{error}"
+        ) from error
+    _set_weights(model, tensors, folder / "model.safetensors")
+    return model
+
+
+def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenizer":
+    """Returns the tokenizer that lies beside published weights.
+
+    Args:
+        path: Folder with `tokenizer.json`, or else with `vocab.txt`, which is read as
+            BERT's word pieces: lower case, unless `tokenizer_config.json` says
+            otherwise.
+        max_length: Longest sequence; longer texts are cut. Defaults to `None`: as
+            many tokens as the model has positions.
+
+    Returns:
+        A `Tokenizer`.
+
+    Raises:
+        FileNotFoundError: If the folder, or both files, aren't there.
+        ValueError: If a file can't be read as what it should be, if it has tokens that
+            the model hasn't, or if `max_length` is more than the model's.
+
+    Example:
+
+    ```python
+    tokenizer = kit.pretrained.load_tokenizer("path/to/all-MiniLM-L6-v2")
+    tokenizer(["Is it raining?"], pairs=["It's sunny."])["segment_ids"]
+    ```
+    """
+    tokenizers = _import("tokenizers")
+    folder = _folder(path)
+    longest, vocabulary_size, pad = 512, None, 0
+    if (folder / "config.json").is_file():
+        options = _options(folder / "config.json")
+        longest, vocabulary_size = options["max_length"], options["vocabulary_size"]
+        pad = options["padding_token"]
+    max_length = longest if max_length is None else max_length
+    if not 3 <= max_length <= longest:  # [CLS], a token and [SEP]
+        raise ValueError(
+            f"max_length={max_length} must be from 3 to {longest}, the positions that "
+            f"the model in {str(folder)!r} has."
+        )
+
+    settings = {}
+    if (folder / "tokenizer_config.json").is_file():
+        settings = _read_json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file():
+        file = folder / "tokenizer.json"
+        read: Any = tokenizers.Tokenizer.from_file
+        extra = {}
+    elif (folder / "vocab.txt").is_file():
+        file, read = folder / "vocab.txt", tokenizers.BertWordPieceTokenizer
+        lowercase = settings.get("do_lower_case", True)
+        extra = {"lowercase": lowercase, "strip_accents": settings.get("strip_accents")}
+    else:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has neither tokenizer.json nor vocab.txt. It holds "
+            f"{_names(folder)}."
+        )
+    try:
+        tokenizer = read(str(file), **extra)
+    except Exception as error:  # the library raises plain ones
+        raise ValueError(
+            f"{str(file)!r} can't be read as a tokenizer ({error}): it is truncated, "
+            "or something else."
+        ) from error
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if size > (vocabulary_size or size):
+        raise ValueError(
+            f"{str(file)!r} has tokens up to {size - 1}, but the model beside it knows "
+            f"{vocabulary_size} only (vocab_size in config.json): they don't belong "
+            "together."
+        )
+    return Tokenizer(tokenizer, max_length, pad)
+
+
+class Tokenizer:
+    """Turns texts into the arrays that a BERT reads.
+
+    Made by `load_tokenizer`.
+
+    Args:
+        tokenizer: Tokenizer of the package tokenizers.
+        max_length: Longest sequence.
+        padding_token: Number of the token that fills shorter sequences up.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, padding_token: int = 0):
+        # What a file says of the two was chosen for another use.
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)  # the longer one of a pair first
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.padding_token = padding_token
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        length: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns a batch of texts, or of pairs of texts.
+
+        Args:
+            texts: B texts.
+            pairs: Texts that stand second, each in one sequence with the first.
+                Defaults to `None`: no second texts.
+            length: T, at least the longest sequence's length: a compiled model needs a
+                program for each shape. Defaults to `None`: that length.
+
+        Returns:
+            `"token_ids"` and `"segment_ids"` (1 at the tokens of second texts), int32
+            `(B, T)`.
+
+        Raises:
+            ValueError: If there are no texts, if `texts` is a single one, if there are
+                not as many `pairs`, or if `length` is too short.
+        """
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise ValueError(
+                f"Texts are given as a list, received {texts!r} and pairs={pairs!r}."
+            )
+        if not len(texts) or (pairs is not None and len(pairs) != len(texts)):
+            raise ValueError(
+                f"At least one text is needed, and as many pairs; received {len(texts)}"
+                f" and {'none' if pairs is None else len(pairs)}."
+            )
+        both = texts if pairs is None else zip(texts, pairs, strict=True)
+        found = self.tokenizer.encode_batch(list(both))
+        longest = max(len(encoding.ids) for encoding in found)
+        if length is None:
+            length = longest
+        if not longest <= length <= self.max_length:
+            raise ValueError(
+                f"length={length} must be from {longest}, the longest sequence's, to "
+                f"{self.max_length} (max_length)."
+            )
+        token_ids = np.full((len(found), length), self.padding_token, "int32")
+        segment_ids = np.zeros((len(found), length), "int32")
+        for i, encoding in enumerate(found):
+            token_ids[i, : len(encoding.ids)] = encoding.ids
+            segment_ids[i, : len(encoding.ids)] = encoding.type_ids
+        return {"token_ids": token_ids, "segment_ids": segment_ids}
+
+
+def sentence_encoder(
+    bert: keras.Model, normalize: bool = True, padding_token: int = 0
+) -> Model:
+    """Builds the model that turns a text into one vector: the mean over its tokens.
+
+        e = sum_t m_t h_t / sum_t m_t        m_t: 1 at a token, 0 at padding
+
+    Vectors of length 1 have as product their cosine similarity.
+
+    Args:
+        bert: Model of `load_bert` or `kit.bert`, which becomes a part of the new one,
+            not a copy.
+        normalize: Whether to divide vectors by their length. Defaults to `True`.
+        padding_token: The one that `bert` was built with. Defaults to 0.
+
+    Returns:
+        A `kit.Model` from BERT's inputs to vectors `(B, D)`.
+
+    Example:
+
+    ```python
+    encoder = kit.pretrained.sentence_encoder(kit.load_bert("all-MiniLM-L6-v2"))
+    vectors = encoder.predict(tokenizer(["It rains.", "It's raining."]))
+    vectors @ vectors.T  # similarities
+    ```
+    """
+    inputs = bert.input
+    x = bert(inputs)["sequence_output"]  # (B, T, D)
+    mask = inputs["token_ids"] != padding_token
+    x = keras.layers.GlobalAveragePooling1D(name="mean")(x, mask=mask)  # (B, D)
+    if normalize:
+        x = keras.layers.UnitNormalization(name="unit")(x)
+    return Model(inputs, x, name="sentence_encoder")
+
+
+# --- Reading ----------------------------------------------------------------
+
+
+def _import(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(
+            f"Published weights need {package}, which isn't installed: `python -m pip "
+            f"install {package}`, or kit's extra `pretrained`."
+        ) from error
+
+
+def _folder(path):
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "isn't there"
+        raise FileNotFoundError(
+            f"{str(folder)!r} {what}; expected is a folder with config.json and "
+            "model.safetensors."
+        )
+    return folder
+
+
+def _names(folder):
+    return ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+
+
+def _read_json(file):
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file.name} is missing in {str(file.parent)!r}, which holds "
+            f"{_names(file.parent)}."
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of its encoding, too
+        raise ValueError(f"{str(file)!r} isn't valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(file)!r} holds no JSON object, but {content!r:.40}.")
+    return content
+
+
+def _options(file):
+    """The arguments of `kit.bert` that a config.json stands for, after a check."""
+    config = _read_json(file)
+    accepted = {
+        "model_type": ("bert",),
+        "position_embedding_type": ("absolute", None),
+        "hidden_act": tuple(ACTIVATIONS),
+        "is_decoder": (False, None),
+        "add_cross_attention": (False, None),
+    }
+    for key, values in accepted.items():
+        if config.get(key) not in values:
+            known = " or ".join(repr(value) for value in values if value is not None)
+            raise ValueError(
+                f"{str(file)!r} has {key}={config.get(key)!r}, supported is {known}: "
+                "the model is of another architecture than BERT's encoder."
+            )
+    options: dict[str, Any] = {}
+    for name, (key, default) in SIZES.items():
+        options[name] = _number(file, config, key, default, int)
+    options["padding_token"] = _number(file, config, "pad_token_id", 0, int)
+    options["dropout"] = _number(file, config, "hidden_dropout_prob", 0.1, float)
+    options["epsilon"] = _number(file, config, "layer_norm_eps", 1e-12, float)
+    options["activation"] = ACTIVATIONS[config["hidden_act"]]
+    return options
+
+
+def _number(file, config, key, default, kind):
+    value = config.get(key)
+    value = default if value is None else value
+    accepted = (int, float) if kind is float else int
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise ValueError(f"{str(file)!r} has {key}={value!r}; a number is needed.")
+    return value
+
+
+def _read_tensors(folder):
+    """The arrays of model.safetensors by name."""
+    safetensors = _import("safetensors.numpy")
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        message = (
+            f"model.safetensors is missing in {str(folder)!r}, which holds "
+            f"{_names(folder)}."
+        )
+        if (folder / "pytorch_model.bin").is_file():
+            message += (
+                " Its pytorch_model.bin is pickled, and reading it could run any "
+                "program, so it isn't read. Where it comes from a trusted source, "
+                "convert it in an environment with transformers and PyTorch: "
+                "transformers.BertModel.from_pretrained(path).save_pretrained(path)."
+            )
+        elif (folder / "model.safetensors.index.json").is_file():
+            message += " Weights in several files (an index) aren't supported."
+        raise FileNotFoundError(message)
+    try:
+        return safetensors.load_file(file)
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # its own, and what NumPy says of unknown types
+        with file.open("rb") as opened:
+            is_pointer = opened.read(19) == b"version https://git"
+        reason = (
+            "is Git LFS' pointer to the file, not the file: `git lfs pull` gets it"
+            if is_pointer
+            else f"isn't a safetensors file, or is truncated ({error})"
+        )
+        raise ValueError(
+            f"{str(file)!r} ({file.stat().st_size} bytes) {reason}."
+        ) from error
+
+
+# --- Weights ----------------------------------------------------------------
+
+
+def _places(model) -> Iterator[tuple[str, Any, bool]]:
+    """Yields each weight's name in a checkpoint, its variable, and if it's a kernel."""
+
+    def dense(name, layer):
+        # PyTorch's layers hold (outputs, inputs).
+        return [(f"{name}.weight", layer.kernel, True), plain(name, "bias", layer.bias)]
+
+    def norm(name, layer):
+        name += ".LayerNorm"
+        return [plain(name, "weight", layer.gamma), plain(name, "bias", layer.beta)]
+
+    def plain(name, kind, variable):
+        return (f"{name}.{kind}", variable, False)
+
+    for name, layer in {
+        "word": "token_embedding",
+        "position": "position_embedding",
+        "token_type": "segment_embedding",
+    }.items():
+        variable = model.get_layer(layer).weights[0]
+        yield plain(f"embeddings.{name}_embeddings", "weight", variable)
+    yield from norm("embeddings", model.get_layer("embedding_norm"))
+    blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
+    for i, block in enumerate(blocks):
+        name, attention = f"encoder.layer.{i}", block.attention
+        yield from dense(f"{name}.attention.self.query", attention.query)
+        yield from dense(f"{name}.attention.self.key", attention.key)
+        yield from dense(f"{name}.attention.self.value", attention.value)
+        yield from dense(f"{name}.attention.output.dense", attention.output_projection)
+        yield from norm(f"{name}.attention.output", block.attention_norm)
+        yield from dense(f"{name}.intermediate.dense", block.intermediate)
+        yield from dense(f"{name}.output.dense", block.output_dense)
+        yield from norm(f"{name}.output", block.feed_forward_norm)
+    yield from dense("pooler.dense", model.get_layer("pooler"))
+
+
+def _set_weights(model, tensors, file):
+    """Gives each variable its array; nothing is changed before all are known to fit."""
+    left = {_canonical(name): name for name in tensors}
+    missing, other, values = [], [], []
+    for name, variable, is_kernel in _places(model):
+        if name not in left:
+            missing.append(name)
+            continue
+        value = tensors[left.pop(name)]
+        expected = tuple(variable.shape[::-1] if is_kernel else variable.shape)
+        if value.shape != expected or value.dtype.kind not in "fV":
+            other.append(f"{name}: {value.dtype}{value.shape} instead of {expected}")
+        else:
+            value = value.astype("float32")
+            values.append((variable, value.T if is_kernel else value))
+    pooler = [name for name in missing if name.startswith("pooler.")]
+    if len(pooler) == 2:  # Many checkpoints have none, and few uses need it.
+        missing = [name for name in missing if name not in pooler]
+    unexpected = [left[name] for name in left if name not in BUFFERS]
+    if missing or other:
+        problems = {
+            "missing": missing,
+            "of another shape than config.json says": other,
+            "unexpected": unexpected,
+        }
+        lists = [
+            f"{len(names)} {what}: {'; '.join(names)}"
+            for what, names in problems.items()
+            if names
+        ]
+        raise ValueError(
+            f"The weights in {str(file)!r} don't fit the model: {'. '.join(lists)}."
+        )
+    for variable, value in values:
+        variable.assign(value)
+    if unexpected:
+        warnings.warn(
+            f"{str(file)!r} has {len(unexpected)} weights that aren't part of the "
+            f"encoder and weren't used: {'; '.join(unexpected)}.",
+            stacklevel=3,
+        )
+    if pooler:
+        warnings.warn(
+            f"{str(file)!r} has no pooler: the weights of 'pooled_output' are random. "
+            "'sequence_output' doesn't depend on them.",
+            stacklevel=3,
+        )
+
+
+def _canonical(name):
+    """A weight's name as `BertModel` has it, for older and for larger models."""
+    name = name.removeprefix("bert.")
+    for old, new in (("gamma", "weight"), ("beta", "bias")):
+        name = name.replace(f"LayerNorm.{old}", f"LayerNorm.{new}")
+    return name

@@ -1,0 +1,356 @@
+"""Sequence to sequence before the Transformer: one GRU reads, another one writes.
+
+    encoder   h_s = GRU(x_s, h_(s-1))
+    decoder   g_0 = h_S,  g_t = GRU(y_(t-1), g_(t-1)),   p(y_t) = softmax(W g_t + b)
+
+All that the decoder learns about the source goes through one vector h_S, however long
+the source is. Against this bottleneck, attention was invented: the decoder's state asks
+for what it needs among all that the encoder's states hold,
+
+    a_t = sum_s softmax_s(g_t . h_s) h_s,       W and b applied to tanh(U [a_t, g_t])
+
+Both are baselines of `kit.encoder_decoder`, which has nothing but attention. Here is,
+too, what all three need to work on pairs of texts: characters as padded integers
+(`vocabulary`, `encode`, `decode`) and a metric (`ExactMatch`). Shapes: B batch, S and T
+positions of source and target, V vocabulary.
+
+Paper: Sutskever et al., 2014, https://arxiv.org/abs/1409.3215, with the GRU of Cho et
+al., 2014, https://arxiv.org/abs/1406.1078; attention ("dot") as in Luong et al., 2015,
+https://arxiv.org/abs/1508.04025, without its input feeding.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kit import decoding
+from kit.backend import compiled
+from kit.data import Characters
+from kit.models import Model
+
+Tensor = Any
+
+# Unicode's own characters for it: "start of text" and "end of text".
+START, END = "\x02", "\x03"
+START_TOKEN, END_TOKEN = 1, 2  # their numbers; 0 is padding
+
+
+# --- Pairs of texts ---------------------------------------------------------
+
+
+def vocabulary(texts: Iterable[str]) -> Characters:
+    """Returns the characters of texts, after those for start and end of a text."""
+    return Characters(START + END + "".join(sorted(set().union(*texts))))
+
+
+def encode(
+    texts: Sequence[str], characters: Characters, length: int | None = None
+) -> np.ndarray:
+    """Returns texts as integers, zeros after each.
+
+    Args:
+        texts: One text an example, of characters that have a number.
+        characters: Of `vocabulary`.
+        length: S, if the sequences are to be longer than the longest text.
+
+    Returns:
+        int32 of shape `(B, S)`.
+
+    Raises:
+        ValueError: If a character has no number, or a text is longer than `length`.
+
+    Example:
+
+    ```python
+    characters = kit.seq2seq.vocabulary(["hello", "hole"])
+    kit.seq2seq.encode(["hello", "hole"], characters)  # (2, 5)
+    ```
+    """
+    longest = max(texts, key=len, default="")
+    length = len(longest) if length is None else length
+    if len(longest) > length:
+        raise ValueError(
+            f"The text {longest!r} has {len(longest)} characters, more than the "
+            f"{length} that were asked for (length={length})."
+        )
+    tokens = np.zeros((len(texts), length), "int32")
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = characters.encode(text)
+        if not row[: len(text)].all():
+            unknown = sorted(set(text) - set(characters.characters))
+            raise ValueError(
+                f"The text {text!r} has characters that the vocabulary lacks: "
+                f"{', '.join(map(repr, unknown))}. It has "
+                f"{characters.characters[3:]!r}."
+            )
+    return tokens
+
+
+def decode(tokens: Any, characters: Characters) -> list[str]:
+    """Returns the texts that the integers `(B, T)` stand for, up to their ends."""
+    rows = ops.convert_to_numpy(tokens)
+    texts = [characters.decode(row[row != 0]) for row in rows]
+    return [text.split(END)[0].removeprefix(START) for text in texts]
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class ExactMatch(keras.metrics.Mean):
+    """Share of sequences in which the likeliest token is right at each position.
+
+    The model sees the right tokens before each. Greedy decoding sees its own, which
+    are the same ones up to the first error: so it writes exactly these sequences
+    without an error, and this is its exact match, at the price of one forward pass.
+
+    Call arguments of `update_state`:
+        y_true: Integers `(B, T)`, zeros where there is padding, which doesn't count.
+        y_pred: Logits or probabilities `(B, T, V)`.
+
+    Example:
+
+    ```python
+    metric = kit.seq2seq.ExactMatch()
+    metric(np.array([[1, 2], [1, 0]]), np.eye(3)[[[1, 1], [1, 1]]])  # 0.5
+    ```
+    """
+
+    def __init__(self, name="exact_match", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Counts the sequences of a batch."""
+        y_true = ops.cast(y_true, "int32")
+        right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == y_true
+        values = ops.all(right | (y_true == 0), axis=-1)
+        super().update_state(ops.cast(values, self.dtype), sample_weight)
+
+
+# --- The model --------------------------------------------------------------
+
+
+def gru_encoder_decoder(
+    source_vocabulary_size: int,
+    target_vocabulary_size: int,
+    units: Sequence[int] = (128,),
+    attention: bool = False,
+    dropout: float = 0.0,
+) -> Model:
+    """Builds a recurrent sequence-to-sequence model.
+
+    Token 0 stands for padding in both sequences.
+
+    Args:
+        source_vocabulary_size: V of the sequences that are read.
+        target_vocabulary_size: V of those that are written.
+        units: Size of the state of each layer, in encoder and decoder alike; the
+            first is that of the embeddings too. Defaults to `(128,)`.
+        attention: Whether the decoder may look at all that the encoder has read,
+            beyond its last state. Defaults to `False`.
+        dropout: Share of the embeddings and of each layer's outputs to drop in
+            training, in [0, 1). Defaults to 0.
+
+    Returns:
+        A `kit.Model` from a dict of `"source"`, `(B, S)`, and `"target"`, `(B, T)`:
+        the target, after a token that says start, without its last one; to logits
+        `(B, T, V)` of the next token after each, as of `kit.encoder_decoder`.
+        `kit.seq2seq.translate` writes with it.
+
+    Raises:
+        ValueError: If `units` is empty, or a number is out of range.
+
+    Example:
+
+    ```python
+    model = kit.seq2seq.gru_encoder_decoder(30, 40)
+    source, target = np.ones((2, 7), "int32"), np.ones((2, 10), "int32")
+    model({"source": source, "target": target}).shape  # (2, 10, 40)
+    ```
+    """
+    units = tuple(units)
+    for name in ("source_vocabulary_size", "target_vocabulary_size"):
+        decoding.check_range(name, locals()[name], 1)
+    if not units or min(units) < 1:
+        raise ValueError(
+            f"`units` must hold the size of one layer at least, received {units}."
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must be in [0, 1), received {dropout}.")
+
+    def layers(tokens, vocabulary_size, states):
+        # Keras' embeddings begin within 0.05 of zero, too near each other for a cell.
+        initializer = keras.initializers.RandomNormal(stddev=0.5)
+        x = keras.layers.Embedding(
+            vocabulary_size, units[0], initializer, mask_zero=True
+        )(tokens)
+        after = []
+        for size, state in zip(units, states, strict=True):
+            if dropout:
+                x = keras.layers.Dropout(dropout)(x)
+            gru = keras.layers.GRU(size, return_sequences=True, return_state=True)
+            x, state = gru(x, initial_state=state)
+            after.append(state)
+        return x, after
+
+    source = keras.Input((None,), dtype="int32", name="source")
+    x, states = layers(source, source_vocabulary_size, [None] * len(units))
+    read = [*states, x] if attention else states
+    encoder = keras.Model(source, read, name="encoder")
+
+    target = keras.Input((None,), dtype="int32", name="target")
+    states = [keras.Input((size,), name=f"state_{i}") for i, size in enumerate(units)]
+    x, _ = layers(target, target_vocabulary_size, states)
+    if attention:
+        context = keras.Input((None, units[-1]), name="context")
+        states.append(context)
+        attended = keras.layers.Attention(name="attention")([x, context])
+        x = keras.layers.Concatenate(name="concatenate")([attended, x])
+        x = keras.layers.Dense(units[-1], "tanh", use_bias=False, name="combine")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout)(x)
+    logits = keras.layers.Dense(target_vocabulary_size, name="logits")(x)
+    decoder = keras.Model([target, *states], logits, name="decoder")
+
+    logits = decoder([target, *_as_list(encoder(source))])
+    inputs = {"source": source, "target": target}
+    name = "gru_with_attention" if attention else "gru_encoder_decoder"
+    return Model(inputs, logits, name=name)
+
+
+def units_for(
+    num_parameters: int,
+    source_vocabulary_size: int,
+    target_vocabulary_size: int,
+    num_layers: int = 1,
+    attention: bool = False,
+) -> tuple[int, ...]:
+    """Returns `units` of the largest model with at most that many parameters.
+
+    Each layer, U units on U inputs, has 6 U^2 + 6 U weights in the encoder and as
+    many in the decoder, attention 2 U^2; embeddings and last layer have the rest.
+    """
+    v, w = source_vocabulary_size, target_vocabulary_size
+
+    def count(units):
+        recurrent = 12 * num_layers * units * (units + 1)
+        attends = 2 * units**2 if attention else 0
+        return recurrent + attends + (v + 2 * w) * units + w
+
+    units = 1
+    while count(units + 1) <= num_parameters:
+        units += 1
+    return (units,) * num_layers
+
+
+# --- Writing ----------------------------------------------------------------
+
+
+def translate(
+    model: keras.Model,
+    source: Tensor,
+    start_token: int = START_TOKEN,
+    end_token: int = END_TOKEN,
+    length: int = 100,
+    beam_width: int = 1,
+    length_penalty: float = 0.0,
+) -> Tensor:
+    """Writes the likeliest target sequences, greedily or by beam search.
+
+    The counterpart of `kit.transformer.translate`.
+
+    Args:
+        model: A model of `gru_encoder_decoder`.
+        source: Integers `(B, S)`, zeros where there is padding.
+        start_token: Token that every target was begun with in training. Defaults to
+            that of `vocabulary`.
+        end_token: Token that ends a target. Defaults to that of `vocabulary`.
+        length: Most tokens to write, with the end. Defaults to 100.
+        beam_width: Beginnings that are pursued side by side. Defaults to 1: greedy.
+        length_penalty: See `kit.decoding.beam_search`. Defaults to 0.
+
+    Returns:
+        Tokens, int32 `(B, length)`: the best sequence, its end token, zeros.
+
+    Raises:
+        ValueError: If the model isn't of `gru_encoder_decoder`, or a number is out of
+            its range.
+
+    Example:
+
+    ```python
+    model = kit.seq2seq.gru_encoder_decoder(30, 40)
+    kit.seq2seq.translate(model, [[3, 14, 15]], length=20).shape  # (1, 20)
+    ```
+    """
+    names = {layer.name for layer in model.layers}
+    if not {"encoder", "decoder"} <= names or not _grus(model.get_layer("decoder")):
+        raise ValueError(
+            f"`model` must be of `kit.seq2seq.gru_encoder_decoder`, received {model!r}."
+        )
+    size = model.output_shape[-1]
+    decoding.check_range("start_token", start_token, 0, size - 1)
+    decoding.check_range("end_token", end_token, 1, size - 1)
+    decoding.check_range("length", length, 1)
+    decoding.check_range("beam_width", beam_width, 1, size)
+    # Kept with the model (past Keras' tracking), so that it is compiled once.
+    programs = model.__dict__.setdefault("_translate_programs", {})
+    options = (start_token, end_token, length, beam_width, length_penalty)
+    if options not in programs:
+        programs[options] = _make_translate(model, *options)
+    return programs[options](ops.cast(ops.convert_to_tensor(source), "int32"))
+
+
+def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):
+    encoder, decoder = model.get_layer("encoder"), model.get_layer("decoder")
+    embedding = next(
+        layer for layer in decoder.layers if isinstance(layer, keras.layers.Embedding)
+    )
+
+    grus = _grus(decoder)
+    names = [layer.name for layer in decoder.layers]
+
+    def read(token, state, position):
+        x, after = ops.take(embedding.embeddings, token, axis=0), []
+        x = ops.cast(x, embedding.compute_dtype)
+        for layer, before in zip(grus, state["h"], strict=True):
+            x, new = layer.cell(x, before)
+            after.append(_as_list(new)[0])
+        if "attention" in names:
+            context, mask = state["context"]
+            asked = [x[:, None], context]  # a target of one position
+            attended = decoder.get_layer("attention")(asked, mask=[None, mask])
+            x = ops.concatenate([attended[:, 0], x], axis=-1)
+            x = decoder.get_layer("combine")(x)
+        return decoder.get_layer("logits")(x), {**state, "h": after}
+
+    @compiled
+    def program(source):
+        states = [ops.repeat(h, beam_width, axis=0) for h in _as_list(encoder(source))]
+        state: dict[str, Any] = {"h": states[: len(grus)]}
+        if "attention" in names:
+            mask = ops.repeat(source != 0, beam_width, axis=0)
+            state["context"] = (states[-1], mask)
+        tokens, _ = decoding.beam_search(
+            read,
+            state,
+            source.shape[0],
+            length,
+            start_token,
+            end_token,
+            beam_width,
+            length_penalty,
+        )
+        return tokens[:, 0]
+
+    return program
+
+
+def _grus(model):
+    """The recurrent layers, from the first to the last."""
+    layers = getattr(model, "layers", ())
+    return [layer for layer in layers if isinstance(layer, keras.layers.GRU)]
+
+
+def _as_list(x):
+    return list(x) if isinstance(x, list | tuple) else [x]

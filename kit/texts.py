@@ -1,0 +1,159 @@
+"""Labelled texts to classify, split by document, that need no download.
+
+What SciPy's docstrings say of its functions, labelled with the subpackage; or the
+messages of 20 newsgroups, where the network allows.
+"""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+SETS = ("scipy", "20newsgroups")
+# Those with enough functions in enough files.
+SUBPACKAGES = (
+    "integrate",
+    "interpolate",
+    "io",
+    "linalg",
+    "optimize",
+    "signal",
+    "sparse",
+    "spatial",
+    "special",
+    "stats",
+)
+
+
+class Texts(NamedTuple):
+    """Labelled texts.
+
+    Attributes:
+        texts: N texts.
+        names: What each is about, to show to people.
+        y: Classes, int32 of shape `(N,)`.
+        documents: Numbers of the documents that the texts are from, `(N,)`.
+        classes: Names of the classes.
+    """
+
+    texts: list[str]
+    names: list[str]
+    y: np.ndarray
+    documents: np.ndarray
+    classes: tuple[str, ...]
+
+    def take(self, places: np.ndarray) -> "Texts":
+        """Returns some of the texts, by their places."""
+        return self._replace(
+            texts=[self.texts[i] for i in places],
+            names=[self.names[i] for i in places],
+            y=self.y[places],
+            documents=self.documents[places],
+        )
+
+
+def load(name: str = "scipy", max_texts: int | None = None) -> tuple[Texts, Texts]:
+    """Returns texts to train on and texts to test on, always the same.
+
+    `"scipy"` depends a little on SciPy's version, and so does any score on it. A third
+    of its files is for the test. A text that repeats an earlier one, word for word or
+    nearly, is left out: documentation copies itself, and a text to test on that stands
+    in the training set measures memory.
+
+    Args:
+        name: `"scipy"`, or `"20newsgroups"`, which scikit-learn downloads; of those,
+            headers, footers and quotes are left out, which give the group away.
+        max_texts: Most texts in each of the two, drawn once and for all. Defaults to
+            `None`: all.
+
+    Returns:
+        Two `Texts`, in random order.
+
+    Raises:
+        ValueError: If there is no set of this name.
+        OSError: If scikit-learn can't download it.
+        ImportError: If SciPy or scikit-learn isn't installed.
+    """
+    if name == "scipy":
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        data = _scipy()
+        folds = StratifiedGroupKFold(3, shuffle=True, random_state=0)
+        split = next(folds.split(data.y, data.y, data.documents))
+        train, test = (data.take(places) for places in split)
+    elif name == "20newsgroups":
+        train, test = _newsgroups("train"), _newsgroups("test")
+    else:
+        known = ", ".join(repr(known) for known in SETS)
+        raise ValueError(f"There is no set of texts {name!r}. Known are {known}.")
+    rng = np.random.default_rng(0)
+    first, second = (
+        data.take(rng.permutation(len(data.y))[:max_texts]) for data in (train, test)
+    )
+    return first, second
+
+
+def _scipy():
+    """Descriptions of classes and functions; the files are read, not imported."""
+    spec = importlib.util.find_spec("scipy")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "The set of texts 'scipy' is SciPy's documentation, which isn't installed: "
+            "`python -m pip install scipy`, or kit's extra `recipes`."
+        )
+    root = Path(spec.origin).parent
+    rows: list[tuple] = []
+    seen: set[tuple[str, ...]] = set()
+    for document, file in enumerate(sorted(root.rglob("*.py"))):
+        package, *inner = file.relative_to(root).parts
+        if package not in SUBPACKAGES or {"tests", "_lib", "externals"} & set(inner):
+            continue
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+                continue
+            text = description(ast.get_docstring(node) or "")
+            if node.name.startswith("_") or len(text) < 60:
+                continue
+            words = re.findall("[a-z]+", text.lower())
+            # Runs of six words, which hardly occur twice by chance.
+            runs = {tuple(words[i : i + 6]) for i in range(max(1, len(words) - 5))}
+            if len(runs & seen) < 0.2 * len(runs):
+                label = SUBPACKAGES.index(package)
+                rows.append((text, f"{package}.{node.name}", label, document))
+            seen |= runs
+    texts, names, y, documents = zip(*rows, strict=True)
+    return Texts(
+        list(texts), list(names), np.array(y, "int32"), np.array(documents), SUBPACKAGES
+    )
+
+
+def description(docstring: str) -> str:
+    """Returns a docstring's prose up to its first heading, without markup."""
+    text = re.split(r"\n[^\n]+\n *[-=]{3,}", "\n" + docstring)[0]
+    text = re.sub(r"%\(\w+\)s|\.\. [^\n]*|:\w+:|`", "", text)
+    return " ".join(text.split())
+
+
+def _newsgroups(part):
+    from sklearn.datasets import fetch_20newsgroups
+
+    try:
+        found = fetch_20newsgroups(
+            subset=part, remove=("headers", "footers", "quotes"), shuffle=False
+        )
+    except Exception as error:  # what it raises depends on what is in the way
+        raise OSError(
+            f"The set '20newsgroups' could not be downloaded ({error}). The set "
+            "'scipy' needs no download."
+        ) from error
+    data = Texts(
+        [" ".join(text.split()) for text in found.data],
+        [Path(file).name for file in found.filenames],
+        found.target.astype("int32"),
+        np.arange(len(found.data)),
+        tuple(found.target_names),
+    )
+    return data.take(np.flatnonzero([len(text) >= 60 for text in data.texts]))

@@ -1,0 +1,1115 @@
+"""Transformers: attention in the place of recurrence.
+
+Each position of a sequence asks (a query) what every position offers (keys), and takes
+in the mean of what they have to say (values), weighted by how well query and key agree:
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(H)) V
+
+in several heads side by side, each with projections Q = x W_Q, K, V of its own. Between
+two attentions stands a small network, applied to each position alone:
+
+    FFN(x) = activation(x W_1 + b_1) W_2 + b_2
+
+and around each of the two a residual connection, LayerNorm and dropout. Three models
+are made of such blocks:
+
+    gpt              decoder blocks: each position sees itself and the ones before; what
+                     comes next is to be guessed
+    bert             encoder blocks: each position sees all; a text becomes vectors
+    encoder_decoder  an encoder reads the source; the decoder's blocks look at it, too
+                     (cross-attention), while they write the target
+
+While a decoder writes, keys and values of what is written stay as they are: a cache
+keeps them, and a new token costs one step (`step`, `generate`, `translate`) instead of
+the whole text again. Shapes: B batch, T and S positions of target and source, D width
+(`hidden_dim`), N heads, H = D / N width of a head, V vocabulary, L length of the cache.
+
+Paper: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; GPT-2: Radford et al.,
+2019; BERT: Devlin et al., 2018, https://arxiv.org/abs/1810.04805; rotary positions: Su
+et al., 2021, https://arxiv.org/abs/2104.09864. Letters: d_model = D, h = N, d_k = H,
+d_ff = `intermediate_dim`. Differences: no dropout of attention weights, which the
+backends' fused attention doesn't have; LayerNorm before the sublayers instead of after
+them, as in GPT-2 (`normalize_first=False` for the paper's order, which BERT has).
+"""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from kit import decoding, random
+from kit.backend import compiled
+from kit.models import Model, Sequential
+
+Tensor = Any
+
+# Layers that treat each position alone, so that `step` may apply them to one.
+POINTWISE = (
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.Embedding,
+    keras.layers.LayerNormalization,
+)
+
+
+# --- Layers -----------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class Attention(keras.layers.Layer):
+    """Multi-head attention, by each backend's fused form of it.
+
+    Args:
+        num_heads: N. The inputs' width D must be a multiple of it.
+        causal: If `True`, a position sees itself and those before only.
+        rotary_length: Longest sequence, if queries and keys are to be turned by an
+            angle that grows with their position, so that their product depends on how
+            far apart they are: the model then needs no `PositionEmbedding`. Defaults
+            to `None`: not turned.
+        use_bias: Whether the four projections have biases. Defaults to `True`.
+
+    Call arguments:
+        x: What asks, shape `(B, T, D)`.
+        context: What is looked at, shape `(B, S, D)`. Defaults to `x`:
+            self-attention.
+        attention_mask: Booleans that broadcast to `(B, N, T, S)`, `True` where a
+            position may look. Defaults to `None`: everywhere.
+
+    Output shape: `(B, T, D)`.
+
+    Raises:
+        ValueError: If D isn't a multiple of `num_heads`, or of twice that with
+            `rotary_length`; if a sequence is longer than that.
+
+    Example:
+
+    ```python
+    kit.transformer.Attention(4, causal=True)(np.ones((2, 10, 64))).shape  # (2, 10, 64)
+    ```
+    """
+
+    def __init__(
+        self, num_heads, causal=False, rotary_length=None, use_bias=True, **kwargs
+    ):
+        super().__init__(**kwargs)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be at least 1, received {num_heads}.")
+        self.num_heads = num_heads
+        self.causal = causal
+        self.rotary_length = rotary_length
+        self.use_bias = use_bias
+        self.supports_masking = True
+
+    def build(self, x_shape, context_shape=None):
+        """Builds the weights for inputs of this shape."""
+        width, pieces = x_shape[-1], self.num_heads * (2 if self.rotary_length else 1)
+        if width % pieces:
+            raise ValueError(
+                f"The inputs' width must be a multiple of {pieces} (num_heads="
+                f"{self.num_heads}, rotary_length={self.rotary_length}), received "
+                f"{width}."
+            )
+        for name in ("query", "key", "value", "output_projection"):
+            dense = keras.layers.Dense(
+                width, use_bias=self.use_bias, dtype=self.dtype_policy, name=name
+            )
+            asks = name in ("query", "output_projection") or context_shape is None
+            dense.build(x_shape if asks else context_shape)
+            setattr(self, name, dense)
+
+    def call(self, x, context=None, attention_mask=None):
+        """Attends from x to itself, or to the context."""
+        longest = self.rotary_length
+        if longest and x.shape[1] is not None:
+            _check_length(x.shape[1], longest)
+        keys, values = self.keys_values(x if context is None else context)
+        return self.attend(x, keys, values, attention_mask, self.causal)
+
+    def keys_values(self, context, start=0):
+        """Returns K and V of `context`, `(B, S, N, H)`, the first at place `start`."""
+        keys = self._split(self.key(context))
+        if self.rotary_length:
+            keys = rotate(keys, start + ops.arange(context.shape[1]))
+        return keys, self._split(self.value(context))
+
+    def attend(self, x, keys, values, attention_mask=None, causal=False, start=0):
+        """Returns what x, the first of it at place `start`, takes from the values."""
+        attended = ops.dot_product_attention(
+            self._queries(x, start), keys, values, mask=attention_mask, is_causal=causal
+        )
+        return self.output_projection(ops.reshape(attended, ops.shape(x)))
+
+    def step(self, x, cache, position):
+        """Attends from new positions to themselves and to what the cache holds.
+
+        Args:
+            x: The new positions, `(B, T, D)`.
+            cache: Keys and values of those before, `(B, L, N, H)` each.
+            position: Place of the first new one: an integer, or a tensor of one.
+
+        Returns:
+            `(B, T, D)`, and the cache with the new keys and values.
+        """
+        places = position + ops.arange(x.shape[1])  # (T,)
+        keys, values = (
+            _write(old, new, places)
+            for old, new in zip(cache, self.keys_values(x, position), strict=True)
+        )
+        seen = ops.arange(keys.shape[1]) <= places[:, None]  # (T, L)
+        y = self.attend(x, keys, values, seen[None, None], start=position)
+        return y, (keys, values)
+
+    def weights_of(self, x, context=None, attention_mask=None):
+        """Returns how much each position takes from which: `(B, N, T, S)`, sums 1."""
+        keys, _ = self.keys_values(x if context is None else context)
+        scores = ops.einsum("btnh,bsnh->bnts", self._queries(x), keys)
+        scores /= math.sqrt(keys.shape[-1])
+        if self.causal:
+            places = ops.arange(x.shape[1])
+            scores = ops.where(places <= places[:, None], scores, -1e30)
+        if attention_mask is not None:
+            scores = ops.where(attention_mask, scores, -1e30)
+        return ops.softmax(scores, axis=-1)
+
+    def _queries(self, x, start=0):
+        queries = self._split(self.query(x))
+        if self.rotary_length:
+            queries = rotate(queries, start + ops.arange(x.shape[1]))
+        return queries
+
+    def _split(self, x):
+        """(B, T, D) as (B, T, N, H)."""
+        head = x.shape[-1] // self.num_heads
+        return ops.reshape(x, (*ops.shape(x)[:2], self.num_heads, head))
+
+    def compute_output_shape(self, x_shape, context_shape=None):
+        """Returns the shape of the outputs, which is that of x."""
+        return tuple(x_shape)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return super().get_config() | {
+            "num_heads": self.num_heads,
+            "causal": self.causal,
+            "rotary_length": self.rotary_length,
+            "use_bias": self.use_bias,
+        }
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Turns pairs of features by angles that grow with the position (RoPE).
+
+    Pair i of H/2, of features i and i + H/2, turns by p / 10000^(2i/H) at position p.
+
+    Args:
+        x: Queries or keys, `(B, T, N, H)`, H even.
+        positions: Integers `(T,)`.
+
+    Returns:
+        The same shape.
+    """
+    half = x.shape[-1] // 2
+    frequencies = 10_000.0 ** (-ops.arange(half, dtype="float32") / half)
+    angles = ops.cast(positions, "float32")[:, None, None] * frequencies  # (T, 1, H/2)
+    cos, sin = (ops.cast(f(angles), x.dtype) for f in (ops.cos, ops.sin))
+    a, b = x[..., :half], x[..., half:]
+    return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _write(cache, new, places):
+    """The cache (B, L, N, H) with `new` (B, T, N, H) at the places (T,)."""
+    batch, length = new.shape[:2]
+    if length == 1:  # one look at each place is faster than to index one
+        here = ops.arange(cache.shape[1])[:, None, None] == places
+        return ops.where(here, new, cache)
+    rows = ops.repeat(ops.arange(batch), length)
+    indices = ops.stack([rows, ops.tile(places, [batch])], axis=1)  # (B T, 2)
+    return ops.scatter_update(cache, indices, ops.reshape(new, (-1, *new.shape[2:])))
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class PositionEmbedding(keras.layers.Layer):
+    """Adds to each position a vector that says where it is.
+
+    Args:
+        max_length: Longest sequence.
+        kind: `"learned"`, weights as in GPT-2 and BERT, or `"sinusoidal"`, the paper's
+            sin(p / 10000^(2i/D)) and cosines. Defaults to `"learned"`.
+        embeddings_initializer: Of the learned vectors. Defaults to a normal
+            distribution of standard deviation 0.02.
+
+    Call arguments:
+        x: Shape `(B, T, D)`.
+        start: Place of the first position, an integer or a tensor of one. Defaults
+            to 0.
+
+    Output shape: `(B, T, D)`.
+
+    Raises:
+        ValueError: If `kind` is unknown, or a sequence longer than `max_length`.
+
+    Example:
+
+    ```python
+    kit.transformer.PositionEmbedding(128)(np.zeros((2, 10, 64))).shape  # (2, 10, 64)
+    ```
+    """
+
+    def __init__(
+        self, max_length, kind="learned", embeddings_initializer=None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        if kind not in ("learned", "sinusoidal"):
+            raise ValueError(f"kind must be 'learned' or 'sinusoidal', got {kind!r}.")
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, received {max_length}.")
+        self.max_length = max_length
+        self.kind = kind
+        self.embeddings_initializer = keras.initializers.get(
+            embeddings_initializer or normal(0.02)
+        )
+        self.supports_masking = True
+
+    def build(self, x_shape):
+        """Builds the weights for inputs of this shape."""
+        if self.kind == "learned":
+            self.embeddings = self.add_weight(
+                shape=(self.max_length, x_shape[-1]),
+                initializer=self.embeddings_initializer,
+                name="embeddings",
+            )
+
+    def call(self, x, start=0):
+        """Adds the positions' vectors."""
+        length, width = x.shape[1:]
+        if length is not None:
+            _check_length(length, self.max_length)
+        positions = start + ops.arange(ops.shape(x)[1])
+        if self.kind == "learned":
+            return x + ops.take(self.embeddings, positions, axis=0)
+        frequencies = 10_000.0 ** (-ops.arange(0, width, 2, dtype="float32") / width)
+        angles = ops.cast(positions, "float32")[:, None] * frequencies  # (T, D/2)
+        waves = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)  # (T, D/2, 2)
+        waves = ops.reshape(waves, (-1, 2 * frequencies.shape[0]))[:, :width]
+        return x + ops.cast(waves, x.dtype)
+
+    def compute_output_shape(self, x_shape):
+        """Returns the shape of the outputs, which is that of x."""
+        return tuple(x_shape)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return super().get_config() | {
+            "max_length": self.max_length,
+            "kind": self.kind,
+            "embeddings_initializer": keras.initializers.serialize(
+                self.embeddings_initializer
+            ),
+        }
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class EncoderBlock(keras.layers.Layer):
+    """Self-attention, then a feed-forward network, each with its residual connection.
+
+        x = x + dropout(attention(norm(x)))
+        x = x + dropout(FFN(norm(x)))
+
+    Args:
+        num_heads: N.
+        intermediate_dim: Width of the feed-forward network's hidden layer.
+        activation: Its activation. Defaults to `"gelu"`.
+        dropout: Share of each sublayer's outputs to drop in training. Defaults to 0.
+        normalize_first: `False` for LayerNorm after the residual connection, as in
+            the paper and BERT: x = norm(x + dropout(attention(x))). Defaults to `True`.
+        epsilon: Of LayerNorm. Defaults to 1e-5.
+        rotary_length: See `Attention`.
+
+    Call arguments:
+        x: Shape `(B, T, D)`.
+        mask: Booleans `(B, T)`, `False` at padding, which nobody looks at; Keras passes
+            on an Embedding's.
+
+    Output shape: `(B, T, D)`.
+
+    Example:
+
+    ```python
+    kit.transformer.EncoderBlock(4, 256)(np.ones((2, 10, 64))).shape  # (2, 10, 64)
+    ```
+    """
+
+    causal = False
+
+    def __init__(
+        self,
+        num_heads,
+        intermediate_dim,
+        activation="gelu",
+        dropout=0.0,
+        normalize_first=True,
+        epsilon=1e-5,
+        rotary_length=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if intermediate_dim < 1:
+            raise ValueError(
+                f"intermediate_dim must be at least 1, received {intermediate_dim}."
+            )
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.activation = keras.activations.get(activation)
+        self.dropout = dropout
+        self.normalize_first = normalize_first
+        self.epsilon = epsilon
+        self.rotary_length = rotary_length
+        self.supports_masking = True
+        self.attention = Attention(
+            num_heads,
+            self.causal,
+            rotary_length,
+            dtype=self.dtype_policy,
+            name="attention",
+        )
+        self.attention_norm = self._norm("attention_norm")
+        self.feed_forward_norm = self._norm("feed_forward_norm")
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+
+    def _norm(self, name):
+        return keras.layers.LayerNormalization(
+            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
+        )
+
+    def build(self, x_shape):
+        """Builds the weights for inputs of this shape."""
+        width = x_shape[-1]
+        self.attention.build(x_shape)
+        self.attention_norm.build(x_shape)
+        self.feed_forward_norm.build(x_shape)
+        self.intermediate = keras.layers.Dense(
+            self.intermediate_dim,
+            self.activation,
+            dtype=self.dtype_policy,
+            name="intermediate",
+        )
+        self.intermediate.build(x_shape)
+        self.output_dense = keras.layers.Dense(
+            width, dtype=self.dtype_policy, name="output_dense"
+        )
+        self.output_dense.build((*x_shape[:-1], self.intermediate_dim))
+
+    def call(self, x, mask=None, training=None):
+        """Applies the block to a whole sequence."""
+        mask = _where_to_look(mask)
+        x = self.residual(
+            x,
+            self.attention_norm,
+            lambda x: self.attention(x, attention_mask=mask),
+            training,
+        )
+        return self.residual(x, self.feed_forward_norm, self.feed_forward, training)
+
+    def feed_forward(self, x):
+        """FFN(x), of each position alone."""
+        return self.output_dense(self.intermediate(x))
+
+    def residual(self, x, norm, sublayer, training=None):
+        """Adds to x what a sublayer makes of it."""
+        if self.normalize_first:
+            return x + self.dropout_layer(sublayer(norm(x)), training=training)
+        return norm(x + self.dropout_layer(sublayer(x), training=training))
+
+    def compute_output_shape(self, x_shape):
+        """Returns the shape of the outputs, which is that of x."""
+        return tuple(x_shape)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return super().get_config() | {
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "dropout": self.dropout,
+            "normalize_first": self.normalize_first,
+            "epsilon": self.epsilon,
+            "rotary_length": self.rotary_length,
+        }
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class DecoderBlock(EncoderBlock):
+    """An encoder block that doesn't look ahead, and may look at another sequence.
+
+        x = x + dropout(causal_attention(norm(x)))
+        x = x + dropout(cross_attention(norm(x), context))    if there is a context
+        x = x + dropout(FFN(norm(x)))
+
+    Args: those of `EncoderBlock`.
+
+    Call arguments:
+        x: Shape `(B, T, D)`.
+        context: The encoder's outputs, `(B, S, D)`. Defaults to `None`: no
+            cross-attention, as in GPT. It is decided when the block is built.
+        mask: Booleans `(B, T)`, `False` at padding.
+        context_mask: Booleans `(B, S)`; Keras passes on both.
+
+    Output shape: `(B, T, D)`.
+
+    Example:
+
+    ```python
+    block = kit.transformer.DecoderBlock(4, 256)
+    block(np.ones((2, 10, 64)), context=np.ones((2, 7, 64))).shape  # (2, 10, 64)
+    ```
+    """
+
+    causal = True
+
+    def build(self, x_shape, context_shape=None):
+        """Builds the weights for inputs of this shape."""
+        super().build(x_shape)
+        self.cross_attention: Any = None
+        if context_shape is not None:
+            self.cross_attention = Attention(
+                self.num_heads, dtype=self.dtype_policy, name="cross_attention"
+            )
+            self.cross_attention.build(x_shape, context_shape)
+            self.cross_attention_norm = self._norm("cross_attention_norm")
+            self.cross_attention_norm.build(x_shape)
+
+    def call(self, x, mask=None, training=None, context=None, context_mask=None):
+        """Applies the block to a whole sequence."""
+        mask, context_mask = _where_to_look(mask), _where_to_look(context_mask)
+        x = self.residual(
+            x,
+            self.attention_norm,
+            lambda x: self.attention(x, attention_mask=mask),
+            training,
+        )
+        if self.cross_attention is not None:
+            x = self.residual(
+                x,
+                self.cross_attention_norm,
+                lambda x: self.cross_attention(x, context, context_mask),
+                training,
+            )
+        return self.residual(x, self.feed_forward_norm, self.feed_forward, training)
+
+    def start(self, batch_size, length, context=None, context_mask=None):
+        """Returns the cache before the first step: empty, and the context's share."""
+        head = self.attention.query.units // self.num_heads
+        shape = (batch_size, length, self.num_heads, head)
+        cache: dict[str, Any] = {"own": (ops.zeros(shape, self.compute_dtype),) * 2}
+        if self.cross_attention is not None:
+            keys, values = self.cross_attention.keys_values(context)
+            if context_mask is None:
+                context_mask = ops.ones(context.shape[:2], "bool")
+            cache |= {"context": (keys, values, context_mask)}
+        return cache
+
+    def step(self, x, cache, position):
+        """Applies the block to new positions `(B, T, D)`; see `Attention.step`."""
+        cache = dict(cache)
+
+        def attend(x):
+            y, cache["own"] = self.attention.step(x, cache["own"], position)
+            return y
+
+        def attend_to_context(x):
+            keys, values, mask = cache["context"]
+            return self.cross_attention.attend(x, keys, values, _where_to_look(mask))
+
+        x = self.residual(x, self.attention_norm, attend)
+        if self.cross_attention is not None:
+            x = self.residual(x, self.cross_attention_norm, attend_to_context)
+        return self.residual(x, self.feed_forward_norm, self.feed_forward), cache
+
+    def compute_output_shape(self, x_shape, context_shape=None):
+        """Returns the shape of the outputs, which is that of x."""
+        return tuple(x_shape)
+
+
+def _check_length(length, longest):
+    if length > longest:
+        raise ValueError(
+            f"The sequence has {length} positions, more than the {longest} that the "
+            "model was made for (max_length)."
+        )
+
+
+def _where_to_look(mask):
+    """A mask of padding (B, S) as one of attention (B, 1, 1, S)."""
+    return None if mask is None else mask[:, None, None, :]
+
+
+def normal(stddev: float) -> keras.initializers.Initializer:
+    """Returns the initializer that GPT-2 and BERT have for their embeddings."""
+    return keras.initializers.RandomNormal(stddev=stddev)
+
+
+# --- Models -----------------------------------------------------------------
+
+
+def gpt(
+    vocabulary_size: int,
+    max_length: int,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    hidden_dim: int = 128,
+    intermediate_dim: int | None = None,
+    dropout: float = 0.0,
+    activation: Any = "gelu",
+    positions: str = "learned",
+    mask_zero: bool = False,
+    epsilon: float = 1e-5,
+) -> Sequential:
+    """Builds a language model of decoder blocks, as GPT-2.
+
+    Args:
+        vocabulary_size: V.
+        max_length: Longest sequence that it reads at once.
+        num_layers: Number of blocks. Defaults to 4.
+        num_heads: N. Defaults to 4.
+        hidden_dim: D, a multiple of N. Defaults to 128.
+        intermediate_dim: Of the feed-forward networks. Defaults to 4 D.
+        dropout: Share of the embeddings and of each sublayer's outputs to drop in
+            training, in [0, 1). Defaults to 0.
+        activation: Of the feed-forward networks. Defaults to `"gelu"`.
+        positions: `"learned"` as in GPT-2, `"sinusoidal"` as in the paper, or
+            `"rotary"`. Defaults to `"learned"`.
+        mask_zero: If `True`, token 0 stands for padding: the loss leaves it out.
+        epsilon: Of LayerNorm. Defaults to 1e-5.
+
+    Returns:
+        A `kit.Sequential` from integers `(B, T)` to logits `(B, T, V)` of the token
+        after each.
+
+    Raises:
+        ValueError: If a number is out of range, `positions` unknown, or D not a
+            multiple of N.
+
+    Example:
+
+    ```python
+    model = kit.gpt(50, max_length=64)
+    model(np.zeros((2, 10), "int32")).shape  # (2, 10, 50)
+    ```
+    """
+    _check_sizes(locals())
+    model = Sequential([keras.Input((None,), dtype="int32")], name="gpt")
+    for layer in _embedding_layers(
+        vocabulary_size, hidden_dim, max_length, positions, mask_zero, dropout
+    ):
+        model.add(layer)
+    for i in range(num_layers):
+        block = DecoderBlock(
+            num_heads,
+            intermediate_dim or 4 * hidden_dim,
+            activation=activation,
+            dropout=dropout,
+            epsilon=epsilon,
+            rotary_length=max_length if positions == "rotary" else None,
+            name=f"block_{i}",
+        )
+        model.add(block)
+    model.add(keras.layers.LayerNormalization(epsilon=epsilon, name="final_norm"))
+    model.add(keras.layers.Dense(vocabulary_size, name="logits"))
+    return model
+
+
+def bert(
+    vocabulary_size: int,
+    max_length: int = 512,
+    num_layers: int = 12,
+    num_heads: int = 12,
+    hidden_dim: int = 768,
+    intermediate_dim: int | None = None,
+    dropout: float = 0.1,
+    activation: Any = "gelu",
+    num_segments: int = 2,
+    padding_token: int = 0,
+    epsilon: float = 1e-12,
+) -> Model:
+    """Builds BERT's encoder; the defaults are BERT-base.
+
+    `kit.load_bert` builds one with published weights.
+
+    Args:
+        vocabulary_size: V.
+        max_length: Longest sequence. Defaults to 512.
+        num_layers: Number of blocks. Defaults to 12.
+        num_heads: N. Defaults to 12.
+        hidden_dim: D, a multiple of N. Defaults to 768.
+        intermediate_dim: Of the feed-forward networks. Defaults to 4 D.
+        dropout: Share of the embeddings and of each sublayer's outputs to drop in
+            training, in [0, 1). Defaults to 0.1.
+        activation: Of the feed-forward networks. Defaults to `"gelu"`, the exact one.
+        num_segments: Number of texts that a sequence may hold. Defaults to 2.
+        padding_token: Token that nobody looks at. Defaults to 0.
+        epsilon: Of LayerNorm. Defaults to 1e-12.
+
+    Returns:
+        A `kit.Model` from a dict of `"token_ids"` and `"segment_ids"` (which text of
+        the sequence a token belongs to: 0, or 1 in the second), integers `(B, T)`, to
+        a dict of `"sequence_output"`, `(B, T, D)`, and `"pooled_output"`, `(B, D)`:
+        the first position through a Dense layer with tanh.
+
+    Raises:
+        ValueError: If a number is out of range, or D not a multiple of N.
+
+    Example:
+
+    ```python
+    model = kit.bert(100, num_layers=2, num_heads=2, hidden_dim=32)
+    tokens = np.array([[5, 6, 7, 0]])
+    outputs = model({"token_ids": tokens, "segment_ids": np.zeros_like(tokens)})
+    outputs["pooled_output"].shape  # (1, 32)
+    ```
+    """
+    _check_sizes(locals())
+    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    segment_ids = keras.Input((None,), dtype="int32", name="segment_ids")
+    x = keras.layers.Embedding(
+        vocabulary_size, hidden_dim, normal(0.02), name="token_embedding"
+    )(token_ids)
+    x += keras.layers.Embedding(
+        num_segments, hidden_dim, normal(0.02), name="segment_embedding"
+    )(segment_ids)
+    x = PositionEmbedding(max_length, name="position_embedding")(x)
+    x = keras.layers.LayerNormalization(epsilon=epsilon, name="embedding_norm")(x)
+    x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
+    mask = token_ids != padding_token
+    for i in range(num_layers):
+        x = EncoderBlock(
+            num_heads,
+            intermediate_dim or 4 * hidden_dim,
+            activation=activation,
+            dropout=dropout,
+            normalize_first=False,
+            epsilon=epsilon,
+            name=f"block_{i}",
+        )(x, mask=mask)
+    pooled = keras.layers.Dense(hidden_dim, "tanh", name="pooler")(x[:, 0])
+    return Model(
+        {"token_ids": token_ids, "segment_ids": segment_ids},
+        {"sequence_output": x, "pooled_output": pooled},
+        name="bert",
+    )
+
+
+def encoder_decoder(
+    source_vocabulary_size: int,
+    target_vocabulary_size: int,
+    max_length: int,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    hidden_dim: int = 128,
+    intermediate_dim: int | None = None,
+    dropout: float = 0.0,
+    activation: Any = "relu",
+    positions: str = "sinusoidal",
+    epsilon: float = 1e-5,
+) -> Model:
+    """Builds the paper's model, which writes a sequence about another one.
+
+    Token 0 stands for padding in both.
+
+    Args:
+        source_vocabulary_size: V of the sequences that are read.
+        target_vocabulary_size: V of those that are written.
+        max_length: Longest sequence, of both.
+        num_layers: Number of blocks of the encoder, and of the decoder. Defaults to 2.
+        num_heads: N. Defaults to 4.
+        hidden_dim: D, a multiple of N. Defaults to 128.
+        intermediate_dim: Of the feed-forward networks. Defaults to 4 D.
+        dropout: As in `gpt`.
+        activation: Of the feed-forward networks. Defaults to `"relu"`.
+        positions: As in `gpt`. Defaults to `"sinusoidal"`.
+        epsilon: Of LayerNorm. Defaults to 1e-5.
+
+    Returns:
+        A `kit.Model` from a dict of `"source"`, `(B, S)`, and `"target"`, `(B, T)`:
+        the target, after a token that says start, without its last one; to logits
+        `(B, T, V)` of the next token after each. `translate` writes with it.
+
+    Raises:
+        ValueError: If a number is out of range, `positions` unknown, or D not a
+            multiple of N.
+
+    Example:
+
+    ```python
+    model = kit.encoder_decoder(30, 40, max_length=20)
+    source, target = np.ones((2, 7), "int32"), np.ones((2, 10), "int32")
+    model({"source": source, "target": target}).shape  # (2, 10, 40)
+    ```
+    """
+    _check_sizes(locals())
+    options: Any = {
+        "num_heads": num_heads,
+        "intermediate_dim": intermediate_dim or 4 * hidden_dim,
+        "activation": activation,
+        "dropout": dropout,
+        "epsilon": epsilon,
+        "rotary_length": max_length if positions == "rotary" else None,
+    }
+
+    def embed(tokens, vocabulary_size):
+        for layer in _embedding_layers(
+            vocabulary_size, hidden_dim, max_length, positions, True, dropout
+        ):
+            tokens = layer(tokens)
+        return tokens
+
+    source = keras.Input((None,), dtype="int32", name="source")
+    x = embed(source, source_vocabulary_size)
+    for i in range(num_layers):
+        x = EncoderBlock(**options, name=f"block_{i}")(x)
+    x = keras.layers.LayerNormalization(epsilon=epsilon, name="final_norm")(x)
+    encoder = keras.Model(source, x, name="encoder")
+
+    target = keras.Input((None,), dtype="int32", name="target")
+    context = keras.Input((None, hidden_dim), name="context")
+    x = embed(target, target_vocabulary_size)
+    for i in range(num_layers):
+        x = DecoderBlock(**options, name=f"block_{i}")(x, context=context)
+    x = keras.layers.LayerNormalization(epsilon=epsilon, name="final_norm")(x)
+    logits = keras.layers.Dense(target_vocabulary_size, name="logits")(x)
+    decoder = keras.Model([target, context], logits, name="decoder")
+
+    inputs = {"source": source, "target": target}
+    logits = decoder([target, encoder(source)])
+    return Model(inputs, logits, name="encoder_decoder")
+
+
+def _embedding_layers(
+    vocabulary_size, hidden_dim, max_length, positions, mask_zero, dropout
+):
+    """Layers from integers (B, T) to vectors (B, T, D) that know where they stand."""
+    layers: list[Any] = [
+        keras.layers.Embedding(
+            vocabulary_size, hidden_dim, normal(0.02), mask_zero=mask_zero
+        )
+    ]
+    if positions == "sinusoidal":
+        # Waves of size 1 would drown vectors of size 0.02.
+        layers[0].embeddings_initializer = normal(1.0)
+    if positions != "rotary":
+        layers.append(PositionEmbedding(max_length, positions))
+    if dropout:
+        layers.append(keras.layers.Dropout(dropout))
+    return layers
+
+
+def _check_sizes(arguments):
+    sizes = ("_size", "_layers", "_heads", "_dim", "_length", "_segments")
+    for name, value in arguments.items():
+        if not name.endswith(sizes) or value is None:
+            continue
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, received {value!r}.")
+    if arguments["hidden_dim"] % arguments["num_heads"]:
+        raise ValueError(
+            f"hidden_dim={arguments['hidden_dim']} must be a multiple of "
+            f"num_heads={arguments['num_heads']}."
+        )
+    if not 0 <= arguments["dropout"] < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {arguments['dropout']}.")
+    positions = arguments.get("positions", "learned")
+    if positions not in ("learned", "sinusoidal", "rotary"):
+        raise ValueError(
+            "positions must be 'learned', 'sinusoidal' or 'rotary', received "
+            f"{positions!r}."
+        )
+
+
+# --- Writing ----------------------------------------------------------------
+
+
+def start(model: keras.Model, batch_size: int, length: int, context=None) -> list:
+    """Returns the cache of a model that has read nothing yet.
+
+    Args:
+        model: A model of `gpt`, or the decoder of one of `encoder_decoder`.
+        batch_size: B.
+        length: L, the most tokens that it is to hold.
+        context: What the decoder looks at, `(B, S, D)`, and its mask, `(B, S)` or
+            `None`. Defaults to `None`: nothing.
+
+    Returns:
+        A cache for each decoder block.
+
+    Raises:
+        ValueError: If the model can't be run step by step, or `length` is more than
+            its `max_length`.
+    """
+    longest = _max_length(model)
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"length={length} is more than the model's max_length of {longest}."
+        )
+    return [
+        layer.start(batch_size, length, *(context or ()))
+        for layer in _layers(model)
+        if isinstance(layer, DecoderBlock)
+    ]
+
+
+def step(model: keras.Model, tokens: Tensor, cache: list, position) -> tuple:
+    """Reads new tokens; what was read before is in the cache.
+
+    The logits are those of `model(all tokens so far)` at the new positions. Compile
+    it: the second line of the example.
+
+    Args:
+        model: As in `start`.
+        tokens: Integers `(B, T)`: one each, or a whole prompt at once.
+        cache: From `start` or the last `step`.
+        position: Place of the first of them: an integer, or a tensor of one. It may
+            not be beyond the cache's length: inside a compiled program nobody checks.
+
+    Returns:
+        Logits `(B, T, V)`, and the new cache.
+
+    Raises:
+        ValueError: If the model can't be run step by step.
+
+    Example:
+
+    ```python
+    model = kit.gpt(50, max_length=64)
+    step = kit.compiled(lambda *args: kit.transformer.step(model, *args))
+    cache = kit.transformer.start(model, batch_size=1, length=64)
+    for position, token in enumerate([3, 14, 15]):
+        logits, cache = step(np.array([[token]]), cache, position)
+    ```
+    """
+    x, old, new = tokens, iter(cache), []
+    for layer in _layers(model):
+        if isinstance(layer, DecoderBlock):
+            x, layer_cache = layer.step(x, next(old), position)
+            new.append(layer_cache)
+        elif isinstance(layer, PositionEmbedding):
+            x = layer(x, start=position)
+        else:
+            x = layer(x)
+    return x, new
+
+
+def generate(
+    model: keras.Model,
+    prompt: Tensor,
+    length: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continues sequences of integers, each token drawn from what the model expects.
+
+    A compiled loop that carries the cache: a token costs one step. A text may grow
+    beyond the model's `max_length`: when the cache is full, the model reads the last
+    half of it again, and forgets the rest.
+
+    Args:
+        model: A model of `gpt`.
+        prompt: Integers of shape `(B, P)`, at least one each.
+        length: Number of tokens to draw.
+        temperature: Logits are divided by it: below 1, likely tokens become
+            likelier; 0 takes the likeliest. Defaults to 1.
+        top_k: Draw from the k likeliest tokens only. Defaults to `None`, all.
+        seed: Integer.
+        use_cache: `False` reads the whole text again for each token: slower, and the
+            same tokens up to rounding. Defaults to `True`.
+
+    Returns:
+        The tokens drawn, int32 of shape `(B, length)`; the same on every backend up
+        to rounding.
+
+    Raises:
+        ValueError: If the model can't be run step by step, if `prompt` isn't `(B, P)`
+            integers that the model knows, or a number is out of its range.
+
+    Example:
+
+    ```python
+    model = kit.gpt(50, max_length=64)
+    kit.transformer.generate(model, [[3, 14, 15]], 20, temperature=0.7).shape  # (1, 20)
+    ```
+    """
+    size = model.output_shape[-1]
+    prompt = decoding.check_prompt(prompt, size)
+    decoding.check_range("length", length, 1)
+    decoding.check_range("temperature", temperature, 0)
+    decoding.check_range("top_k", top_k, 1, size)
+    longest = _max_length(model) or prompt.shape[1] + length
+    key, text, end = random.key(seed), prompt, prompt.shape[1] + length
+    longest = _max_length(model) or end
+    while text.shape[1] < end:
+        seen = text
+        if seen.shape[1] >= longest:
+            seen = text[:, -max(1, longest // 2) :]
+        # The last piece is as long as those before: no program is compiled for it.
+        count = longest - seen.shape[1]
+        if text is prompt:
+            count = min(count, length)
+        options = (count, top_k, temperature == 0, use_cache)
+        program = _program(model, _make_generate, *options)
+        tokens, key = program(seen, float(temperature), key)
+        text = ops.concatenate([text, tokens], axis=1)
+    return text[:, prompt.shape[1] : end]
+
+
+def _make_generate(model, length, top_k, greedy, use_cache):
+    def read(token, cache, position):
+        logits, cache = step(model, token[:, None], cache, position)
+        return logits[:, 0], cache
+
+    def read_all(token, text, position):
+        text = ops.where(ops.arange(text.shape[1]) == position, token[:, None], text)
+        return ops.take(model(text), position, axis=1), text
+
+    @compiled
+    def program(prompt, temperature, key):
+        batch_size, size = prompt.shape
+        if use_cache:
+            state = start(model, batch_size, size + length)
+            logits, state = step(model, prompt, state, 0)
+        else:
+            state = ops.pad(prompt, ((0, 0), (0, length)))
+            logits = model(prompt)
+        if not greedy:
+            key, draw_key = ops.unstack(random.split(key))
+        tokens = decoding.sample(
+            read if use_cache else read_all,
+            state,
+            logits[:, -1],
+            length,
+            None if greedy else draw_key,
+            temperature,
+            top_k,
+            start=size,
+        )
+        return tokens, key
+
+    return program
+
+
+def translate(
+    model: keras.Model,
+    source: Tensor,
+    start_token: int,
+    end_token: int,
+    length: int,
+    beam_width: int = 1,
+    length_penalty: float = 0.0,
+) -> Tensor:
+    """Writes the likeliest target sequences, greedily or by beam search.
+
+    The source is read once; then each token costs one step.
+
+    Args:
+        model: A model of `encoder_decoder`.
+        source: Integers `(B, S)`, zeros where there is padding.
+        start_token: Token that every target was begun with in training.
+        end_token: Token that ends a target.
+        length: Most tokens to write, with the end.
+        beam_width: Beginnings that are pursued side by side. Defaults to 1: greedy.
+        length_penalty: See `kit.decoding.beam_search`. Defaults to 0.
+
+    Returns:
+        Tokens, int32 `(B, length)`: the best sequence, its end token, zeros.
+
+    Raises:
+        ValueError: If the model isn't of `encoder_decoder`, or a number is out of its
+            range.
+
+    Example:
+
+    ```python
+    model = kit.encoder_decoder(30, 40, max_length=20)
+    kit.transformer.translate(model, [[3, 14, 15]], 1, 2, length=20).shape  # (1, 20)
+    ```
+    """
+    try:
+        model.get_layer("encoder"), model.get_layer("decoder")
+    except ValueError as error:
+        raise ValueError(
+            f"`model` must be of `kit.encoder_decoder`, received {model!r}."
+        ) from error
+    size = model.output_shape[-1]
+    decoding.check_range("start_token", start_token, 0, size - 1)
+    decoding.check_range("end_token", end_token, 1, size - 1)
+    decoding.check_range("length", length, 1, _max_length(model.get_layer("decoder")))
+    decoding.check_range("beam_width", beam_width, 1, size)
+    program = _program(
+        model,
+        _make_translate,
+        start_token,
+        end_token,
+        length,
+        beam_width,
+        length_penalty,
+    )
+    return program(ops.cast(ops.convert_to_tensor(source), "int32"))[0][:, 0]
+
+
+def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):
+    encoder, decoder = model.get_layer("encoder"), model.get_layer("decoder")
+
+    def read(token, cache, position):
+        logits, cache = step(decoder, token[:, None], cache, position)
+        padding = ops.arange(logits.shape[-1]) == 0  # is never written
+        return ops.where(padding, -1e9, logits[:, 0]), cache
+
+    @compiled
+    def program(source):
+        batch_size = source.shape[0]
+        context = ops.repeat(encoder(source), beam_width, axis=0)
+        mask = ops.repeat(source != 0, beam_width, axis=0)
+        cache = start(decoder, batch_size * beam_width, length, (context, mask))
+        return decoding.beam_search(
+            read,
+            cache,
+            batch_size,
+            length,
+            start_token,
+            end_token,
+            beam_width,
+            length_penalty,
+        )
+
+    return program
+
+
+def _program(model, make, *options):
+    """A compiled program, kept with the model (past Keras' tracking)."""
+    programs = model.__dict__.setdefault("_writing_programs", {})
+    if (make, options) not in programs:
+        programs[make, options] = make(model, *options)
+    return programs[make, options]
+
+
+def _layers(model):
+    """The layers that tokens go through, one after the other, after a check."""
+    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+    for layer in layers:
+        if not isinstance(layer, (DecoderBlock, PositionEmbedding, *POINTWISE)):
+            raise ValueError(
+                f"The layer {layer.name!r} ({type(layer).__name__}) looks at other "
+                "positions than its own, so the model can't be run step by step: "
+                "models of `kit.gpt` can, and the decoder of `kit.encoder_decoder`."
+            )
+    return layers
+
+
+def _max_length(model):
+    lengths = [
+        layer.max_length
+        if isinstance(layer, PositionEmbedding)
+        else getattr(layer, "rotary_length", None)
+        for layer in model.layers
+    ]
+    return min(filter(None, lengths), default=None)

@@ -1,0 +1,233 @@
+r"""Teaches a small GPT to write: a Transformer in the place of the LSTM of lstm.py.
+
+What there is to learn here: what attention gains over recurrence on the same text
+(`kit/transformer.py`), how a language model is measured (`kit/language_model.py`), and
+why text is written with a cache: without it, each new character costs the whole text
+before it again.
+
+    KERAS_BACKEND=jax python recipes/transformer.py
+    KERAS_BACKEND=torch python recipes/transformer.py --positions learned --no-lstm
+    KERAS_BACKEND=jax python recipes/transformer.py --text mine.txt --prompt "It was "
+
+Text, split, windows and epochs are those of recipes/lstm.py: Python's documentation,
+1.2 million characters, whole chapters and modules held out. The README has the scores.
+
+The trained model goes on writing elsewhere:
+
+    model = keras.saving.load_model("runs/transformer-jax-0/model.keras")
+    vocabulary = kit.data.Characters.load("runs/transformer-jax-0/vocabulary.json")
+    prompt = vocabulary.encode("A list is ")[None]
+    tokens = kit.transformer.generate(model, prompt, 300, temperature=0.7, top_k=20)
+    print(vocabulary.decode(tokens[0]))
+
+Papers: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; Radford et al., 2019
+(GPT-2). Differences: rotary positions (Su et al., 2021), which learn several times
+faster here than learned ones; no dropout by default, as the model is too small for the
+text to overfit; Adam without weight decay or warm-up.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+import kit
+from kit import language_model, transformer
+from kit.data import Characters, load_text
+from kit.ngram import best_ngram
+from kit.recipe import Run
+
+
+def main(
+    *,
+    text: Path | None = None,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    hidden_dim: int = 128,
+    dropout: float = 0.1,
+    positions: Literal["rotary", "learned", "sinusoidal"] = "rotary",
+    sequence_length: int = 128,
+    batch_size: int = 16,
+    epochs: int = 20,
+    learning_rate: float = 3e-3,
+    lstm: bool = True,
+    max_ngram_order: int = 16,
+    prompt: str = "This function returns ",
+    sample_length: int = 400,
+    temperatures: tuple[float, ...] = (0.3, 0.7, 1.0),
+    top_k: int = 20,
+    seed: int = 0,
+    output_dir: Path | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Trains a small GPT, compares it with an LSTM and n-grams, lets it write.
+
+    Args:
+        text: File of UTF-8 text to learn instead; its end is held out. Tens of
+            thousands of characters at least.
+        num_layers: Number of decoder blocks.
+        num_heads: Attention heads in each.
+        hidden_dim: Width of the model, a multiple of num_heads.
+        dropout: Share of each sublayer's outputs to drop in training, in [0, 1).
+        positions: How the model knows where a character stands.
+        sequence_length: Characters in a window: as far as the model can look back.
+        batch_size: Windows in a gradient step.
+        epochs: Passes over the text.
+        learning_rate: Step size of Adam at the start; falls along a cosine to a
+            hundredth of that.
+        lstm: Whether to train recipes/lstm.py's model, too, with its settings and as
+            many epochs.
+        max_ngram_order: Longest n-grams to try as the other baseline.
+        prompt: What the samples begin with.
+        sample_length: Characters to write for each temperature.
+        temperatures: One sample each: below 1 the likely becomes likelier, 0 takes
+            the likeliest.
+        top_k: Samples draw from this many likeliest characters only.
+        seed: Seed of everything that is drawn.
+        output_dir: Folder for the results; runs/transformer-<backend>-<seed> if not
+            given.
+        verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
+
+    Returns:
+        What metrics.json holds.
+    """
+    run = Run("transformer", seed=seed, output_dir=output_dir, config=locals())
+    train_text, valid_text, test_text = load_text(text)
+    vocabulary = Characters.of(train_text)
+    train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
+    check(len(vocabulary), **run.config)
+    # An error, if there is too little text, comes before anything is trained.
+    language_model.windows(
+        train, sequence_length, batch_size, np.random.default_rng(seed)
+    )
+    model = kit.gpt(
+        len(vocabulary),
+        sequence_length,
+        num_layers,
+        num_heads,
+        hidden_dim,
+        dropout=dropout,
+        positions=positions,
+    )
+    kit.initialize_weights(model, seed)
+
+    budget: Any = {
+        "length": sequence_length,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "seed": seed,
+        "verbose": verbose,
+    }
+    bits_per_char = language_model.make_bits_by_windows(model, sequence_length)
+    history = language_model.fit(
+        model, train, valid, bits_per_char, learning_rate=learning_rate, **budget
+    )
+    model.save(run.output_dir / "model.keras")
+    vocabulary.save(run.output_dir / "vocabulary.json")
+    metrics: dict[str, Any] = {
+        "bits_per_char": bits_per_char(test),
+        "test_characters": len(test),
+        "parameters": model.count_params(),
+    }
+
+    # The best n-gram: kind and order are chosen on the validation text.
+    ngram = best_ngram(train, valid, len(vocabulary), max_ngram_order)
+    baselines: dict[str, Any] = {
+        "ngram_bits_per_char": ngram.bits_per_token(test),
+        "ngram_order": ngram.order,
+    }
+    levels = {
+        "GPT": metrics["bits_per_char"],
+        f"best n-gram ({ngram.order}-gram)": baselines["ngram_bits_per_char"],
+    }
+    if lstm:
+        baseline = make_lstm(len(vocabulary), seed)
+        measure = language_model.make_bits_by_steps(baseline)
+        language_model.fit(
+            baseline, train, valid, measure, learning_rate=5e-3, **budget
+        )
+        baselines["lstm_bits_per_char"] = levels["LSTM"] = measure(test)
+        baselines["lstm_parameters"] = baseline.count_params()
+    language_model.plot(run, history, "GPT", levels)
+
+    start = vocabulary.encode("\n" + prompt)[None]
+    samples = {
+        f"temperature {temperature:g}": prompt
+        + vocabulary.decode(
+            transformer.generate(model, start, sample_length, temperature, top_k, seed)[
+                0
+            ]
+        )
+        for temperature in temperatures
+    }
+    run.write_texts("samples.txt", samples)
+    for name, cache in (("cached", True), ("uncached", False)):
+        metrics[f"{name}_tokens_per_second"] = writing_speed(
+            model, sequence_length, cache
+        )
+    return run.finish(
+        history=history,
+        metrics=metrics,
+        baselines=baselines,
+        # Of all but the first epoch, in which the program is compiled.
+        throughput=(
+            np.median([row["characters_per_second"] for row in history[1:] or history]),
+            "characters/s",
+        ),
+        compile_seconds=kit.compile_seconds(),
+    )
+
+
+def check(vocabulary_size: int, **config) -> None:
+    """Raises an error for what would only be found out after the training."""
+    least = {"epochs": 1, "batch_size": 1, "sequence_length": 2, "sample_length": 1}
+    for name, low in least.items():
+        if config[name] < low:
+            raise ValueError(f"{name} must be at least {low}, got {config[name]}.")
+    if not config["prompt"]:
+        raise ValueError("prompt must hold one character at least, got ''.")
+    if any(not 0 <= value < math.inf for value in config["temperatures"]):
+        raise ValueError(f"temperatures must be 0 or more: {config['temperatures']}.")
+    if not 1 <= config["top_k"] <= vocabulary_size:
+        raise ValueError(
+            f"top_k must be from 1 to {vocabulary_size}, the number of different "
+            f"characters; got {config['top_k']}."
+        )
+
+
+def make_lstm(vocabulary_size: int, seed: int) -> kit.Sequential:
+    """Builds the model of recipes/lstm.py, whose docstring explains it."""
+    model = kit.lstm(
+        (None,),
+        vocabulary_size,
+        units=(256,),
+        return_sequences=True,
+        vocabulary_size=vocabulary_size,
+        dropout=0.1,
+    )
+    kit.initialize_weights(model, seed)
+    (embeddings,) = model.layers[0].get_weights()
+    model.layers[0].set_weights([10 * embeddings])
+    return model
+
+
+def writing_speed(model: keras.Model, length: int, use_cache: bool) -> float:
+    """Returns the characters a second of one text that fills a window."""
+    seconds = []
+    for _ in range(4):  # the first one compiles
+        start = time.perf_counter()
+        tokens = transformer.generate(
+            model, np.zeros((1, 1), "int32"), length - 1, use_cache=use_cache
+        )
+        keras.ops.convert_to_numpy(tokens)  # waits for them
+        seconds.append(time.perf_counter() - start)
+    return (length - 1) / min(seconds)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
