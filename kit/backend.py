@@ -1095,6 +1095,9 @@ class _TorchEngine:
         self.library.impl("loop", self._run_loop, "CompositeExplicitAutograd")
         torch.library.register_fake("kit::loop", self._fake_loop, lib=self.library)
         _make_random_traceable()
+        kernels.replace(
+            keras.src.backend.core, "cond", self.cond, lambda: _context.tracing
+        )
         if torch.get_default_device().type == "cpu" and not torch.cuda.is_available():
             layers = keras.src.backend
             _use_kernel(
@@ -1224,6 +1227,33 @@ class _TorchEngine:
             torch.zeros_like(x) if g is None else g
             for x, g in zip(leaves, grads, strict=True)
         ]
+
+    def cond(self, original, pred, true_fn, false_fn):
+        """Both ways, of which the results of one are taken: a graph has no branches."""
+        torch = self.torch
+        if not torch.is_tensor(pred):
+            return original(pred, true_fn, false_fn)
+        ways: list[Any] = []
+        for fn in (true_fn, false_fn):
+            with _Scope(_outer_read()) as scope:
+                leaves, spec = _flatten(fn())
+            ways.append((leaves, spec, scope))
+        (yes, spec, yes_scope), (no, no_spec, no_scope) = ways
+        if spec != no_spec:
+            raise ValueError(
+                "keras.ops.cond: both functions must return the same structure, "
+                f"received {spec} and {no_spec}."
+            )
+
+        def choose(a, b):
+            return torch.where(pred, self.tensor(a), self.tensor(b))
+
+        for key, variable in (yes_scope.written | no_scope.written).items():
+            before = variable.value
+            scopes = (yes_scope, no_scope)
+            after = (scope.state_mapping.get(key, before) for scope in scopes)
+            variable.assign(choose(*after))
+        return spec.unflatten([choose(a, b) for a, b in zip(yes, no, strict=True)])
 
     def scan(self, body, carry, slices, length, reverse):
         torch = self.torch

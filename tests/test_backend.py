@@ -452,6 +452,65 @@ def test_gradient_clipping(options):
     np.testing.assert_allclose(sizes, 0.01, rtol=1e-3)
 
 
+def test_cond_takes_one_of_two_ways():
+    @kit.compiled
+    def step(x):
+        return ops.cond(ops.sum(x) > 0, lambda: (x, 1.0), lambda: (-2 * x, 2.0))
+
+    for sign, factor, way in ((1, 1, 1), (-1, -2, 2)):
+        x = sign * np.array([1, 2], "float32")
+        result, taken = map(ops.convert_to_numpy, step(x))
+        np.testing.assert_array_equal(result, factor * x)
+        assert taken == way
+
+
+def test_cond_has_the_gradient_of_its_way():
+    def loss(x):
+        return ops.cond(ops.sum(x) > 0, lambda: ops.sum(x * x), lambda: ops.sum(x))
+
+    slope = kit.compiled(lambda x: kit.gradient(loss, x))
+    x = np.array([1, 2], "float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(slope(x)), 2 * x)
+    np.testing.assert_array_equal(ops.convert_to_numpy(slope(-x)), [1, 1])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX's branches can't assign"
+)
+def test_cond_assigns_in_its_way_only():
+    up, down = keras.Variable(0.0), keras.Variable(0.0)
+
+    @kit.compiled
+    def step(x):
+        def add(variable):
+            variable.assign(variable + x)
+            return 0.0
+
+        return ops.cond(x > 0, lambda: add(up), lambda: add(down))
+
+    for x in (1.0, 2.0, -4.0):
+        step(np.float32(x))
+    assert (number(up), number(down)) == (3, -4)
+
+
+def test_a_schedule_with_warm_up():
+    x = keras.Variable([3.0, -4.0])
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=4, warmup_target=0.2, warmup_steps=2
+    )
+    optimizer = keras.optimizers.SGD(schedule)
+
+    @kit.compiled
+    def step():
+        kit.minimize(lambda: ops.sum(x), [x], optimizer)
+        return optimizer.learning_rate
+
+    rates = [float(step()) for _ in range(6)]
+    expected = [float(schedule(i)) for i in range(1, 7)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    assert rates[0] < rates[1] > rates[4]
+
+
 def test_learning_rate_schedules_and_changes_of_the_rate():
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.01])
     for rate, change in ((schedule, None), (0.1, 0.01)):

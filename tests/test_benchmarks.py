@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -83,3 +84,23 @@ def test_dqn_reports_a_missing_peer(monkeypatch, capsys):
     assert dqn.main(contestants=("sbx",)) == []
     assert 'pip install -e ".[bench]"' in capsys.readouterr().out
     assert "a_package_that_is_missing" not in sys.modules
+
+
+def test_transformer(tmp_path):
+    transformer = load("transformer")
+    output = tmp_path / "transformer.json"
+    small = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "sequence_length": 12}
+    run = {"batch_size": 2, "batches": 2, "seconds": 0.0, "rounds": 1}
+    if keras.backend.backend() not in transformer.NATIVE:
+        with pytest.raises(ValueError, match="the native code is for jax and torch"):
+            transformer.main(**small, **run)
+        return
+    rows = transformer.main(**small, **run, output=output)
+    assert {row["contestant"] for row in rows} == {
+        "native",
+        "keras fit",
+        "kit fit",
+        "kit",
+        "kit, no cache",
+    }
+    assert json.loads(output.read_text())["rows"] == rows
