@@ -49,7 +49,7 @@ RUNS = {  # name of the run: recipe and arguments
     ),
     "bert": (
         "bert",
-        {"few": 2, "max_texts": 60, "max_length": 16, "epochs": 1, "few_epochs": 1},
+        {"few": 2, "max_texts": 150, "max_length": 16, "epochs": 1, "few_epochs": 1},
     ),
     "gru": ("gru", {"units": (8,), "epochs": 1}),
     "autoencoder": ("autoencoder", {"epochs": 1}),
@@ -109,26 +109,28 @@ def parts(model):
 
 
 def inputs_for(network):
-    """Arrays for each of the network's inputs, in their order."""
+    """Arrays for each of the network's inputs, by name."""
     rng = np.random.default_rng(0)
-    arrays = []
-    for tensor in keras.tree.flatten(network.input):
+    arrays = {}
+    for tensor in network.inputs:
         shape = [3, *(7 if size is None else size for size in tensor.shape[1:])]
         if "int" in tensor.dtype:
-            high = 2 if "segment" in tensor.name else 20
-            arrays.append(rng.integers(0, high, shape).astype("int32"))
+            high = 2 if "segment" in tensor.name else 10
+            arrays[tensor.name] = rng.integers(0, high, shape).astype("int32")
         else:
-            arrays.append(rng.uniform(0, 5, shape).astype("float32"))
+            arrays[tensor.name] = rng.uniform(0, 5, shape).astype("float32")
     return arrays
 
 
 def outputs_of(network, inputs):
-    outputs = network(keras.tree.pack_sequence_as(network.input, inputs))
-    return [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(outputs)]
+    # Those with several inputs take a dict of them.
+    outputs = network(inputs if len(inputs) > 1 else next(iter(inputs.values())))
+    outputs = keras.tree.flatten(outputs)
+    return {str(i): keras.ops.convert_to_numpy(x) for i, x in enumerate(outputs)}
 
 
-def named(kind, part, arrays):
-    return {f"{part}_{kind}_{i}": array for i, array in enumerate(arrays)}
+def named(prefix, arrays):
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
 
 
 def save(folder):
@@ -139,8 +141,8 @@ def save(folder):
         arrays = {}
         for part, network in parts(model).items():
             inputs = inputs_for(network)
-            arrays |= named("inputs", part, inputs)
-            arrays |= named("outputs", part, outputs_of(network, inputs))
+            arrays |= named(f"{part}_inputs_", inputs)
+            arrays |= named(f"{part}_outputs_", outputs_of(network, inputs))
         np.savez(run / "model.npz", **arrays)
 
 
@@ -151,9 +153,13 @@ def load(folder):
         arrays = np.load(path.with_name("model.npz"))
         outputs = {}
         for part, network in parts(model).items():
-            count = len(keras.tree.flatten(network.input))
-            inputs = [arrays[f"{part}_inputs_{i}"] for i in range(count)]
-            outputs |= named("outputs", part, outputs_of(network, inputs))
+            prefix = f"{part}_inputs_"
+            inputs = {
+                name.removeprefix(prefix): arrays[name]
+                for name in arrays.files
+                if name.startswith(prefix)
+            }
+            outputs |= named(f"{part}_outputs_", outputs_of(network, inputs))
         np.savez(path.with_name(f"{backend}.npz"), **outputs)
 
 
