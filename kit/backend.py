@@ -1246,6 +1246,8 @@ class _TorchEngine:
             )
 
         def choose(a, b):
+            if a is None and b is None:  # such as of ways that only assign
+                return None
             return torch.where(pred, self.tensor(a), self.tensor(b))
 
         for key, variable in (yes_scope.written | no_scope.written).items():

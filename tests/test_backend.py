@@ -484,9 +484,9 @@ def test_cond_assigns_in_its_way_only():
     def step(x):
         def add(variable):
             variable.assign(variable + x)
-            return 0.0
 
-        return ops.cond(x > 0, lambda: add(up), lambda: add(down))
+        ops.cond(x > 0, lambda: add(up), lambda: add(down))
+        return x
 
     for x in (1.0, 2.0, -4.0):
         step(np.float32(x))
