@@ -14,10 +14,19 @@ six digits, occur nowhere in the training; a second, harder test has a length th
 training has nothing of. The baselines are two recurrent models of as many parameters
 (`kit.seq2seq.gru_encoder_decoder`), on the same pairs, for as many epochs: the GRU of
 2014, whose decoder knows of the source one vector, and that of 2015 with attention.
-The test set ends with 98.9 % right for the Transformer, 99.5 % for the
-GRU with attention, 0.1 % for the one without (JAX, seed 0), in a few minutes on two
-cores; of numbers with five digits, a length they never saw, none gets one right: what
-is learned are places, not numbers.
+To expect, seed 0, in three minutes on one core with JAX and TensorFlow, five with
+PyTorch:
+
+| right, of 833 new numbers | JAX | TensorFlow | PyTorch |
+|---|---|---|---|
+| Transformer | 99.3 % | 98.8 % | 98.9 % |
+| Transformer, four beams | 99.2 % | 98.7 % | 99.2 % |
+| GRU with attention | 99.3 % | 99.2 % | 99.6 % |
+| GRU | 0.1 % | 0.1 % | 0.1 % |
+
+So attention makes the difference, not the absence of recurrence. Of numbers with five
+digits, a length they never saw, none gets one right: what is learned are places, not
+numbers.
 
 The trained model translates elsewhere:
 
