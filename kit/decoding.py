@@ -148,6 +148,35 @@ def beam_search(
     return ops.transpose(tokens, (1, 2, 0)), scores
 
 
+def kept_program(model: keras.Model, make: Callable, *options: Any) -> Callable:
+    """Returns `make(model, *options)`, made once: a program that stays with the model.
+
+    Args:
+        model: Where it is kept, past Keras' tracking.
+        make: Returns a compiled function.
+        options: What the program is compiled for.
+    """
+    programs = model.__dict__.setdefault("_decoding_programs", {})
+    if (make, options) not in programs:
+        programs[make, options] = make(model, *options)
+    return programs[make, options]
+
+
+def check_generation(
+    prompt: Any,
+    vocabulary_size: int,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+) -> Tensor:
+    """Returns the prompt as int32 `(B, P)`; an error says which argument is wrong."""
+    prompt = check_prompt(prompt, vocabulary_size)
+    check_range("length", length, 1)
+    check_range("temperature", temperature, 0)
+    check_range("top_k", top_k, 1, vocabulary_size)
+    return prompt
+
+
 def check_prompt(prompt: Any, vocabulary_size: int) -> Tensor:
     """Returns a prompt as int32 `(B, P)`; an error says what is wrong with it."""
     prompt = ops.cast(ops.convert_to_tensor(prompt), "int32")

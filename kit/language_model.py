@@ -52,6 +52,32 @@ def windows(
     return x, y
 
 
+def check(vocabulary_size: int, **config) -> None:
+    """Raises an error for what would only be found out after the training.
+
+    Args:
+        vocabulary_size: V.
+        **config: Arguments of a recipe that trains a language model and lets it write.
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+    for name in ("epochs", "batch_size", "sequence_length", "sample_length"):
+        if config[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {config[name]}.")
+    if not config["prompt"]:
+        raise ValueError("prompt must hold one character at least, got ''.")
+    if not 0 <= config["dropout"] < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {config['dropout']}.")
+    if any(not 0 <= value < math.inf for value in config["temperatures"]):
+        raise ValueError(f"temperatures must be 0 or more: {config['temperatures']}.")
+    if not 1 <= config["top_k"] <= vocabulary_size:
+        raise ValueError(
+            f"top_k must be from 1 to {vocabulary_size}, the number of different "
+            f"characters; got {config['top_k']}."
+        )
+
+
 def fit(
     model: keras.Model,
     tokens: np.ndarray,

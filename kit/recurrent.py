@@ -330,16 +330,9 @@ def generate(
             f"its output has the shape {model.output_shape}, its last activation is "
             f"{kind}."
         )
-    prompt = decoding.check_prompt(prompt, size)
-    decoding.check_range("length", length, 1)
-    decoding.check_range("temperature", temperature, 0)
-    decoding.check_range("top_k", top_k, 1, size)
-    # Kept with the model (past Keras' tracking), so that it is compiled once.
-    programs = model.__dict__.setdefault("_generate_programs", {})
-    program = programs.get((length, top_k, temperature == 0))
-    if program is None:
-        program = _make_generate(model, length, top_k, temperature == 0)
-        programs[length, top_k, temperature == 0] = program
+    prompt = decoding.check_generation(prompt, size, length, temperature, top_k)
+    options = (length, top_k, temperature == 0)
+    program = decoding.kept_program(model, _make_generate, *options)
     return program(prompt, float(temperature), random.key(seed))
 
 

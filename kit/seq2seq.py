@@ -293,12 +293,9 @@ def translate(
     decoding.check_range("end_token", end_token, 1, size - 1)
     decoding.check_range("length", length, 1)
     decoding.check_range("beam_width", beam_width, 1, size)
-    # Kept with the model (past Keras' tracking), so that it is compiled once.
-    programs = model.__dict__.setdefault("_translate_programs", {})
     options = (start_token, end_token, length, beam_width, length_penalty)
-    if options not in programs:
-        programs[options] = _make_translate(model, *options)
-    return programs[options](ops.cast(ops.convert_to_tensor(source), "int32"))
+    program = decoding.kept_program(model, _make_translate, *options)
+    return program(ops.cast(ops.convert_to_tensor(source), "int32"))
 
 
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):

@@ -940,10 +940,7 @@ def generate(
     ```
     """
     size = model.output_shape[-1]
-    prompt = decoding.check_prompt(prompt, size)
-    decoding.check_range("length", length, 1)
-    decoding.check_range("temperature", temperature, 0)
-    decoding.check_range("top_k", top_k, 1, size)
+    prompt = decoding.check_generation(prompt, size, length, temperature, top_k)
     longest = _max_length(model) or prompt.shape[1] + length
     key, text, end = random.key(seed), prompt, prompt.shape[1] + length
     longest = _max_length(model) or end
@@ -956,7 +953,7 @@ def generate(
         if text is prompt:
             count = min(count, length)
         options = (count, top_k, temperature == 0, use_cache)
-        program = _program(model, _make_generate, *options)
+        program = decoding.kept_program(model, _make_generate, *options)
         tokens, key = program(seen, float(temperature), key)
         text = ops.concatenate([text, tokens], axis=1)
     return text[:, prompt.shape[1] : end]
@@ -1044,7 +1041,7 @@ def translate(
     decoding.check_range("end_token", end_token, 1, size - 1)
     decoding.check_range("length", length, 1, _max_length(model.get_layer("decoder")))
     decoding.check_range("beam_width", beam_width, 1, size)
-    program = _program(
+    program = decoding.kept_program(
         model,
         _make_translate,
         start_token,
@@ -1082,14 +1079,6 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
         )
 
     return program
-
-
-def _program(model, make, *options):
-    """A compiled program, kept with the model (past Keras' tracking)."""
-    programs = model.__dict__.setdefault("_writing_programs", {})
-    if (make, options) not in programs:
-        programs[make, options] = make(model, *options)
-    return programs[make, options]
 
 
 def _layers(model):

@@ -31,7 +31,6 @@ stacks, Adam with a cosine schedule, and windows that start without a state inst
 a state carried from batch to batch.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +89,7 @@ def main(
     train_text, valid_text, test_text = load_text(text)
     vocabulary = Characters.of(train_text)
     train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
-    check(len(vocabulary), **run.config)
+    language_model.check(len(vocabulary), **run.config)
 
     # An error, if there is too little text, comes before the n-grams are counted.
     language_model.windows(
@@ -160,25 +159,6 @@ def main(
         ),
         compile_seconds=kit.compile_seconds(),
     )
-
-
-def check(vocabulary_size: int, **config) -> None:
-    """Raises an error for what would only be found out after the training."""
-    least = {"epochs": 1, "batch_size": 1, "sequence_length": 1, "sample_length": 1}
-    for name, low in least.items():
-        if config[name] < low:
-            raise ValueError(f"{name} must be at least {low}, got {config[name]}.")
-    if not config["prompt"]:
-        raise ValueError("prompt must hold one character at least, got ''.")
-    if not 0 <= config["dropout"] < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {config['dropout']}.")
-    if any(not 0 <= value < math.inf for value in config["temperatures"]):
-        raise ValueError(f"temperatures must be 0 or more: {config['temperatures']}.")
-    if not 1 <= config["top_k"] <= vocabulary_size:
-        raise ValueError(
-            f"top_k must be from 1 to {vocabulary_size}, the number of different "
-            f"characters; got {config['top_k']}."
-        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ Papers: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; Radford et al., 
 warm-up.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +98,11 @@ def main(
     train_text, valid_text, test_text = load_text(text)
     vocabulary = Characters.of(train_text)
     train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
-    check(len(vocabulary), **run.config)
+    language_model.check(len(vocabulary), **run.config)
+    if sequence_length < 2:
+        raise ValueError(
+            f"sequence_length must be at least 2, to look back; got {sequence_length}."
+        )
     # An error, if there is too little text, comes before anything is trained.
     language_model.windows(
         train, sequence_length, batch_size, np.random.default_rng(seed)
@@ -180,23 +183,6 @@ def main(
         ),
         compile_seconds=kit.compile_seconds(),
     )
-
-
-def check(vocabulary_size: int, **config) -> None:
-    """Raises an error for what would only be found out after the training."""
-    least = {"epochs": 1, "batch_size": 1, "sequence_length": 2, "sample_length": 1}
-    for name, low in least.items():
-        if config[name] < low:
-            raise ValueError(f"{name} must be at least {low}, got {config[name]}.")
-    if not config["prompt"]:
-        raise ValueError("prompt must hold one character at least, got ''.")
-    if any(not 0 <= value < math.inf for value in config["temperatures"]):
-        raise ValueError(f"temperatures must be 0 or more: {config['temperatures']}.")
-    if not 1 <= config["top_k"] <= vocabulary_size:
-        raise ValueError(
-            f"top_k must be from 1 to {vocabulary_size}, the number of different "
-            f"characters; got {config['top_k']}."
-        )
 
 
 def make_lstm(vocabulary_size: int, seed: int) -> kit.Sequential:

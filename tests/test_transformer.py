@@ -600,6 +600,7 @@ def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys
     ("wrong", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"sequence_length": 1}, "sequence_length must be at least 2"),
         ({"hidden_dim": 9}, "hidden_dim=9 must be a multiple of num_heads=2"),
         ({"top_k": 50}, "top_k must be from 1 to .*got 50"),
         ({"temperatures": (-1.0,)}, "temperatures must be 0 or more"),
