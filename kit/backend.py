@@ -1098,6 +1098,7 @@ class _TorchEngine:
         kernels.replace(
             keras.src.backend.core, "cond", self.cond, lambda: _context.tracing
         )
+        _use_kernel(keras.src.backend.core, "slice_update", kernels.torch_slice_update)
         if torch.get_default_device().type == "cpu" and not torch.cuda.is_available():
             layers = keras.src.backend
             _use_kernel(
@@ -1384,11 +1385,27 @@ class _TorchGraph:
             ):
                 replacement = source
             elif self._is_dense(node):
-                # Keras writes the kernel's product and the bias as two steps.
+                # Keras writes the kernel's product and the bias as two steps, of
+                # sequences with a change of shape in between.
                 product, bias = node.args
+                shape = ()
+                if product.target is torch.ops.aten._unsafe_view.default:
+                    product, *shape = product.args
                 with graph.inserting_before(node):
                     replacement = graph.call_function(
                         torch.ops.aten.addmm.default, (bias, *product.args)
+                    )
+                    if shape:
+                        replacement = graph.call_function(
+                            torch.ops.aten.view.default, (replacement, *shape)
+                        )
+            elif (
+                node.target is torch.ops.aten.view.default
+                and source.target is torch.ops.aten.view.default
+            ):
+                with graph.inserting_before(node):
+                    replacement = graph.call_function(
+                        node.target, (source.args[0], node.args[1])
                     )
             elif (
                 isinstance(node.target, torch._ops.OpOverload)
@@ -1465,17 +1482,19 @@ class _TorchGraph:
             return False
         product, bias = node.args
         variable = self.source_nodes.get(bias)
-        if (
-            getattr(product, "target", None) is not aten.mm.default
-            or len(product.users) > 1
-            or variable is None
-            or len(variable.shape) != 1
-        ):
+        if variable is None or len(variable.shape) != 1:
             return False
-        # addmm neither widens the product to the bias nor promotes dtypes.
-        before, after = product.meta["val"], node.meta["val"]
+        matrix = product
+        if product.target is aten._unsafe_view.default and len(product.users) == 1:
+            matrix = product.args[0]
+        if matrix.target is not aten.mm.default or len(matrix.users) > 1:
+            return False
+        # addmm neither widens the product to the bias nor promotes dtypes, and adds
+        # the bias to the matrix' columns.
+        columns, before, after = (x.meta["val"] for x in (matrix, product, node))
         return (
-            before.shape == after.shape
+            columns.shape[-1] == before.shape[-1]
+            and before.shape == after.shape
             and before.dtype == after.dtype == variable._value.dtype
         )
 

@@ -308,6 +308,21 @@ def torch_transpose_inputs(original, inputs):
     return torch.permute(inputs, (0, 3, 1, 2))
 
 
+def torch_slice_update(original, inputs, start_indices, updates):
+    """An update of whole slices along one axis, in one call.
+
+    Where the place is computed, Keras asks for that of each number.
+    """
+    import torch
+
+    cut = [i for i, n in enumerate(updates.shape) if n != inputs.shape[i]]
+    if len(cut) != 1 or not isinstance(start_indices, (tuple, list)):
+        return original(inputs, start_indices, updates)
+    (axis,) = cut
+    places = torch.arange(updates.shape[axis], device=updates.device)
+    return torch.index_copy(inputs, axis, start_indices[axis] + places, updates)
+
+
 def torch_lstm(
     original,
     inputs,

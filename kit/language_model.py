@@ -148,19 +148,22 @@ def fit(
 
 
 def make_bits_by_windows(
-    model: keras.Model, length: int, batch_size: int = 64
+    model: keras.Model, length: int, stride: int | None = None, batch_size: int = 64
 ) -> Callable[[np.ndarray], float]:
     """Returns a function that measures a model on a text, window by window.
 
-    Each character is guessed from half a window before it at least, but for those at
-    the beginning of the text: windows overlap by half, and the second half counts.
+    Windows begin `stride` characters apart, and of each the last `stride` count: but
+    for the beginning of the text, a character is guessed from `length - stride` before
+    it at least.
 
     Args:
         model: Model from `(B, T)` integers to `(B, T, V)` logits.
         length: T, as long as the model can read.
+        stride: From 1 to T; smaller is slower, and fairer to a model that forgets what
+            was before its window. Defaults to half of T.
         batch_size: Windows at once. Defaults to 64.
     """
-    half = max(1, length // 2)
+    stride = stride or max(1, length // 2)
 
     @compiled
     def total_nats(inputs, targets, weights):  # (B, T) each
@@ -171,16 +174,16 @@ def make_bits_by_windows(
 
     def bits_per_char(tokens):
         tokens = np.asarray(tokens, "int32")
-        count = math.ceil(len(tokens) / half)
+        count = math.ceil(len(tokens) / stride)
         count = math.ceil(count / batch_size) * batch_size
         # Before the text, and after it, stands filling that doesn't count.
-        padded = np.zeros(1 + length + count * half, "int32")
-        first = 1 + length - half
+        padded = np.zeros(1 + length + count * stride, "int32")
+        first = 1 + length - stride
         padded[first : first + len(tokens)] = tokens
-        places = half * np.arange(count)[:, None] + np.arange(length)
+        places = stride * np.arange(count)[:, None] + np.arange(length)
         text = places + 1 - first  # of the targets
-        seconds = np.arange(length) >= length - half
-        weights = (seconds & (text >= 0) & (text < len(tokens))).astype("float32")
+        last = np.arange(length) >= length - stride
+        weights = (last & (text >= 0) & (text < len(tokens))).astype("float32")
         nats = sum(
             float(
                 total_nats(padded[rows], padded[rows + 1], weights[i : i + len(rows)])

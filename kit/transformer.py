@@ -153,7 +153,7 @@ class Attention(keras.layers.Layer):
         """
         places = position + ops.arange(x.shape[1])  # (T,)
         keys, values = (
-            _write(old, new, places)
+            ops.slice_update(old, (0, position, 0, 0), new)
             for old, new in zip(cache, self.keys_values(x, position), strict=True)
         )
         seen = ops.arange(keys.shape[1]) <= places[:, None]  # (T, L)
@@ -215,17 +215,6 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     cos, sin = (ops.cast(f(angles), x.dtype) for f in (ops.cos, ops.sin))
     a, b = x[..., :half], x[..., half:]
     return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def _write(cache, new, places):
-    """The cache (B, L, N, H) with `new` (B, T, N, H) at the places (T,)."""
-    batch, length = new.shape[:2]
-    if length == 1:  # one look at each place is faster than to index one
-        here = ops.arange(cache.shape[1])[:, None, None] == places
-        return ops.where(here, new, cache)
-    rows = ops.repeat(ops.arange(batch), length)
-    indices = ops.stack([rows, ops.tile(places, [batch])], axis=1)  # (B T, 2)
-    return ops.scatter_update(cache, indices, ops.reshape(new, (-1, *new.shape[2:])))
 
 
 @keras.saving.register_keras_serializable(package="kit")
@@ -1056,20 +1045,28 @@ def translate(
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):
     encoder, decoder = model.get_layer("encoder"), model.get_layer("decoder")
 
-    def read(token, cache, position):
-        logits, cache = step(decoder, token[:, None], cache, position)
-        padding = ops.arange(logits.shape[-1]) == 0  # is never written
-        return ops.where(padding, -1e9, logits[:, 0]), cache
-
     @compiled
     def program(source):
         batch_size = source.shape[0]
         context = ops.repeat(encoder(source), beam_width, axis=0)
         mask = ops.repeat(source != 0, beam_width, axis=0)
         cache = start(decoder, batch_size * beam_width, length, (context, mask))
+
+        # Beams change places, and their own keys and values with them; what they look
+        # at in the source is the same for all.
+        def read(token, own, position):
+            blocks = [
+                block | {"own": keys_values}
+                for block, keys_values in zip(cache, own, strict=True)
+            ]
+            logits, blocks = step(decoder, token[:, None], blocks, position)
+            padding = ops.arange(logits.shape[-1]) == 0  # is never written
+            logits = ops.where(padding, -1e9, logits[:, 0])
+            return logits, [block["own"] for block in blocks]
+
         return decoding.beam_search(
             read,
-            cache,
+            [block["own"] for block in cache],
             batch_size,
             length,
             start_token,

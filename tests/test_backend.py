@@ -452,6 +452,26 @@ def test_gradient_clipping(options):
     np.testing.assert_allclose(sizes, 0.01, rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (2, 5, 4), (3, 1, 2, 4)])
+def test_dense_layers_of_matrices_and_sequences(shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype("float32")
+    first, second = keras.layers.Dense(6, "tanh"), keras.layers.Dense(shape[-1])
+    first.build(shape)
+    second.build((*shape[:-1], 6))
+    for layer in (first, second):
+        layer.bias.assign(rng.normal(size=layer.bias.shape))
+
+    def fn(x):
+        def loss(x):
+            return ops.sum(ops.square(second(ops.reshape(first(x), (-1, 6)))))
+
+        return second(first(x)), kit.gradient(loss, x), loss(x)
+
+    for got, expected in zip(kit.compiled(fn)(x), fn(x), strict=True):
+        np.testing.assert_allclose(to_numpy(got), to_numpy(expected), 1e-4, 1e-5)
+
+
 def test_cond_takes_one_of_two_ways():
     @kit.compiled
     def step(x):

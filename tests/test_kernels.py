@@ -238,6 +238,23 @@ def test_compiled_programs_use_them_and_eager_runs_do_not(monkeypatch):
     assert calls
 
 
+@pytest.mark.parametrize("starts", [(0, 2, 0), (0, "place", 0), (1, "place", 2)])
+def test_slice_update_where_a_tensor_says(starts):
+    whole = np.zeros((3, 7, 4), "float32")
+    size = (3, 2, 4) if starts[0] == 0 else (2, 2, 2)
+    part = 1.0 + np.arange(np.prod(size), dtype="float32").reshape(size)
+    expected = whole.copy()
+    expected[starts[0] :, 2:4, starts[2] :] = part
+
+    @kit.compiled
+    def fn(x, y, place):
+        return ops.slice_update(x, [place if s == "place" else s for s in starts], y)
+
+    result = ops.convert_to_numpy(fn(whole, part, 2))
+    np.testing.assert_array_equal(result, expected)
+    assert not whole.any()  # a copy is changed
+
+
 MEMORY = Path(__file__).parents[1] / "kit" / "memory.py"
 
 

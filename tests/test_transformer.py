@@ -503,13 +503,14 @@ def test_writing_refuses_other_models():
 # Language models
 
 
-def test_bits_by_windows_counts_every_character_once():
+@pytest.mark.parametrize("stride", [None, 5])
+def test_bits_by_windows_counts_every_character_once(stride):
     model, text = small_gpt(), tokens(50)
-    measure = language_model.make_bits_by_windows(model, 12, batch_size=4)
-    expect, nats = make_next(model), 0.0
+    measure = language_model.make_bits_by_windows(model, 12, stride, batch_size=4)
+    expect, nats, stride = make_next(model), 0.0, stride or 6
     for i, token in enumerate(text):
-        # From six to eleven characters before it; zeros stand before the text.
-        first = i // 6 * 6 - 7
+        # From 12 - stride to 11 characters before it; zeros stand before the text.
+        first = i // stride * stride - (13 - stride)
         before = [text[j] if j >= 0 else 0 for j in range(first, i)]
         nats -= np.log(softmax(expect(np.array([before])))[0, token])
     assert measure(text) == pytest.approx(nats / math.log(2) / 50, rel=1e-4)
@@ -592,7 +593,7 @@ def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys
     written = (folder / "samples.txt").read_text().split("\n")[1]
     assert written == "in" + vocabulary.decode(continued)
     test = vocabulary.encode(text_file.read_text()[-175:])
-    bits = language_model.make_bits_by_windows(model, 16)(test)
+    bits = language_model.make_bits_by_windows(model, 16, stride=2)(test)
     assert record["metrics"]["bits_per_char"] == pytest.approx(bits, rel=1e-4)
 
 
