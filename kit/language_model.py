@@ -65,6 +65,10 @@ def check(vocabulary_size: int, **config) -> None:
     for name in ("epochs", "batch_size", "sequence_length", "sample_length"):
         if config[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {config[name]}.")
+    if config.get("warmup_steps", 0) < 0:
+        raise ValueError(f"warmup_steps must be 0 or more: {config['warmup_steps']}.")
+    if not 0 <= config.get("beta_2", 0.0) < 1:
+        raise ValueError(f"beta_2 must be in [0, 1), got {config['beta_2']}.")
     if not config["prompt"]:
         raise ValueError("prompt must hold one character at least, got ''.")
     if not 0 <= config["dropout"] < 1:
@@ -88,13 +92,15 @@ def fit(
     batch_size: int,
     epochs: int,
     learning_rate: float,
+    warmup_steps: int = 0,
+    beta_2: float = 0.999,
     seed: int = 0,
     verbose: int = 1,
 ) -> list[dict[str, float]]:
     """Trains a language model by Adam, and keeps the weights that were best.
 
-    The learning rate falls along a cosine to a hundredth of where it starts, and long
-    gradients are cut to 1, as they explode now and then.
+    The learning rate falls along a cosine to a hundredth, and long gradients are cut to
+    1, as they explode now and then.
 
     Args:
         model: Model from `(B, T)` integers to `(B, T, V)` logits.
@@ -104,7 +110,10 @@ def fit(
         length: Characters in a window: gradients reach that far.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
-        learning_rate: Adam's step size at the start.
+        learning_rate: Adam's step size, before it falls.
+        warmup_steps: Gradient steps in which the step size rises from a hundredth to
+            that. Defaults to 0.
+        beta_2: How slowly Adam forgets the size of gradients, in [0, 1).
         seed: Of the places where windows begin.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
@@ -117,11 +126,17 @@ def fit(
     """
     rng = np.random.default_rng(seed)
     x, y = windows(tokens, length, batch_size, rng)
+    steps = epochs * len(x) // batch_size
+    warmup_steps = min(warmup_steps, steps - 1)
     schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate, decay_steps=epochs * len(x) // batch_size, alpha=0.01
+        learning_rate / 100 if warmup_steps else learning_rate,
+        decay_steps=steps - warmup_steps,
+        alpha=0.01,
+        warmup_target=learning_rate if warmup_steps else None,
+        warmup_steps=warmup_steps,
     )
     model.compile(
-        optimizer=keras.optimizers.Adam(schedule, clipnorm=1.0),
+        optimizer=keras.optimizers.Adam(schedule, beta_2=beta_2, clipnorm=1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     history: list[dict[str, float]] = []

@@ -23,8 +23,7 @@ The trained model goes on writing elsewhere:
     print(vocabulary.decode(tokens[0]))
 
 Papers: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; Radford et al., 2019
-(GPT-2). Differences: rotary positions (Su et al., 2021), Adam without weight decay or
-warm-up.
+(GPT-2). Differences: rotary positions (Su et al., 2021), Adam without weight decay.
 """
 
 import time
@@ -53,6 +52,8 @@ def main(
     batch_size: int = 16,
     epochs: int = 20,
     learning_rate: float = 3e-3,
+    warmup_steps: int = 100,
+    beta_2: float = 0.99,
     lstm: bool = True,
     max_ngram_order: int = 16,
     prompt: str = "This function returns ",
@@ -76,8 +77,10 @@ def main(
         sequence_length: Characters in a window: as far as the model can look back.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
-        learning_rate: Step size of Adam at the start; falls along a cosine to a
-            hundredth of that.
+        learning_rate: Step size of Adam; falls along a cosine to a hundredth.
+        warmup_steps: Gradient steps in which it rises to that first: without them,
+            the first steps, the largest, spoil the attention.
+        beta_2: Adam's second decay rate.
         lstm: Whether to train recipes/lstm.py's model, too, with its settings and as
             many epochs.
         max_ngram_order: Longest n-grams to try as the other baseline.
@@ -127,7 +130,14 @@ def main(
     }
     measure = language_model.make_bits_by_windows(model, sequence_length)
     history = language_model.fit(
-        model, train, valid, measure, learning_rate=learning_rate, **budget
+        model,
+        train,
+        valid,
+        measure,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        beta_2=beta_2,
+        **budget,
     )
     # Once, it may take longer: with nearly a whole window before each character.
     measure = language_model.make_bits_by_windows(
