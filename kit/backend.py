@@ -3,7 +3,8 @@
 Four functions are the whole core:
 
 - `compiled(fn)`: `fn` as one compiled program;
-- `minimize(loss_fn, variables, optimizer)`: one gradient step inside it;
+- `minimize(loss_fn, variables, optimizer)`: one gradient step inside it (and its two
+  halves, `loss_gradients` and `apply_gradients`);
 - `gradient(fn, inputs)`: the gradient of a scalar function of arrays;
 - `scan(fn, init, xs)`: a loop that is compiled once, however long it runs.
 
@@ -38,8 +39,18 @@ from keras import ops
 from kit import kernels
 from kit.memory import keep_freed_memory
 
-__all__ = ["compile_seconds", "compiled", "gradient", "minimize", "run_eagerly", "scan"]
+__all__ = [
+    "apply_gradients",
+    "compile_seconds",
+    "compiled",
+    "gradient",
+    "loss_gradients",
+    "minimize",
+    "run_eagerly",
+    "scan",
+]
 
+_NOT_GIVEN: Any = object()
 Nested = Any  # any nesting of tuples, lists, dicts and named tuples of arrays
 
 
@@ -162,30 +173,64 @@ def minimize(
     ```
     """
     variables = list(variables)
-    _check_minimize(loss_fn, variables, optimizer)
-    if not optimizer.built:
-        if _context.tracing:
-            raise _BuildOptimizer(optimizer, variables)
-        optimizer.build(variables)
-
-    def scaled_loss_fn():
-        result = loss_fn()
-        has_aux = isinstance(result, tuple)
-        if has_aux and len(result) != 2:
-            raise ValueError(
-                "minimize: `loss_fn` must return the loss or a pair (loss, aux), "
-                f"received a tuple of length {len(result)}."
-            )
-        loss, aux = result if has_aux else (result, None)
-        loss = _scalar(loss, "minimize: `loss_fn`")
-        return optimizer.scale_loss(loss), (loss, aux, has_aux)
-
-    (loss, aux, has_aux), grads = _engine.value_and_grad(scaled_loss_fn, variables)
-    without = [v for v, g in zip(variables, grads, strict=True) if g is None]
-    if without:
-        raise NoGradient(without)
+    _check_minimize("minimize", variables, optimizer, loss_fn)
+    _build_optimizer(optimizer, variables)
+    result, grads = _loss_gradients("minimize", loss_fn, variables, optimizer)
     _engine.apply_gradients(optimizer, grads, variables)
-    return (loss, aux) if has_aux else loss
+    return result
+
+
+def loss_gradients(
+    loss_fn: Callable[[], Any], variables: Sequence[keras.Variable]
+) -> tuple[Any, list]:
+    """Returns a loss and its gradients with respect to variables: half a `minimize`.
+
+    For gradients that are applied elsewhere than where they are computed, by
+    `apply_gradients`: on other weights, or in another process.
+
+    Args:
+        loss_fn: As in `minimize`.
+        variables: As in `minimize`.
+
+    Returns:
+        What `minimize` returns, and a list with an array for each variable.
+
+    Raises:
+        TypeError, ValueError: As `minimize`.
+    """
+    variables = list(variables)
+    _check_minimize("loss_gradients", variables, loss_fn=loss_fn)
+    return _loss_gradients("loss_gradients", loss_fn, variables)
+
+
+def apply_gradients(
+    gradients: Sequence[Any],
+    variables: Sequence[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+) -> None:
+    """Makes one gradient step by gradients that are given: the rest of `minimize`.
+
+    Args:
+        gradients: An array for each variable.
+        variables: As in `minimize`.
+        optimizer: As in `minimize`; loss scaling doesn't apply.
+
+    Raises:
+        TypeError: As `minimize`.
+        ValueError: If gradients and variables don't match in number and shapes.
+    """
+    variables = list(variables)
+    _check_minimize("apply_gradients", variables, optimizer)
+    gradients = [_engine.tensor(_canonical(gradient)) for gradient in gradients]
+    shapes = [tuple(x.shape) for x in gradients]
+    expected = [tuple(variable.shape) for variable in variables]
+    if shapes != expected:
+        raise ValueError(
+            "apply_gradients: `gradients` must have the variables' shapes "
+            f"{expected}, received {shapes}."
+        )
+    _build_optimizer(optimizer, variables)
+    _engine.apply_gradients(optimizer, gradients, variables)
 
 
 def gradient(fn: Callable[[Nested], Any], inputs: Nested) -> Nested:
@@ -554,32 +599,65 @@ def _scalar(value, what):
     return value
 
 
-def _check_minimize(loss_fn, variables, optimizer):
-    if not callable(loss_fn):
+def _check_minimize(caller, variables, optimizer=_NOT_GIVEN, loss_fn=_NOT_GIVEN):
+    if loss_fn is not _NOT_GIVEN and not callable(loss_fn):
         raise TypeError(
-            "minimize: `loss_fn` must be a function without arguments that returns "
+            f"{caller}: `loss_fn` must be a function without arguments that returns "
             f"the loss, received {type(loss_fn).__name__}: wrap what computes the "
             "loss in a function."
         )
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
+    if optimizer is not _NOT_GIVEN and not isinstance(
+        optimizer, keras.optimizers.Optimizer
+    ):
         raise TypeError(
-            "minimize: `optimizer` must be a Keras optimizer, received "
+            f"{caller}: `optimizer` must be a Keras optimizer, received "
             f"{type(optimizer).__name__}."
         )
     if not variables:
-        raise ValueError("minimize: `variables` is empty: is the model built?")
+        raise ValueError(f"{caller}: `variables` is empty: is the model built?")
     for variable in variables:
         if not isinstance(variable, keras.Variable):
             raise TypeError(
-                "minimize: `variables` must hold keras.Variable objects, as in "
+                f"{caller}: `variables` must hold keras.Variable objects, as in "
                 f"`model.trainable_variables`; received {type(variable).__name__}."
             )
     if _context.depth:
         raise ValueError(
-            "minimize: called inside a function that is being differentiated; "
+            f"{caller}: called inside a function that is being differentiated; "
             "move it out of `loss_fn` (or out of the function given to `gradient`)."
         )
-    _engine.check_optimizer(optimizer)
+    if optimizer is not _NOT_GIVEN:
+        _engine.check_optimizer(optimizer)
+
+
+def _build_optimizer(optimizer, variables):
+    if not optimizer.built:
+        if _context.tracing:
+            raise _BuildOptimizer(optimizer, variables)
+        optimizer.build(variables)
+
+
+def _loss_gradients(caller, loss_fn, variables, optimizer=None):
+    """What `loss_fn` returns, and the gradients, scaled as the optimizer wants it."""
+
+    def scaled_loss_fn():
+        result = loss_fn()
+        has_aux = isinstance(result, tuple)
+        if has_aux and len(result) != 2:
+            raise ValueError(
+                f"{caller}: `loss_fn` must return the loss or a pair (loss, aux), "
+                f"received a tuple of length {len(result)}."
+            )
+        loss, aux = result if has_aux else (result, None)
+        loss = _scalar(loss, f"{caller}: `loss_fn`")
+        scaled = loss if optimizer is None else optimizer.scale_loss(loss)
+        return scaled, (loss, aux, has_aux)
+
+    (loss, aux, has_aux), grads = _engine.value_and_grad(scaled_loss_fn, variables)
+    without = [v for v, g in zip(variables, grads, strict=True) if g is None]
+    if without:
+        raise NoGradient(without)
+    return ((loss, aux) if has_aux else loss), grads
 
 
 def _scan_length(slices, length):
@@ -1368,7 +1446,7 @@ class _TorchGraph:
         for node in list(graph.nodes):
             if node.op != "call_function":
                 continue
-            source = node.args[0] if node.args else None
+            source: Any = node.args[0] if node.args else None
             if (
                 node.target is torch.ops.aten.detach.default
                 or (
@@ -1388,7 +1466,7 @@ class _TorchGraph:
                 # Keras writes the kernel's product and the bias as two steps, of
                 # sequences with a change of shape in between.
                 product, bias = node.args
-                shape = ()
+                shape: Any = ()
                 if product.target is torch.ops.aten._unsafe_view.default:
                     product, *shape = product.args
                 with graph.inserting_before(node):
