@@ -12,7 +12,6 @@ steps in a turn.
 """
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +23,9 @@ from kit import random
 from kit.backend import compiled, minimize, scan
 from kit.environments import Environments, play_episodes
 from kit.models import WithParts
+from kit.policies import hidden_layers
 from kit.replay import ReplayBuffer
-from kit.training import turns
+from kit.training import check_options, turns
 
 # What the numbers that an agent is made of may be.
 RANGES = {
@@ -88,19 +88,10 @@ def q_network(
     Raises:
         ValueError: If `obs_shape` is empty.
     """
-    if not obs_shape:
-        raise ValueError(
-            "q_network: `obs_shape` is (), so observations are single numbers; "
-            "gymnasium.wrappers.FlattenObservation makes vectors of them."
-        )
-    model = keras.Sequential([keras.Input(tuple(obs_shape))], name="q_network")
-    if len(obs_shape) == 3:
-        model.add(keras.layers.Rescaling(1 / 255))
-        model.add(keras.layers.Conv2D(16, 3, activation="relu"))
-    if len(obs_shape) > 1:
-        model.add(keras.layers.Flatten())
-    for size in units:
-        model.add(keras.layers.Dense(size, activation="relu"))
+    model = keras.Sequential(name="q_network")
+    layers = hidden_layers("q_network", obs_shape, units)
+    for layer in (keras.Input(tuple(obs_shape)), *layers):
+        model.add(layer)
     model.add(keras.layers.Dense(int(num_actions) + dueling))
     if dueling:
         model.add(Dueling())
@@ -208,33 +199,7 @@ class DQN(WithParts, keras.Model):
                 "DQN: `q_network` must be a built model from observations to Q-values "
                 "of shape (batch, actions); begin it with `keras.Input(obs_shape)`."
             )
-        options: dict[str, Any] = {
-            "gamma": gamma,
-            "buffer_size": buffer_size,
-            "batch_size": batch_size,
-            "learning_starts": learning_starts,
-            "train_freq": train_freq,
-            "gradient_steps": gradient_steps,
-            "target_update_freq": target_update_freq,
-            "tau": tau,
-            "epsilon_start": epsilon_start,
-            "epsilon_end": epsilon_end,
-            "exploration_fraction": exploration_fraction,
-        }
-        for name, value in options.items():
-            low, high = RANGES[name]
-            kind: Any = numbers.Integral if high == math.inf else numbers.Real
-            if not isinstance(value, kind):
-                raise TypeError(
-                    f"DQN: `{name}` must be "
-                    f"{'an integer' if kind is numbers.Integral else 'a number'}, "
-                    f"received {value!r} of type {type(value).__name__}."
-                )
-            if not low <= value <= high:
-                raise ValueError(
-                    f"DQN: `{name}` must lie between {low} and {high}, received "
-                    f"{value}."
-                )
+        check_options("DQN", locals(), RANGES)
         self.q_network = q_network
         self.gamma = gamma
         self.buffer_size = buffer_size

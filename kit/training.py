@@ -1,14 +1,46 @@
-"""The frame of an agent's training: turns, epochs, Keras callbacks."""
+"""The frame of an agent's training: its options, turns, epochs, Keras callbacks."""
 
 import math
+import numbers
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+
+def check_options(
+    agent: str, options: Mapping[str, Any], ranges: Mapping[str, tuple]
+) -> None:
+    """Raises an error if a number that an agent is made of isn't one or out of range.
+
+    Args:
+        agent: Name of the agent's class.
+        options: Values by name; what has no range is left alone.
+        ranges: Lowest and highest value by name; numbers without an upper end, up to
+            infinity, are integers.
+
+    Raises:
+        TypeError: If a value is of another type.
+        ValueError: If a value is out of its range.
+    """
+    for name, (low, high) in ranges.items():
+        value = options[name]
+        kind: Any = numbers.Integral if high == math.inf else numbers.Real
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{agent}: `{name}` must be "
+                f"{'an integer' if kind is numbers.Integral else 'a number'}, "
+                f"received {value!r} of type {type(value).__name__}."
+            )
+        if not low <= value <= high:
+            raise ValueError(
+                f"{agent}: `{name}` must lie between {low} and {high}, received "
+                f"{value}."
+            )
 
 
 @dataclass
@@ -37,6 +69,7 @@ def turns(
     num_steps: int,
     log_names: Sequence[str],
     *,
+    whole_turns: bool = False,
     steps_per_epoch: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: int | str = "auto",
@@ -55,6 +88,8 @@ def turns(
             turn may be shorter, and ends within N steps of this.
         num_steps: Steps of each environment in a turn.
         log_names: Names of what turns log.
+        whole_turns: Whether the last turn is as long as the others, and may end
+            beyond `total_timesteps`. Defaults to `False`.
         steps_per_epoch: Environment steps in an epoch, rounded to turns. Defaults
             to a fiftieth of `total_timesteps`.
         callbacks: Keras callbacks.
@@ -75,6 +110,7 @@ def turns(
         total_timesteps,
         num_steps,
         log_names,
+        whole_turns,
         steps_per_epoch or total_timesteps / 50,
         callbacks,
         1 if verbose == "auto" else verbose,
@@ -87,6 +123,7 @@ def _turns(
     total_timesteps,
     num_steps,
     log_names,
+    whole_turns,
     steps_per_epoch,
     callbacks,
     verbose,
@@ -115,7 +152,7 @@ def _turns(
         for batch in range(min(per_epoch, num_turns - epoch * per_epoch)):
             progress.on_train_batch_begin(batch)
             left = math.ceil((total_timesteps - timesteps) / envs.num_envs)
-            steps = min(num_steps, left)
+            steps = num_steps if whole_turns else min(num_steps, left)
             end = timesteps + steps * envs.num_envs
             turn = Turn(epoch * per_epoch + batch, timesteps, end, steps)
             yield turn

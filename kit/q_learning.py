@@ -1,0 +1,482 @@
+"""Q-learning, SARSA and Expected SARSA: a table of values, learned by living.
+
+The table Q(s, a) holds the expected discounted return of each action in each
+state. After each step, the entry of what was done goes a part alpha of the way to
+what the step says it should be (Watkins, 1989):
+
+    y = r + gamma (1 - terminated) max_a' Q(s', a')
+    Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))
+
+SARSA puts the next action in the place of the best one, Expected SARSA the mean
+over the policy. Shapes: S states, A actions, N environments, T environment steps
+in a turn, B = T N transitions.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops
+
+from kit import random
+from kit.backend import compiled, scan
+from kit.environments import Environments, play_episodes
+from kit.training import check_options, turns
+
+# What the numbers that an agent is made of may be.
+RANGES = {
+    "num_states": (1, math.inf),
+    "num_actions": (1, math.inf),
+    "gamma": (0, 1),
+    "horizon": (0, 1e30),
+    "initial_value": (-1e30, 1e30),
+    "train_freq": (1, math.inf),
+    "epsilon_start": (0, 1),
+    "epsilon_end": (0, 1),
+    "exploration_fraction": (1e-9, 1),
+}
+ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class QLearning(keras.Model):
+    """Agent with a table of Q-values, for discrete states and actions.
+
+    In turns, it plays `train_freq` steps epsilon-greedily, then learns from them
+    one after another, in one compiled call.
+
+    Where chance has a part in what happens, only a learning rate that falls lets
+    the noise average out (Watkins and Dayan, 1992). With `horizon` h, that of an
+    entry is the optimizer's times (h + 1) / (h + n) at its n-th visit: a mean over
+    the visits, in which the first ones, made when the table knew nothing, count
+    for less and less (Jin et al., 2018).
+
+    Args:
+        num_states: S, number of states.
+        num_actions: A, number of actions.
+        algorithm: What a state is worth in the target: `"q_learning"`, its best
+            action, whatever is done next; `"sarsa"`, the action that is done
+            next; `"expected_sarsa"`, the mean over the epsilon-greedy policy. The
+            last two learn the value of exploring as well. Defaults to
+            `"q_learning"`.
+        gamma: Discount factor in [0, 1]. Defaults to 0.95.
+        horizon: h, at least 0: for how many visits the learning rate of an entry
+            stays about as it is; 0 is the plain mean. In the order of how many
+            steps ahead matter. Defaults to `None`: it doesn't fall with visits.
+        initial_value: Q-value of what wasn't tried. Above what can be earned, it
+            makes the agent try everything. Defaults to 0.
+        train_freq: T, steps of each environment in a turn. What is done in a turn,
+            and first in the next, was chosen by the table of its start. Defaults
+            to 10.
+        epsilon_start: Probability of a random action at the start. Defaults to 1.
+        epsilon_end: The same at the end of exploration. Defaults to 0.05.
+        exploration_fraction: Part of `total_timesteps` over which epsilon falls,
+            linearly, in (0, 1]. Defaults to 0.5.
+        seed: Seed of exploration, the same draws on every backend. Defaults to 0.
+
+    Raises:
+        TypeError: If a number isn't one.
+        ValueError: If a number is out of its range, or `algorithm` is another.
+
+    Example:
+
+    ```python
+    env = gymnasium.make("FrozenLake-v1")
+    agent = kit.QLearning(16, 4, gamma=0.99, horizon=40, initial_value=1.0)
+    agent.compile(optimizer=keras.optimizers.SGD(1.0))
+    history = agent.fit(env, total_timesteps=100_000)
+    agent.evaluate(env, episodes=100)
+    agent.save("q_learning.keras")
+    ```
+
+    Reference: Watkins and Dayan, 1992, https://doi.org/10.1007/BF00992698; Sutton
+    and Barto, 2018, chapter 6, http://incompleteideas.net/book/the-book-2nd.html;
+    Jin et al., 2018, https://arxiv.org/abs/1807.03765. Deviation: actions are chosen
+    by the table of the last turn; with `train_freq=1`, of the last step.
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        num_actions: int,
+        *,
+        algorithm: Literal["q_learning", "sarsa", "expected_sarsa"] = "q_learning",
+        gamma: float = 0.95,
+        horizon: float | None = None,
+        initial_value: float = 0.0,
+        train_freq: int = 10,
+        epsilon_start: float = 1.0,
+        epsilon_end: float = 0.05,
+        exploration_fraction: float = 0.5,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if algorithm not in ALGORITHMS:
+            raise ValueError(
+                f"QLearning: `algorithm` must be one of {', '.join(ALGORITHMS)}, "
+                f"received {algorithm!r}."
+            )
+        options = locals() | {"horizon": 0 if horizon is None else horizon}
+        check_options("QLearning", options, RANGES)
+        self.num_states = num_states
+        self.num_actions = num_actions
+        self.algorithm = algorithm
+        self.gamma = gamma
+        self.horizon = horizon
+        self.initial_value = initial_value
+        self.train_freq = train_freq
+        self.epsilon_start = epsilon_start
+        self.epsilon_end = epsilon_end
+        self.exploration_fraction = exploration_fraction
+        self.seed = seed
+        self.random = random.Generator(seed)
+        self.table = self._add_table("table", initial_value)
+        # Floats count exactly up to 2^24, where they stay. Without a horizon they
+        # aren't needed, and stay 0.
+        self.visits = self._add_table("visits", 0.0, trainable=False)
+        self.build()
+
+    def _add_table(self, name, value, trainable=True):
+        return self.add_weight(
+            name=name,
+            shape=(self.num_states, self.num_actions),
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            trainable=trainable,
+        )
+
+    def build(self, input_shape=None):
+        """Nothing is left to build."""
+        self.built = True
+
+    def call(self, inputs, training=None):
+        """Returns the Q-values `(B, A)` of states `(B,)`."""
+        return ops.take(self.table, inputs, axis=0)
+
+    def compile(self, optimizer: Any = None, **kwargs: Any):
+        """Sets how fast to learn.
+
+        The update is a step of gradient descent on (y - Q(s, a))^2 / 2, so its
+        learning rate is that of Keras' `SGD`: a number, which Keras' callbacks
+        can change, or a schedule over environment steps.
+
+        Args:
+            optimizer: `keras.optimizers.SGD` with nothing but a learning rate, or
+                `"sgd"`. Defaults to `SGD(0.1)`.
+            **kwargs: See `keras.Model.compile`.
+
+        Raises:
+            ValueError: If it is another optimizer, or has other options.
+        """
+        optimizer = keras.optimizers.get(optimizer or keras.optimizers.SGD(0.1))
+        if options := _more_than_a_learning_rate(optimizer):
+            raise ValueError(
+                "QLearning: `optimizer` must be keras.optimizers.SGD with nothing but "
+                f"a learning rate, received {options}."
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+        # Programs hold the optimizer that they were compiled with.
+        self.__dict__.pop("_learn", None)
+
+    def get_compile_config(self):
+        """Returns the arguments of `compile`, for saving; `None` before it."""
+        if not self.compiled:
+            return None
+        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config):
+        """Compiles as `get_compile_config` says; the optimizer's state follows."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        env: Any,
+        total_timesteps: int,
+        *,
+        steps_per_epoch: int | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        verbose: int | str = "auto",
+        seed: int | None = None,
+    ) -> keras.callbacks.History:
+        """Plays and learns.
+
+        An epoch is a reporting interval. Its logs: `return` and `length` (means
+        of the episodes that ended in it, NaN if none), `loss` (mean square of
+        y - Q(s, a)), `q_value`, `alpha` (mean learning rate), `epsilon`,
+        `steps_per_second`, `timesteps`. A second call goes on with the table and
+        the visits, and begins a new schedule of epsilon.
+
+        Args:
+            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with `Discrete`
+                observation and action spaces.
+            total_timesteps: Number of environment steps, all environments
+                together.
+            steps_per_epoch: Environment steps in an epoch, rounded to turns.
+                Defaults to a fiftieth of `total_timesteps`.
+            callbacks: Keras callbacks; a batch is a turn to them.
+            verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
+                `"auto"`, which is 1.
+            seed: Seed of the environment. Defaults to the agent's.
+
+        Returns:
+            The `History` of the epochs' logs.
+
+        Raises:
+            TypeError: If `env` isn't one of Gymnasium's.
+            ValueError: If the spaces aren't supported or don't fit the table,
+                `compile` wasn't called, or a number is not positive.
+        """
+        envs = Environments(env)
+        self._check_spaces(envs)
+        if not self.compiled:
+            raise ValueError("QLearning: call `compile(optimizer=...)` before `fit`.")
+        progress = turns(
+            self,
+            envs,
+            total_timesteps,
+            self.train_freq,
+            ("loss", "q_value", "alpha", "epsilon"),
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        state = envs.reset(self.seed if seed is None else seed)
+        state = state - envs.observation_space.start
+        draws = self._random_rows(envs.num_envs)
+        table = ops.convert_to_numpy(self.table)
+        action = self._choose(table, state, self._epsilon(np.zeros(())), next(draws)[0])
+        for turn, uniform in zip(progress, draws, strict=False):
+            at = turn.start + envs.num_envs * np.arange(turn.num_steps)
+            epsilon = self._epsilon(at / total_timesteps)  # (T,)
+            steps, state, action = self._play(envs, state, action, epsilon, uniform)
+            loss, q_value, alpha = self._learn(steps, self.gamma)
+            turn.logs.update(loss=loss, q_value=q_value, alpha=alpha)
+            turn.logs["epsilon"] = epsilon[-1]
+        return self.history
+
+    def _random_rows(self, num_envs):
+        """Yields random numbers in [0, 1) for a turn, (T, 2, N).
+
+        Two a step: to explore or not, and how. A call to draw costs more than the
+        numbers do: it makes many turns.
+        """
+        turn = (self.train_freq, 2, num_envs)
+        shape = (max(1, 2**14 // math.prod(turn)), *turn)
+        while True:
+            yield from ops.convert_to_numpy(_uniform(shape)(self.random.next()))
+
+    def _epsilon(self, progress):
+        """Linear from `epsilon_start` to `epsilon_end`; progress in [0, 1]."""
+        done = np.minimum(progress / self.exploration_fraction, 1.0)
+        change = self.epsilon_end - self.epsilon_start
+        return (self.epsilon_start + change * done).astype(np.float32)
+
+    def _choose(self, table, state, epsilon, uniform):
+        """Returns epsilon-greedy actions (N,) for states (N,); `uniform`: (2, N)."""
+        random_action = (uniform[1] * self.num_actions).astype(np.int32)
+        return np.where(uniform[0] < epsilon, random_action, table[state].argmax(-1))
+
+    def _play(self, envs, state, action, epsilon, uniform):
+        """Plays a turn, epsilon-greedily.
+
+        Returns the transitions, arrays (T, N), and what to go on with: the states
+        and the actions in them.
+        """
+        table = ops.convert_to_numpy(self.table)
+        shape = (self.train_freq, envs.num_envs)
+        names = ("state", "action", "next_state", "next_action")
+        steps = {name: np.zeros(shape, np.int32) for name in names}
+        names = ("reward", "terminated", "epsilon", "valid")
+        steps |= {name: np.zeros(shape, np.float32) for name in names}
+        steps["epsilon"][: len(epsilon)] = epsilon[:, None]
+        first_state = envs.observation_space.start
+        first_action = envs.action_space.start
+        # A shorter turn, the last one, leaves the rest as it is: not valid.
+        for t in range(len(epsilon)):
+            step = envs.step(action + first_action)
+            next_state = step.next_obs - first_state
+            next_action = self._choose(table, next_state, epsilon[t], uniform[t])
+            steps["state"][t] = state
+            steps["action"][t] = action
+            steps["reward"][t] = step.reward
+            steps["terminated"][t] = step.terminated
+            steps["next_state"][t] = next_state
+            steps["next_action"][t] = next_action
+            steps["valid"][t] = 1.0 if step.valid is None else step.valid
+            state, action = next_state, next_action
+            if (step.terminated | step.truncated).any():
+                # Where no episode ended, the same draws make the same choice.
+                state = step.obs - first_state
+                action = self._choose(table, state, epsilon[t], uniform[t])
+        return steps, state, action
+
+    @compiled
+    def _learn(self, steps, gamma):
+        """Learns from transitions (T, N), one after another."""
+        steps = {name: ops.reshape(x, (-1,)) for name, x in steps.items()}  # (B,)
+        # Only `terminated` ends what is to come: an episode that was truncated
+        # would have gone on.
+        steps["discount"] = gamma * (1.0 - steps["terminated"])
+        steps["entry"] = self._entry(steps["state"], steps["action"])
+        steps["next_entry"] = self._entry(steps["next_state"], steps["next_action"])
+        steps["alpha"] = self._alpha(steps["entry"], steps["valid"])
+
+        _, logs = scan(lambda _, step: (None, self._update(step)), None, steps)
+
+        count = ops.sum(steps["valid"])
+        iterations = self.optimizer.iterations
+        iterations.assign_add(ops.cast(count, iterations.dtype))
+        logs = (*logs, steps["alpha"])
+        return [ops.sum(x * steps["valid"]) / ops.maximum(count, 1.0) for x in logs]
+
+    def _update(self, step):
+        """Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))."""
+        q = _read(self.table, step["entry"])
+        td_error = self._td_target(step) - q
+        _write(self.table, step["entry"], q + step["alpha"] * td_error)
+        return ops.square(td_error), q
+
+    def _td_target(self, step):
+        """Y = r + gamma (1 - terminated) V(s')."""
+        next_q = ops.take(self.table, step["next_state"], axis=0)  # (A,)
+        if self.algorithm == "q_learning":
+            next_value = ops.max(next_q)
+        elif self.algorithm == "sarsa":
+            next_value = _read(self.table, step["next_entry"])
+        else:
+            explore = step["epsilon"]
+            next_value = explore * ops.mean(next_q) + (1 - explore) * ops.max(next_q)
+        return step["reward"] + step["discount"] * next_value
+
+    def _alpha(self, entry, valid):
+        """Learning rates (B,), with the factor (h + 1) / (h + n) at the n-th visit."""
+        # What is no transition changes nothing.
+        learning_rate = valid * ops.cast(self.optimizer.learning_rate, "float32")
+        if self.horizon is None:
+            return learning_rate
+        # How often each entry was visited, before this turn and earlier in it.
+        same = ops.cast(ops.equal(entry[:, None], entry), "float32") * valid  # (B, B)
+        before = _read(self.visits, entry) + ops.sum(ops.tril(same, -1), axis=1)
+        new = ops.segment_sum(valid, entry, self.num_states * self.num_actions)
+        self.visits.assign_add(ops.reshape(new, self.visits.shape))
+        return learning_rate * (self.horizon + 1.0) / (self.horizon + 1.0 + before)
+
+    def _entry(self, state, action):
+        """The place of (s, a) in the table, read row by row."""
+        return state * self.num_actions + action
+
+    def act(self, obs: Any) -> Any:
+        """Returns the greedy action, or actions.
+
+        Args:
+            obs: A state, or several of them (B,).
+
+        Returns:
+            An integer for one state, else an integer array (B,). States and
+            actions count from 0: mind the `start` of a space that has another.
+        """
+        obs = np.asarray(obs)
+        if not np.issubdtype(obs.dtype, np.integer) or obs.ndim > 1:
+            raise ValueError(
+                "QLearning: `obs` must be an integer or an array of integers with one "
+                f"axis, received dtype {obs.dtype} and shape {obs.shape}."
+            )
+        if obs.size and not 0 <= obs.min() <= obs.max() < self.num_states:
+            raise ValueError(
+                f"QLearning: `obs` must lie between 0 and {self.num_states - 1}, "
+                f"received {obs}."
+            )
+        action = ops.convert_to_numpy(self.table)[obs].argmax(axis=-1)
+        return action if obs.ndim else int(action)
+
+    def evaluate(
+        self, env: Any, episodes: int = 20, seed: int | None = None
+    ) -> dict[str, float]:
+        """Plays episodes greedily.
+
+        They have to end: a greedy policy may walk in circles for ever, so give an
+        environment that has none a time limit, `max_episode_steps` of
+        `gymnasium.make`.
+
+        Args:
+            env: Environment as in `fit`.
+            episodes: Number of episodes. Defaults to 20.
+            seed: Seed of the first reset. Defaults to none.
+
+        Returns:
+            `return`, `return_std`, `length` and `episodes`: means over episodes,
+            and the standard deviation of their returns.
+        """
+        envs = Environments(env)
+        self._check_spaces(envs)
+        greedy = ops.convert_to_numpy(self.table).argmax(axis=-1)  # (S,)
+        first_state = envs.observation_space.start
+        first_action = envs.action_space.start
+        return play_episodes(
+            env, lambda obs: greedy[obs - first_state] + first_action, episodes, seed
+        )
+
+    def _check_spaces(self, envs):
+        from gymnasium.spaces import Box, Discrete
+
+        if isinstance(envs.observation_space, Box):
+            raise ValueError(
+                f"QLearning: the observation space {envs.observation_space} isn't "
+                "supported; a table needs numbered states, Discrete. Use DQN, which "
+                "has a network in its place, or divide the Box into cells and number "
+                "them (discretisation) with gymnasium.wrappers.TransformObservation."
+            )
+        for name, space, size in (
+            ("observation", envs.observation_space, self.num_states),
+            ("action", envs.action_space, self.num_actions),
+        ):
+            if not isinstance(space, Discrete):
+                raise ValueError(
+                    f"QLearning: the {name} space {space} isn't supported; a table "
+                    "needs Discrete observation and action spaces."
+                )
+            if space.n != size:
+                what = "states" if name == "observation" else "actions"
+                raise ValueError(
+                    f"QLearning: the environment has {space.n} {what}, the table has "
+                    f"{size}: make the agent with `num_{what}={space.n}`."
+                )
+
+    def get_config(self):
+        """Returns the constructor's arguments, for saving."""
+        names = (*RANGES, "algorithm", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@functools.lru_cache(maxsize=8)
+def _uniform(shape):
+    """The program that draws so many numbers from a key: one for all agents."""
+    return compiled(lambda key: random.uniform(key, shape))
+
+
+def _read(variable, entry):
+    """Entries of a variable (S, A), by their places row by row."""
+    return ops.take(ops.reshape(variable, (-1,)), entry)
+
+
+def _write(variable, entry, value):
+    flat = ops.reshape(variable, (-1,))
+    entry, value = ops.reshape(entry, (1, 1)), ops.reshape(value, (1,))
+    flat = ops.scatter_update(flat, entry, value)
+    variable.assign(ops.reshape(flat, variable.shape))
+
+
+def _more_than_a_learning_rate(optimizer):
+    """The options of an optimizer that SGD(learning_rate) doesn't have."""
+    config = optimizer.get_config()
+    if not isinstance(optimizer, keras.optimizers.SGD):
+        return type(optimizer).__name__
+    plain = keras.optimizers.SGD().get_config() | {
+        name: config[name] for name in ("name", "learning_rate")
+    }
+    return {name: x for name, x in config.items() if x != plain.get(name)}
