@@ -24,15 +24,14 @@ of regular greedy evaluations. The score is then measured on other episodes.
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium
 import keras
-import numpy as np
 
 import kit
-from kit.environments import play_episodes, random_policy
-from kit.recipe import Run, plot_learning_curve
+from kit.agent_recipe import finish_agent, flat_observations
+from kit.recipe import Run
 
 
 def main(
@@ -142,59 +141,11 @@ def main(
         verbose=verbose,
     )
 
-    # Other episodes than those of the training, the same ones for both policies.
-    test_seed = 10_000 + seed
-    final = agent.evaluate(train_env, eval_episodes, seed=test_seed)
-    policy = random_policy(train_env, seed)
-    baseline = play_episodes(train_env, policy, eval_episodes, seed=test_seed)
     train_env.close()
     test_env.close()
-
-    agent.save(run.output_dir / "model.keras")
-    plot_learning_curve(
-        run.output_dir / "learning_curve.png",
-        history.history["timesteps"],
-        history.history["return"],
-        title=f"DQN on {env} ({run.backend}, seed {seed})",
-        baseline=baseline["return"],
-        final=final["return"],
-        points="intervals",
+    return finish_agent(
+        run, agent, history, env, total_timesteps, eval_episodes, render=render
     )
-    if render == "video":
-        record_video(agent, env, run.output_dir, test_seed)
-    return run.finish(
-        history=history,
-        metrics={
-            "eval_return": final["return"],
-            "eval_return_std": final["return_std"],
-            "eval_episodes": final["episodes"],
-            "total_timesteps": total_timesteps,
-        },
-        baselines={"random_return": baseline["return"]},
-        throughput=(np.median(history.history["steps_per_second"]), "env steps/s"),
-        compile_seconds=kit.compile_seconds(),
-    )
-
-
-def flat_observations(env: Any) -> Any:
-    """Makes vectors of observations that aren't arrays, such as numbers of states."""
-    if isinstance(env.observation_space, gymnasium.spaces.Box):
-        return env
-    return gymnasium.wrappers.FlattenObservation(env)
-
-
-def record_video(agent: kit.DQN, env: str, folder: Path, seed: int) -> None:
-    """Records one greedy episode, by Gymnasium's own wrapper."""
-    recorded = gymnasium.wrappers.RecordVideo(
-        flat_observations(gymnasium.make(env, render_mode="rgb_array")),
-        str(folder / "video"),
-    )
-    obs, _ = recorded.reset(seed=seed)
-    ended = False
-    while not ended:
-        obs, _, terminated, truncated, _ = recorded.step(agent.act(obs))
-        ended = terminated or truncated
-    recorded.close()
 
 
 if __name__ == "__main__":

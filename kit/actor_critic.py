@@ -1,0 +1,283 @@
+"""Advantage actor-critic (A2C): the critic says how good an action was.
+
+A policy gradient makes actions likelier that went better than expected. What was to be
+expected, the critic V says; how it went, n steps of rewards and its estimate of the
+rest. With the advantage A = R - V(s),
+
+    actor loss    -log pi(a | s) A - ent_coef H(pi(. | s))
+    critic loss   (R - V(s))^2 / 2
+
+each in expectation over what the policy itself just did. Shapes: T steps, N
+environments, B = T N transitions of a rollout.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from kit.backend import compiled, minimize
+from kit.environments import Environments
+from kit.on_policy import RANGES, OnPolicy, Rollouts
+from kit.returns import weighted_mean, weighted_variance
+from kit.training import check_options, turns
+
+LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
+
+
+def policy_gradient_loss(log_prob, advantage):
+    """Returns -log pi(a | s) A, whose gradient is the policy gradient's negative.
+
+    Args:
+        log_prob: log pi(a | s), shape (B,).
+        advantage: A, (B,): numbers, not a function of the weights.
+
+    Returns:
+        The losses, shape (B,).
+    """
+    return -log_prob * advantage
+
+
+def value_loss(value, returns):
+    """Returns half the squared error of the critic, shape (B,)."""
+    return 0.5 * ops.square(value - returns)
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class A2C(OnPolicy):
+    """Advantage actor-critic agent, for discrete and continuous actions.
+
+    In turns, it plays `num_steps` steps in each environment, then makes one gradient
+    step on all of them.
+
+    Args:
+        actor: Built model from observations `(B, ...)` to a policy, which ends in a
+            layer of `kit.policies`; `kit.policy_network` makes one. Or a model with
+            two outputs, of which the second are the values `(B, 1)`
+            (`kit.shared_network`).
+        critic: Built model from observations to values `(B, 1)`
+            (`kit.value_network`). Defaults to `None`: `actor` has both outputs.
+        gamma: Discount factor in [0, 1]. Defaults to 0.99.
+        gae_lambda: Lambda of the generalized advantages, in [0, 1]. Defaults to 1,
+            n-step returns.
+        num_steps: T, steps of each environment in a turn. Defaults to 5.
+        normalize_advantages: Whether advantages are brought to mean 0, variance 1 in
+            each turn. Defaults to `False`.
+        ent_coef: Weight of the entropy. Defaults to 0.
+        vf_coef: Weight of the critic's loss beside the actor's; without effect where
+            the critic has an optimizer of its own. Defaults to 0.5.
+        normalize_observations: Whether to bring observations to mean 0 and variance 1,
+            by running statistics that are saved with the agent. Defaults to `False`.
+        normalize_rewards: Whether to divide rewards by the running standard deviation
+            of discounted returns. Defaults to `False`.
+        seed: Seed of actions, the same draws on every backend. Defaults to 0.
+
+    Raises:
+        TypeError: If a network is no Keras model, or a number isn't one.
+        ValueError: If a network is of another form, or a number is out of its range.
+
+    Example:
+
+    ```python
+    env = gymnasium.make_vec("CartPole-v1", num_envs=8)
+    actor = kit.policy_network((4,), env.single_action_space)
+    agent = kit.A2C(actor, kit.value_network((4,)))
+    agent.compile(keras.optimizers.RMSprop(7e-4, global_clipnorm=0.5))
+    agent.fit(env, total_timesteps=500_000)
+    agent.evaluate(env, episodes=20)
+    agent.save("a2c.keras")
+    ```
+
+    Reference: Mnih et al., 2016, https://arxiv.org/abs/1602.01783, whose A3C does this
+    without waiting for all environments. Deviation: an episode that was truncated is
+    continued by the critic's estimate of the state that it ended in.
+    """
+
+    ranges = RANGES
+
+    def __init__(
+        self,
+        actor: keras.Model,
+        critic: keras.Model | None = None,
+        *,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        num_steps: int = 5,
+        normalize_advantages: bool = False,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        normalize_observations: bool = False,
+        normalize_rewards: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        check_options(type(self).__name__, locals(), self.ranges)
+        super().__init__(
+            actor,
+            critic,
+            normalize_observations=normalize_observations,
+            normalize_rewards=normalize_rewards,
+            seed=seed,
+            **kwargs,
+        )
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.num_steps = num_steps
+        self.normalize_advantages = normalize_advantages
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+
+    def compile(self, optimizer: Any = "rmsprop", critic_optimizer: Any = None):
+        """Sets how to learn.
+
+        Args:
+            optimizer: Keras optimizer, or its name. Defaults to RMSprop.
+            critic_optimizer: Another one for the critic, which `optimizer` then
+                leaves alone. Defaults to `None`: one for both.
+
+        Raises:
+            ValueError: If there is no `critic` of its own to optimize, or both are the
+                same object.
+        """
+        name = type(self).__name__
+        super().compile(optimizer=optimizer)
+        if critic_optimizer is not None and self.critic is None:
+            raise ValueError(
+                f"{name}: `critic_optimizer` is given, but the agent has no `critic` "
+                "of its own: its networks share their layers."
+            )
+        self.critic_optimizer = None
+        if critic_optimizer is not None:
+            self.critic_optimizer = keras.optimizers.get(critic_optimizer)
+            if self.critic_optimizer is self.optimizer:
+                raise ValueError(
+                    f"{name}: `optimizer` and `critic_optimizer` must be two "
+                    "optimizers, received the same one twice."
+                )
+            self.optimizer.build(self.actor.trainable_variables)
+            self.critic_optimizer.build(self.critic.trainable_variables)
+        # Programs hold the optimizers that they were compiled with.
+        self.__dict__.pop("_learn", None)
+
+    def get_compile_config(self):
+        """Returns the arguments of `compile`, for saving; `None` before it."""
+        config = super().get_compile_config()
+        if config is not None and self.critic_optimizer is not None:
+            optimizer = keras.saving.serialize_keras_object(self.critic_optimizer)
+            config["critic_optimizer"] = optimizer
+        return config
+
+    def fit(
+        self,
+        env: Any,
+        total_timesteps: int,
+        *,
+        steps_per_epoch: int | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        verbose: int | str = "auto",
+        seed: int | None = None,
+    ) -> keras.callbacks.History:
+        """Plays and learns.
+
+        An epoch is a reporting interval. Its logs: `return` and `length` (means of the
+        episodes that ended in it, NaN if none), `policy_loss`, `value_loss`, `entropy`
+        (nats), `explained_variance` (of the returns, by the critic),
+        `steps_per_second`, `timesteps`.
+
+        Args:
+            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with a `Box`
+                observation space, and the actions that the actor was made for.
+            total_timesteps: Number of environment steps, all environments together;
+                the last turn is played to its end.
+            steps_per_epoch: Environment steps in an epoch, rounded to turns.
+                Defaults to a fiftieth of `total_timesteps`.
+            callbacks: Keras callbacks; a batch is a turn to them.
+            verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
+                `"auto"`, which is 1.
+            seed: Seed of the environment. Defaults to the agent's.
+
+        Returns:
+            The `History` of the epochs' logs.
+
+        Raises:
+            TypeError: If `env` isn't one of Gymnasium's.
+            ValueError: If the spaces don't fit the networks, `compile` wasn't called,
+                or a number is not positive.
+        """
+        envs = Environments(env)
+        self.check_spaces(envs)
+        if not self.compiled:
+            raise ValueError("A2C: call `compile(optimizer=...)` before `fit`.")
+        progress = turns(
+            self,
+            envs,
+            total_timesteps,
+            self.num_steps,
+            LOGS,
+            whole_turns=True,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        rollouts = Rollouts(
+            self, envs, self.num_steps, self.seed if seed is None else seed
+        )
+        discounted = ops.zeros((envs.num_envs,))
+        for turn in progress:
+            logs, discounted = self._learn(rollouts.play(), discounted)
+            turn.logs.update(logs)
+        return self.history
+
+    @compiled
+    def _learn(self, rollout, discounted):
+        """Makes one gradient step on a rollout, arrays (T, N, ...)."""
+        batch, discounted = self.experience(rollout, discounted)
+        if self.critic_optimizer is None:
+            variables = self.trainable_variables
+            logs = minimize(lambda: self.losses(batch), variables, self.optimizer)[1]
+        else:
+            logs = self._two_steps(batch)
+        logs["explained_variance"] = self.explained(batch)
+        self.update_statistics(rollout)
+        return logs, discounted
+
+    def _two_steps(self, batch):
+        """One step for the actor, and one for the critic."""
+        variables = self.actor.trainable_variables
+        _, logs = minimize(lambda: self.losses(batch), variables, self.optimizer)
+
+        def critic_loss():
+            value = self.critic(batch["obs"], training=True)[:, 0]
+            return weighted_mean(value_loss(value, batch["returns"]), batch["weight"])
+
+        variables = self.critic.trainable_variables
+        minimize(critic_loss, variables, self.critic_optimizer)
+        return logs
+
+    def losses(self, batch):
+        """Returns the loss of actor and critic, and the logs."""
+        weight, advantage = batch["weight"], batch["advantage"]
+        if self.normalize_advantages:
+            variance = weighted_variance(advantage, weight)
+            advantage = advantage - weighted_mean(advantage, weight)
+            advantage = advantage / (ops.sqrt(variance) + 1e-8)
+        outputs, value = self.apply_networks(batch["obs"], training=True)
+        log_prob = self.distribution.log_prob(outputs, batch["action"])
+        logs = {
+            "policy_loss": policy_gradient_loss(log_prob, advantage),
+            "value_loss": value_loss(value, batch["returns"]),
+            "entropy": self.distribution.entropy(outputs),
+        }
+        logs = {name: weighted_mean(x, weight) for name, x in logs.items()}
+        loss = (
+            logs["policy_loss"]
+            + self.vf_coef * logs["value_loss"]
+            - self.ent_coef * logs["entropy"]
+        )
+        return loss, logs
+
+    def get_config(self):
+        """Returns the constructor's arguments, for saving."""
+        config = {"normalize_advantages": self.normalize_advantages}
+        return {**super().get_config(), **config}

@@ -1,0 +1,371 @@
+"""What agents share that learn from their latest experience only: A2C, PPO, A3C.
+
+An actor and a critic, a frame for saving and evaluating them, and the rollouts: T steps
+in each of N environments, from which one update is learned. How they learn stands in
+`kit/actor_critic.py`, `kit/ppo.py` and `kit/a3c.py`. Shapes: T time steps, N
+environments, B = T N.
+"""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kit import random
+from kit.backend import compiled
+from kit.environments import Environments, play_episodes
+from kit.models import WithParts
+from kit.normalization import RunningNormalization
+from kit.policies import Distribution
+from kit.returns import discounted_returns, explained_variance, generalized_advantages
+
+Tensor = Any
+Rollout = dict[str, np.ndarray]
+
+# What the numbers that these agents are made of may be.
+RANGES = {
+    "gamma": (0, 1),
+    "gae_lambda": (0, 1),
+    "num_steps": (1, math.inf),
+    "ent_coef": (0.0, 1e9),
+    "vf_coef": (0.0, 1e9),
+}
+
+
+class OnPolicy(WithParts, keras.Model):
+    """An actor and a critic as one Keras model, that plays and is saved.
+
+    Args:
+        actor: See `kit.PPO`.
+        critic: See `kit.PPO`.
+        normalize_observations: Whether to bring observations to mean 0, variance 1.
+        normalize_rewards: Whether to divide rewards by the spread of returns.
+        seed: Seed of what is drawn.
+        **kwargs: See `keras.Model`.
+
+    Attributes:
+        distribution: The layer that says what the actor's outputs mean.
+    """
+
+    parts = ("actor", "critic")
+
+    def __init__(
+        self,
+        actor: keras.Model,
+        critic: keras.Model | None,
+        *,
+        normalize_observations: bool,
+        normalize_rewards: bool,
+        seed: int,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        name = type(self).__name__
+        self.distribution = _check_networks(name, actor, critic)
+        self.actor = actor
+        self.critic: Any = critic
+        self.normalize_observations = normalize_observations
+        self.normalize_rewards = normalize_rewards
+        self.seed = seed
+        self.random = random.Generator(seed)
+        if normalize_observations:
+            self.obs_statistics = RunningNormalization(name="obs_statistics")
+            self.obs_statistics.build(actor.input_shape)
+        if normalize_rewards:
+            self.return_statistics = RunningNormalization(
+                center=False, name="return_statistics"
+            )
+            self.return_statistics.build((None,))
+        self.build(actor.input_shape)
+
+    def build(self, input_shape):
+        """Nothing is left to build: the networks came built."""
+        self.built = True
+
+    def call(self, obs, training=None):
+        """Returns what describes the policy, `(B, ...)`, and the values `(B,)`."""
+        return self.apply_networks(self.normalized(obs), training)
+
+    def normalized(self, obs: Tensor) -> Tensor:
+        """Returns observations as the networks take them."""
+        return self.obs_statistics(obs) if self.normalize_observations else obs
+
+    def apply_networks(self, obs: Tensor, training: bool | None = None) -> tuple:
+        """Applies actor and critic to what `normalized` returned."""
+        if self.critic is None:
+            outputs, value = self.actor(obs, training=training)
+        else:
+            outputs = self.actor(obs, training=training)
+            value = self.critic(obs, training=training)
+        return outputs, value[:, 0]
+
+    def policy(self, obs: Tensor) -> Tensor:
+        """Returns what describes the policy in states, `(B, ...)`."""
+        outputs = self.actor(self.normalized(obs), training=False)
+        return outputs if self.critic is not None else outputs[0]
+
+    def get_compile_config(self):
+        """Returns the arguments of `compile`, for saving; `None` before it."""
+        if not self.compiled:
+            return None
+        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config):
+        """Compiles as `get_compile_config` says; the optimizer's state follows."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+
+    # --- Playing ------------------------------------------------------------
+
+    @compiled
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Returns actions `(B, ...)` that the noise leads to."""
+        return self.distribution.sample(self.policy(obs), noise)
+
+    @compiled
+    def mode(self, obs: Tensor) -> Tensor:
+        """Returns the likeliest actions `(B, ...)`."""
+        return self.distribution.mode(self.policy(obs))
+
+    def act(self, obs: Any, sample: bool = False) -> Any:
+        """Returns the action, or actions, that the policy takes.
+
+        Args:
+            obs: One observation, or a batch of them (B, ...).
+            sample: Whether to draw it as in training. Defaults to `False`: the
+                likeliest.
+
+        Returns:
+            An action as the environment takes it for one observation, else B of them.
+
+        Raises:
+            ValueError: If `obs` has another shape.
+        """
+        obs = np.asarray(obs)
+        expected = tuple(self.actor.input_shape[1:])
+        single = obs.shape == expected
+        batch = obs[None] if single else obs
+        if batch.shape[1:] != expected:
+            raise ValueError(
+                f"{type(self).__name__}: `obs` must have shape {expected}, or a batch "
+                f"axis before it, received {obs.shape}."
+            )
+        if sample:
+            noise = self.distribution.noise(self.random, batch.shape[:1])
+            action = self.sample(batch, noise)
+        else:
+            action = self.mode(batch)
+        action = self.distribution.to_env(ops.convert_to_numpy(action))
+        return action[0] if single else action
+
+    def evaluate(
+        self, env: Any, episodes: int = 20, seed: int | None = None
+    ) -> dict[str, float]:
+        """Plays episodes, always with the likeliest actions.
+
+        Args:
+            env: Environment as in `fit`.
+            episodes: Number of episodes. Defaults to 20.
+            seed: Seed of the first reset. Defaults to none.
+
+        Returns:
+            `return`, `return_std`, `length` and `episodes`: means over episodes,
+            and the standard deviation of their returns.
+        """
+        self.check_spaces(Environments(env))
+
+        def policy(obs):
+            return self.distribution.to_env(ops.convert_to_numpy(self.mode(obs)))
+
+        return play_episodes(env, policy, episodes, seed)
+
+    def check_spaces(self, envs: Environments) -> None:
+        """Raises an error if the networks aren't made for these environments."""
+        from gymnasium.spaces import Box
+
+        name = type(self).__name__
+        if not isinstance(envs.observation_space, Box):
+            raise ValueError(
+                f"{name}: the observation space {envs.observation_space} isn't "
+                f"supported; {name} needs a Box. gymnasium.wrappers.FlattenObservation "
+                "makes one."
+            )
+        expected = tuple(self.actor.input_shape[1:])
+        if tuple(envs.observation_space.shape) != expected:
+            raise ValueError(
+                f"{name}: the environment's observations have shape "
+                f"{envs.observation_space.shape}, `actor` takes {expected}."
+            )
+        if not self.distribution.fits(envs.action_space):
+            layer = self.distribution
+            raise ValueError(
+                f"{name}: the environment's actions are {envs.action_space}; `actor` "
+                f"ends in {type(layer).__name__} for others. "
+                "`kit.policies.distribution(env.action_space)` makes the layer for a "
+                "space that is supported."
+            )
+
+    # --- Learning -----------------------------------------------------------
+
+    def experience(self, rollout: dict, discounted: Tensor) -> tuple[dict, Tensor]:
+        """Returns what there is to learn from a rollout; part of a compiled program.
+
+        Args:
+            rollout: From `Rollouts`, arrays `(T, N, ...)`.
+            discounted: What this returned second for the rollout before; zeros `(N,)`.
+
+        Returns:
+            A dict of arrays `(B, ...)`: `obs`, normalized; `action`; what the policy
+            that played made of them, `outputs`, `log_prob` and `value`; `advantage`
+            and `returns`, what the critic is to learn; `weight`, 0 where a step only
+            began an episode. And the discounted returns to go on with.
+        """
+        weight = ops.cast(rollout["valid"], "float32")
+        reward = rollout["reward"]
+        if self.normalize_rewards:
+            totals, discounted = discounted_returns(
+                reward, rollout["ended"], discounted, self.gamma
+            )
+            self.return_statistics.update(_flat(totals), _flat(weight))
+            reward = self.return_statistics(reward)
+        obs = self.normalized(_flat(rollout["obs"]))
+        outputs, value = self.apply_networks(obs)
+        # After an end stands what it ended in, not what comes next.
+        _, next_value = self.apply_networks(self.normalized(_flat(rollout["next_obs"])))
+        shape = reward.shape
+        advantage = generalized_advantages(
+            reward,
+            ops.reshape(value, shape),
+            ops.reshape(next_value, shape),
+            rollout["terminated"],
+            rollout["ended"],
+            self.gamma,
+            self.gae_lambda,
+        )
+        action, advantage = _flat(rollout["action"]), _flat(advantage)
+        batch = {
+            "obs": obs,
+            "action": action,
+            "log_prob": self.distribution.log_prob(outputs, action),
+            "value": value,
+            "advantage": advantage,
+            "returns": advantage + value,
+            "weight": _flat(weight),
+        }
+        return batch, discounted
+
+    def update_statistics(self, rollout: dict) -> None:
+        """Takes the observations into account, once they have been learned from."""
+        if self.normalize_observations:
+            self.obs_statistics.update(_flat(rollout["obs"]), _flat(rollout["valid"]))
+
+    def explained(self, batch: dict) -> Tensor:
+        """Returns the share of the returns' variance that the critic had foreseen."""
+        return explained_variance(batch["value"], batch["returns"], batch["weight"])
+
+    def get_config(self):
+        """Returns the constructor's arguments, for saving."""
+        names = ("normalize_observations", "normalize_rewards", "seed")
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in (*self.ranges, *names)},
+        }
+
+
+class Rollouts:
+    """Plays T steps at a time in N environments.
+
+    Args:
+        agent: An `OnPolicy` agent.
+        envs: The environments.
+        num_steps: T.
+        seed: Of the environments' first episodes.
+    """
+
+    def __init__(self, agent: Any, envs: Environments, num_steps: int, seed: int):
+        self.agent = agent
+        self.envs = envs
+        self.num_steps = num_steps
+        shape = (num_steps, envs.num_envs)
+        # One call for a rollout: to draw costs more than the numbers do.
+        self.draw = compiled(lambda: agent.distribution.noise(agent.random, shape))
+        self.obs = envs.reset(seed)
+
+    def play(self) -> Rollout:
+        """Returns `(T, N, ...)` arrays of what was seen, done and got.
+
+        `obs`, `action`, `reward`, `next_obs` (what an action led to, also at an end),
+        `terminated`, `ended` (terminated or truncated), `valid` (`False` where the
+        step only began an episode).
+        """
+        agent, envs = self.agent, self.envs
+        noise = ops.convert_to_numpy(self.draw())
+        rows = []
+        for t in range(self.num_steps):
+            action = ops.convert_to_numpy(agent.sample(self.obs, noise[t]))
+            step = envs.step(agent.distribution.to_env(action))
+            ended = step.terminated | step.truncated
+            valid = np.ones_like(ended) if step.valid is None else step.valid
+            # A copy: some environments write each observation to the same memory.
+            rows.append(
+                (
+                    np.array(self.obs),
+                    action,
+                    step.reward,
+                    np.array(step.next_obs),
+                    step.terminated,
+                    ended,
+                    valid,
+                )
+            )
+            self.obs = step.obs
+        names = ("obs", "action", "reward", "next_obs", "terminated", "ended", "valid")
+        columns = map(np.stack, zip(*rows, strict=True))
+        return dict(zip(names, columns, strict=True))
+
+
+def _flat(x):
+    """(T, N, ...) as (B, ...)."""
+    return ops.reshape(x, (-1, *x.shape[2:]))
+
+
+def _check_networks(name, actor, critic):
+    """Raises an error if the networks aren't what they are to be."""
+    for argument, model in (("actor", actor), ("critic", critic)):
+        if not isinstance(model, keras.Model) and not (
+            argument == "critic" and model is None
+        ):
+            raise TypeError(
+                f"{name}: `{argument}` must be a keras.Model, received "
+                f"{type(model).__name__}."
+            )
+        if model is not None and not isinstance(
+            getattr(model, "input_shape", None) if model.built else None, tuple
+        ):
+            raise ValueError(
+                f"{name}: `{argument}` must be a built model with one input; begin it "
+                "with `keras.Input(obs_shape)`."
+            )
+    found = [x for x in actor.layers if isinstance(x, Distribution)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{name}: `actor` must end in one layer of kit.policies (Categorical, "
+            f"MultiCategorical, Gaussian), which says what its outputs mean; it has "
+            f"{len(found)}. `kit.policy_network` builds such a model."
+        )
+    value_shape = actor.output_shape if critic is None else critic.output_shape
+    if critic is None:
+        value_shape = value_shape[1] if isinstance(value_shape, list) else None
+    if value_shape is None or value_shape[1:] != (1,):
+        raise ValueError(
+            f"{name}: values must have shape (batch, 1), received {value_shape}. "
+            "Without a `critic`, `actor` has two outputs, as of `kit.shared_network`."
+        )
+    if critic is not None and critic.input_shape != actor.input_shape:
+        raise ValueError(
+            f"{name}: `actor` takes {actor.input_shape}, `critic` {critic.input_shape}."
+        )
+    return found[0]

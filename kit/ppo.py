@@ -1,0 +1,350 @@
+"""Proximal policy optimization: policy gradients that don't go too far.
+
+An actor-critic (`kit/actor_critic.py`) may use what it lived through for one gradient
+step only: after that, another policy would have played. PPO makes many, on minibatches,
+and keeps the policy near the one that played. With the ratio
+
+    r(theta) = pi_theta(a | s) / pi_old(a | s)
+
+it maximizes
+
+    min(r A, clip(r, 1 - epsilon, 1 + epsilon) A),
+
+which gains nothing from going beyond the clip range, while the critic learns the
+returns, and the entropy of the policy is kept up. Shapes: T steps, N environments,
+B = T N transitions of a rollout, M transitions in a minibatch.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from kit import random
+from kit.backend import compiled, minimize, scan
+from kit.environments import Environments
+from kit.on_policy import RANGES, OnPolicy, Rollouts
+from kit.returns import weighted_mean, weighted_variance
+from kit.training import check_options, turns
+
+LOGS = (
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "approx_kl",
+    "clip_fraction",
+    "explained_variance",
+)
+
+
+def clipped_policy_loss(log_prob, old_log_prob, advantage, clip_coef):
+    """Returns -min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), equation 7.
+
+    Args:
+        log_prob: log pi_theta(a | s), shape (M,).
+        old_log_prob: log pi_old(a | s), (M,).
+        advantage: A, (M,).
+        clip_coef: epsilon.
+
+    Returns:
+        The losses, shape (M,).
+    """
+    ratio = ops.exp(log_prob - old_log_prob)
+    clipped = ops.clip(ratio, 1.0 - clip_coef, 1.0 + clip_coef)
+    return -ops.minimum(ratio * advantage, clipped * advantage)
+
+
+def clipped_value_loss(value, old_value, returns, clip_coef):
+    """Returns the larger of two squared errors: of V, and of V kept near the old one.
+
+    max((V - R)^2, (V_old + clip(V - V_old, -epsilon, epsilon) - R)^2) / 2.
+
+    Args:
+        value: V(s), shape (M,).
+        old_value: V(s) of the critic before the update, (M,).
+        returns: R, (M,).
+        clip_coef: epsilon; infinity for the plain squared error.
+
+    Returns:
+        The losses, shape (M,).
+    """
+    near = old_value + ops.clip(value - old_value, -clip_coef, clip_coef)
+    return 0.5 * ops.maximum(ops.square(value - returns), ops.square(near - returns))
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class PPO(OnPolicy):
+    """Proximal policy optimization, for discrete and continuous actions.
+
+    In turns, it plays `num_steps` steps in each environment, then makes `num_epochs`
+    passes over them in minibatches, all in one compiled call.
+
+    Args:
+        actor: Built model from observations `(B, ...)` to a policy, which ends in a
+            layer of `kit.policies`; `kit.policy_network` makes one. Or a model with
+            two outputs, of which the second are the values `(B, 1)`
+            (`kit.shared_network`).
+        critic: Built model from observations to values `(B, 1)`
+            (`kit.value_network`). Defaults to `None`: `actor` has both outputs.
+        gamma: Discount factor in [0, 1]. Defaults to 0.99.
+        gae_lambda: Lambda of the generalized advantages, in [0, 1]. Defaults to 0.95.
+        num_steps: T, steps of each environment in a turn. Defaults to 128.
+        num_minibatches: Minibatches in a pass; what is left over when they are equally
+            large, another one in each pass, isn't used. Defaults to 4.
+        num_epochs: Passes over the rollout. Defaults to 4.
+        clip_coef: epsilon, how far the ratio may be from 1. Defaults to 0.2.
+        clip_value_loss: Whether the critic is kept near the old one as well, by the
+            same epsilon. Defaults to `True`.
+        normalize_advantages: Whether advantages are brought to mean 0, variance 1 in
+            each minibatch. Defaults to `True`.
+        ent_coef: Weight of the entropy. Defaults to 0.01.
+        vf_coef: Weight of the critic's loss. Defaults to 0.5.
+        target_kl: If the approximate KL divergence from the policy that played is
+            above it after a pass, the passes that are left change nothing. Defaults
+            to `None`, never.
+        normalize_observations: Whether to bring observations to mean 0 and variance 1,
+            by running statistics that are saved with the agent. Defaults to `False`.
+        normalize_rewards: Whether to divide rewards by the running standard deviation
+            of discounted returns. Defaults to `False`.
+        seed: Seed of actions and minibatches, the same draws on every backend.
+            Defaults to 0.
+
+    Raises:
+        TypeError: If a network is no Keras model, or a number isn't one.
+        ValueError: If a network is of another form, or a number is out of its range.
+
+    Example:
+
+    ```python
+    env = gymnasium.make_vec("CartPole-v1", num_envs=4)
+    actor = kit.policy_network((4,), env.single_action_space)
+    agent = kit.PPO(actor, kit.value_network((4,)))
+    agent.compile(keras.optimizers.Adam(2.5e-4, epsilon=1e-5, global_clipnorm=0.5))
+    agent.fit(env, total_timesteps=100_000)
+    agent.evaluate(env, episodes=20)
+    agent.save("ppo.keras")
+    ```
+
+    Reference: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. Details as in
+    Huang et al., 2022, "The 37 implementation details of PPO". Deviations: running
+    statistics move once a turn, not once a step; an episode that was truncated is
+    continued by the critic's estimate of the state that it ended in.
+    """
+
+    ranges = {
+        **RANGES,
+        "num_minibatches": (1, math.inf),
+        "num_epochs": (1, math.inf),
+        "clip_coef": (1e-9, 1e9),
+    }
+
+    def __init__(
+        self,
+        actor: keras.Model,
+        critic: keras.Model | None = None,
+        *,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        num_steps: int = 128,
+        num_minibatches: int = 4,
+        num_epochs: int = 4,
+        clip_coef: float = 0.2,
+        clip_value_loss: bool = True,
+        normalize_advantages: bool = True,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.5,
+        target_kl: float | None = None,
+        normalize_observations: bool = False,
+        normalize_rewards: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        check_options("PPO", locals(), self.ranges)
+        if target_kl is not None:
+            check_options("PPO", {"target_kl": target_kl}, {"target_kl": (0.0, 1e9)})
+        super().__init__(
+            actor,
+            critic,
+            normalize_observations=normalize_observations,
+            normalize_rewards=normalize_rewards,
+            seed=seed,
+            **kwargs,
+        )
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.num_steps = num_steps
+        self.num_minibatches = num_minibatches
+        self.num_epochs = num_epochs
+        self.clip_coef = clip_coef
+        self.clip_value_loss = clip_value_loss
+        self.normalize_advantages = normalize_advantages
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+        self.target_kl = target_kl
+
+    def compile(self, optimizer: Any = "adam", **kwargs: Any):
+        """Sets how to learn.
+
+        Args:
+            optimizer: Keras optimizer, or its name. Published results have
+                `Adam(epsilon=1e-5, global_clipnorm=0.5)` and a rate that falls to 0
+                (a schedule). Defaults to Adam.
+            **kwargs: See `keras.Model.compile`.
+        """
+        super().compile(optimizer=optimizer, **kwargs)
+        # Programs hold the optimizer that they were compiled with.
+        self.__dict__.pop("_learn", None)
+
+    def fit(
+        self,
+        env: Any,
+        total_timesteps: int,
+        *,
+        steps_per_epoch: int | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        verbose: int | str = "auto",
+        seed: int | None = None,
+    ) -> keras.callbacks.History:
+        """Plays and learns.
+
+        An epoch is a reporting interval. Its logs: `return` and `length` (means of the
+        episodes that ended in it, NaN if none), `policy_loss`, `value_loss`, `entropy`
+        (nats), `approx_kl` (nats, how far the policy went from the one that played),
+        `clip_fraction` (of the ratios), `explained_variance` (of the returns, by the
+        critic), `steps_per_second`, `timesteps`.
+
+        Args:
+            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with a `Box`
+                observation space, and the actions that the actor was made for.
+            total_timesteps: Number of environment steps, all environments together;
+                the last turn is played to its end.
+            steps_per_epoch: Environment steps in an epoch, rounded to turns.
+                Defaults to a fiftieth of `total_timesteps`.
+            callbacks: Keras callbacks; a batch is a turn to them.
+            verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
+                `"auto"`, which is 1.
+            seed: Seed of the environment. Defaults to the agent's.
+
+        Returns:
+            The `History` of the epochs' logs.
+
+        Raises:
+            TypeError: If `env` isn't one of Gymnasium's.
+            ValueError: If the spaces don't fit the networks, `compile` wasn't called,
+                a number is not positive, or a turn has fewer steps than minibatches.
+        """
+        envs = Environments(env)
+        self.check_spaces(envs)
+        if not self.compiled:
+            raise ValueError("PPO: call `compile(optimizer=...)` before `fit`.")
+        if self.num_steps * envs.num_envs < self.num_minibatches:
+            raise ValueError(
+                f"PPO: `num_minibatches` is {self.num_minibatches}, more than the "
+                f"{self.num_steps * envs.num_envs} steps of a turn: num_steps="
+                f"{self.num_steps} in {envs.num_envs} environments."
+            )
+        progress = turns(
+            self,
+            envs,
+            total_timesteps,
+            self.num_steps,
+            LOGS,
+            whole_turns=True,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        rollouts = Rollouts(
+            self, envs, self.num_steps, self.seed if seed is None else seed
+        )
+        discounted = ops.zeros((envs.num_envs,))
+        for turn in progress:
+            logs, discounted = self._learn(rollouts.play(), discounted)
+            turn.logs.update(logs)
+        return self.history
+
+    @compiled
+    def _learn(self, rollout, discounted):
+        """Makes all passes over a rollout, arrays (T, N, ...)."""
+        data, discounted = self.experience(rollout, discounted)
+        size = data["weight"].shape[0]
+        used = size // self.num_minibatches * self.num_minibatches
+
+        def minibatch(goes_on, indices):
+            batch = {k: ops.take(x, indices, axis=0) for k, x in data.items()}
+            return goes_on, self._gradient_step(batch, goes_on)
+
+        def one_pass(goes_on, _):
+            order = random.permutation(self.random, size)[:used]
+            order = ops.reshape(order, (self.num_minibatches, -1))  # (., M)
+            goes_on, logs = scan(minibatch, goes_on, order)
+            if self.target_kl is not None:
+                near = logs["approx_kl"][-1] <= self.target_kl
+                goes_on = ops.logical_and(goes_on, near)
+            return goes_on, logs
+
+        goes_on = ops.ones((), "bool")
+        _, logs = scan(one_pass, goes_on, length=self.num_epochs)
+        logs = {name: ops.mean(values) for name, values in logs.items()}
+        logs["explained_variance"] = self.explained(data)
+        self.update_statistics(rollout)
+        return logs, discounted
+
+    def _gradient_step(self, batch, goes_on):
+        """One step on a minibatch, which changes nothing if `goes_on` is false."""
+        weight = batch["weight"]
+        advantage = batch["advantage"]
+        if self.normalize_advantages:
+            variance = weighted_variance(advantage, weight)
+            advantage = advantage - weighted_mean(advantage, weight)
+            advantage = advantage / (ops.sqrt(variance) + 1e-8)
+        value_clip = self.clip_coef if self.clip_value_loss else math.inf
+
+        def loss_fn():
+            outputs, value = self.apply_networks(batch["obs"], training=True)
+            log_prob = self.distribution.log_prob(outputs, batch["action"])
+            policy_loss = clipped_policy_loss(
+                log_prob, batch["log_prob"], advantage, self.clip_coef
+            )
+            value_loss = clipped_value_loss(
+                value, batch["value"], batch["returns"], value_clip
+            )
+            entropy = self.distribution.entropy(outputs)
+            # (r - 1) - log r is never negative, and its mean the KL divergence.
+            log_ratio = log_prob - batch["log_prob"]
+            approx_kl = ops.exp(log_ratio) - 1.0 - log_ratio
+            beyond = ops.abs(ops.exp(log_ratio) - 1.0) > self.clip_coef
+            logs = {
+                "policy_loss": policy_loss,
+                "value_loss": value_loss,
+                "entropy": entropy,
+                "approx_kl": approx_kl,
+                "clip_fraction": ops.cast(beyond, "float32"),
+            }
+            logs = {name: weighted_mean(x, weight) for name, x in logs.items()}
+            loss = (
+                logs["policy_loss"]
+                + self.vf_coef * logs["value_loss"]
+                - self.ent_coef * logs["entropy"]
+            )
+            return loss, logs
+
+        variables = self.trainable_variables
+        if self.target_kl is None:
+            return minimize(loss_fn, variables, self.optimizer)[1]
+        state = [*variables, *self.optimizer.variables]
+        before = [ops.copy(variable) for variable in state]
+        _, logs = minimize(loss_fn, variables, self.optimizer)
+        for variable, old in zip(state, before, strict=True):
+            variable.assign(ops.where(goes_on, variable.value, old))
+        return logs
+
+    def get_config(self):
+        """Returns the constructor's arguments, for saving."""
+        names = ("clip_value_loss", "normalize_advantages", "target_kl")
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in names},
+        }

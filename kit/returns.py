@@ -1,0 +1,120 @@
+"""Returns and advantages: what an action was worth, from rewards and a critic.
+
+Shapes: T time steps, N environments.
+"""
+
+from typing import Any
+
+from keras import ops
+
+from kit.backend import scan
+
+Tensor = Any
+
+
+def generalized_advantages(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Returns how much better things went than the critic had expected.
+
+        delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
+        A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}
+
+    With lambda = 1, A_t + V(s_t) is the discounted sum of the rewards up to the end of
+    the T steps and the critic's estimate of the rest: the n-step return. With
+    lambda = 0, A_t is the TD error. Only `terminated` takes what is to come from a
+    state: an episode that was truncated would have gone on, from the state s' that
+    it ended in, which isn't the first one of the next episode.
+
+    Args:
+        reward: r, shape `(T, N)`.
+        value: V(s), of the states acted in, `(T, N)`.
+        next_value: V(s'), of the states that the actions led to, `(T, N)`.
+        terminated: Booleans `(T, N)`: s' is a final state.
+        ended: Booleans `(T, N)`: the episode ended, terminated or truncated.
+        gamma: Discount factor.
+        gae_lambda: Lambda, in [0, 1].
+
+    Returns:
+        A, shape `(T, N)`.
+
+    Example:
+
+    ```python
+    ones, no = np.ones((3, 1), "float32"), np.zeros((3, 1), "bool")
+    generalized_advantages(ones, 0 * ones, 0 * ones, no, no, 0.5, 1.0)  # 1.75, 1.5, 1
+    ```
+
+    Reference: Schulman et al., 2015, https://arxiv.org/abs/1506.02438, equation 16.
+    """
+    goes_on = 1.0 - ops.cast(terminated, value.dtype)
+    same_episode = 1.0 - ops.cast(ended, value.dtype)
+    delta = reward + gamma * goes_on * next_value - value  # (T, N)
+    decay = gamma * gae_lambda * same_episode
+
+    def step(advantage, slices):
+        delta, decay = slices
+        advantage = delta + decay * advantage
+        return advantage, advantage
+
+    _, advantages = scan(step, ops.zeros_like(delta[0]), (delta, decay), reverse=True)
+    return advantages
+
+
+def discounted_returns(
+    reward: Tensor, ended: Tensor, before: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Adds up the rewards of each episode so far, the older the less.
+
+        R_t = r_t + gamma (1 - ended_{t-1}) R_{t-1}
+
+    What the spread of rewards is measured by, where they are to be scaled.
+
+    Args:
+        reward: r, shape `(T, N)`.
+        ended: Booleans `(T, N)`: the episode ended with this step.
+        before: R of the step before the first, `(N,)`: 0 in a new episode.
+        gamma: Discount factor.
+
+    Returns:
+        R, shape `(T, N)`, and what to pass as `before` the next time.
+    """
+
+    def step(total, slices):
+        reward, ended = slices
+        total = reward + gamma * total
+        return ops.where(ended, ops.zeros_like(total), total), total
+
+    before, totals = scan(step, before, (reward, ended))
+    return totals, before
+
+
+def explained_variance(value: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
+    """Returns the share of the returns' variance that the critic had foreseen.
+
+    1 - Var(returns - value) / Var(returns): 1 for a perfect critic, 0 for one that
+    gives a constant, less for a worse one.
+
+    Args:
+        value: V(s), shape `(B,)`.
+        returns: What the critic is to learn, `(B,)`.
+        weight: How much each counts, `(B,)`.
+    """
+    error = weighted_variance(ops.subtract(returns, value), weight)
+    return 1.0 - error / (weighted_variance(returns, weight) + 1e-8)
+
+
+def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Returns sum(weight x) / sum(weight), a scalar; 0 if all weights are 0."""
+    return ops.sum(ops.multiply(weight, x)) / ops.maximum(ops.sum(weight), 1.0)
+
+
+def weighted_variance(x: Tensor, weight: Tensor) -> Tensor:
+    """Returns the mean square around the weighted mean, a scalar."""
+    return weighted_mean(ops.square(ops.subtract(x, weighted_mean(x, weight))), weight)

@@ -1,0 +1,128 @@
+r"""Teaches an agent to balance a pole, by an actor and a critic (A2C).
+
+What there is to learn here: the policy gradient in its plainest form, one step on what
+was just lived through, and what the critic is for (`kit/actor_critic.py` has the
+algorithm). The same environments go further by recipes/ppo.py.
+
+    KERAS_BACKEND=jax python recipes/actor_critic.py
+    KERAS_BACKEND=torch python recipes/actor_critic.py --shared
+    KERAS_BACKEND=tensorflow python recipes/actor_critic.py --env Acrobot-v1 \
+        --num-envs 16
+
+Paper: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. The hyper-parameters are
+those of RL Baselines3 Zoo for CartPole-v1; the score is that of the last policy, which
+always takes the likeliest action.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import keras
+
+import kit
+from kit.agent_recipe import finish_agent, make_envs
+from kit.recipe import Run
+
+
+def main(
+    *,
+    env: str = "CartPole-v1",
+    total_timesteps: int = 500_000,
+    num_envs: int = 8,
+    num_steps: int = 5,
+    learning_rate: float = 7e-4,
+    critic_learning_rate: float | None = None,
+    units: tuple[int, ...] = (64, 64),
+    shared: bool = False,
+    gamma: float = 0.99,
+    gae_lambda: float = 1.0,
+    normalize_advantages: bool = False,
+    ent_coef: float = 0.0,
+    vf_coef: float = 0.5,
+    max_grad_norm: float = 0.5,
+    eval_episodes: int = 20,
+    render: Literal["none", "video"] = "none",
+    seed: int = 0,
+    output_dir: Path | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Trains an agent by A2C and reports how it plays.
+
+    Args:
+        env: Id of a Gymnasium environment.
+        total_timesteps: Environment steps to train for.
+        num_envs: Environments that are played side by side.
+        num_steps: Steps of each between two updates.
+        learning_rate: Step size of RMSprop at the start; falls linearly to 0.
+        critic_learning_rate: Another one for the critic, which then has an optimizer
+            of its own.
+        units: Sizes of the hidden layers of actor and critic.
+        shared: Whether actor and critic have their hidden layers in common.
+        gamma: Discount factor.
+        gae_lambda: Lambda of the advantages; 1 for n-step returns.
+        normalize_advantages: Bring advantages to mean 0, variance 1.
+        ent_coef: Weight of the entropy.
+        vf_coef: Weight of the critic's loss.
+        max_grad_norm: Length that gradients are cut to.
+        eval_episodes: Episodes to play at the end.
+        render: "video" records an episode of the trained agent.
+        seed: Seed of everything that is drawn.
+        output_dir: Folder for the results; runs/actor_critic-<backend>-<seed> if not
+            given.
+        verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
+
+    Returns:
+        What metrics.json holds.
+    """
+    run = Run("actor_critic", seed=seed, output_dir=output_dir, config=locals())
+    if shared and critic_learning_rate is not None:
+        raise ValueError(
+            "critic_learning_rate is for a critic of its own; leave out --shared."
+        )
+    envs = make_envs(env, num_envs)
+    obs_shape, action_space = (
+        envs.single_observation_space.shape,
+        envs.single_action_space,
+    )
+    if shared:
+        networks = [kit.shared_network(obs_shape, action_space, units)]
+    else:
+        networks = [
+            kit.policy_network(obs_shape, action_space, units),
+            kit.value_network(obs_shape, units),
+        ]
+    for number, network in enumerate(networks):
+        kit.initialize_weights(network, seed + number)
+    agent = kit.A2C(
+        *networks,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+        num_steps=num_steps,
+        normalize_advantages=normalize_advantages,
+        ent_coef=ent_coef,
+        vf_coef=vf_coef,
+        seed=seed,
+    )
+    turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
+
+    def optimizer(rate):
+        schedule = keras.optimizers.schedules.PolynomialDecay(rate, turns, 0.0)
+        return keras.optimizers.RMSprop(
+            schedule, rho=0.99, epsilon=1e-5, global_clipnorm=max_grad_norm
+        )
+
+    agent.compile(
+        optimizer(learning_rate),
+        None if critic_learning_rate is None else optimizer(critic_learning_rate),
+    )
+    history = agent.fit(envs, total_timesteps, verbose=verbose)
+    envs.close()
+    return finish_agent(
+        run, agent, history, env, total_timesteps, eval_episodes, render=render
+    )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

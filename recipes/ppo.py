@@ -1,0 +1,140 @@
+r"""Teaches an agent to balance a pole, or to walk, by proximal policy optimization.
+
+What there is to learn here: how a policy is improved by what it just did, several times
+over, without going too far (`kit/ppo.py` has the algorithm), and what belongs to it in
+practice: several environments side by side, a learning rate that falls to nothing,
+gradients cut to a length.
+
+    KERAS_BACKEND=jax python recipes/ppo.py
+    KERAS_BACKEND=tensorflow python recipes/ppo.py --env Acrobot-v1 \
+        --num-envs 16 --num-steps 256 --num-minibatches 64 --num-epochs 4 \
+        --gamma 0.99 --gae-lambda 0.94 --learning-rate 3e-4
+    KERAS_BACKEND=torch python recipes/ppo.py --env Pendulum-v1 \
+        --total-timesteps 200000 --num-envs 4 --num-steps 1024 --num-minibatches 64 \
+        --num-epochs 10 --gamma 0.9 --gae-lambda 0.95
+    KERAS_BACKEND=jax python recipes/ppo.py --env LunarLander-v3 \
+        --total-timesteps 1000000 --num-envs 16 --num-steps 1024 \
+        --num-minibatches 256 --num-epochs 4 --gamma 0.999 --gae-lambda 0.98 \
+        --ent-coef 0.01 --learning-rate 3e-4
+    KERAS_BACKEND=jax python recipes/ppo.py --env HalfCheetah-v5 \
+        --total-timesteps 1000000 --num-envs 1 --num-steps 2048 --num-minibatches 32 \
+        --num-epochs 10 --gamma 0.99 --gae-lambda 0.95 --learning-rate 3e-4 \
+        --normalize-observations --normalize-rewards
+
+Any Gymnasium environment with discrete, multi-discrete or continuous actions goes by
+`--env`. LunarLander needs `pip install "gymnasium[box2d]"`, HalfCheetah
+`"gymnasium[mujoco]"`.
+
+Paper: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. The hyper-parameters
+are those of RL Baselines3 Zoo for each environment, of CleanRL for HalfCheetah; the
+score is that of the last policy, which always takes the likeliest action.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import keras
+
+import kit
+from kit.agent_recipe import finish_agent, make_envs
+from kit.recipe import Run
+
+
+def main(
+    *,
+    env: str = "CartPole-v1",
+    total_timesteps: int = 100_000,
+    num_envs: int = 8,
+    num_steps: int = 32,
+    num_minibatches: int = 1,
+    num_epochs: int = 20,
+    learning_rate: float = 1e-3,
+    units: tuple[int, ...] = (64, 64),
+    gamma: float = 0.98,
+    gae_lambda: float = 0.8,
+    clip_coef: float = 0.2,
+    clip_value_loss: bool = False,
+    ent_coef: float = 0.0,
+    vf_coef: float = 0.5,
+    max_grad_norm: float = 0.5,
+    target_kl: float | None = None,
+    normalize_observations: bool = False,
+    normalize_rewards: bool = False,
+    eval_episodes: int = 20,
+    render: Literal["none", "video"] = "none",
+    seed: int = 0,
+    output_dir: Path | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Trains an agent by PPO and reports how it plays.
+
+    Args:
+        env: Id of a Gymnasium environment.
+        total_timesteps: Environment steps to train for.
+        num_envs: Environments that are played side by side.
+        num_steps: Steps of each between two updates.
+        num_minibatches: Minibatches in a pass over these steps.
+        num_epochs: Passes over them.
+        learning_rate: Step size of Adam at the start; falls linearly to 0.
+        units: Sizes of the hidden layers of actor and critic.
+        gamma: Discount factor.
+        gae_lambda: Lambda of the generalized advantages.
+        clip_coef: How far the ratio of probabilities may be from 1.
+        clip_value_loss: Keep the critic near its last one as well.
+        ent_coef: Weight of the entropy.
+        vf_coef: Weight of the critic's loss.
+        max_grad_norm: Length that gradients are cut to.
+        target_kl: End an update early if the policy went farther than this.
+        normalize_observations: Bring observations to mean 0, variance 1.
+        normalize_rewards: Divide rewards by the spread of returns.
+        eval_episodes: Episodes to play at the end.
+        render: "video" records an episode of the trained agent.
+        seed: Seed of everything that is drawn.
+        output_dir: Folder for the results; runs/ppo-<backend>-<seed> if not given.
+        verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
+
+    Returns:
+        What metrics.json holds.
+    """
+    run = Run("ppo", seed=seed, output_dir=output_dir, config=locals())
+    envs = make_envs(env, num_envs)
+    obs_shape = envs.single_observation_space.shape
+    actor = kit.policy_network(obs_shape, envs.single_action_space, units)
+    critic = kit.value_network(obs_shape, units)
+    kit.initialize_weights(actor, seed)
+    kit.initialize_weights(critic, seed + 1)
+    agent = kit.PPO(
+        actor,
+        critic,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+        num_steps=num_steps,
+        num_minibatches=num_minibatches,
+        num_epochs=num_epochs,
+        clip_coef=clip_coef,
+        clip_value_loss=clip_value_loss,
+        ent_coef=ent_coef,
+        vf_coef=vf_coef,
+        target_kl=target_kl,
+        normalize_observations=normalize_observations,
+        normalize_rewards=normalize_rewards,
+        seed=seed,
+    )
+    turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
+    schedule = keras.optimizers.schedules.PolynomialDecay(
+        learning_rate, turns * num_epochs * num_minibatches, 0.0
+    )
+    agent.compile(
+        keras.optimizers.Adam(schedule, epsilon=1e-5, global_clipnorm=max_grad_norm)
+    )
+    history = agent.fit(envs, total_timesteps, verbose=verbose)
+    envs.close()
+    return finish_agent(
+        run, agent, history, env, total_timesteps, eval_episodes, render=render
+    )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

@@ -1,0 +1,358 @@
+"""What A2C and PPO share: rollouts, experience, spaces, files; what they solve."""
+
+import gymnasium
+import keras
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from keras import ops
+from worlds import Identity
+
+import kit
+from kit.environments import Environments
+from kit.on_policy import Rollouts
+
+AGENTS = {"a2c": kit.A2C, "ppo": kit.PPO}
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def make_agent(kind, space=None, obs_shape=(3,), shared=False, seed=0, **options):
+    space = space or Discrete(2)
+    if shared:
+        networks = [kit.shared_network(obs_shape, space, (8,))]
+    else:
+        networks = [
+            kit.policy_network(obs_shape, space, (8,)),
+            kit.value_network(obs_shape, (8,)),
+        ]
+    for i, network in enumerate(networks):
+        kit.initialize_weights(network, seed + i)
+    return AGENTS[kind](*networks, seed=seed, **options)
+
+
+class Scripted(gymnasium.Env):
+    """Episodes of 2, 3, 2, 3... steps; observes (episode, step, 0).
+
+    Those of 2 steps terminate, those of 3 are truncated. A step earns its number.
+    """
+
+    observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self):
+        self.episode = -1
+
+    def _observe(self):
+        return np.array([self.episode, self.t, 0], np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        odd = self.episode % 2
+        ended = self.t == 2 + odd
+        return self._observe(), self.t, ended and not odd, bool(ended and odd), {}
+
+
+# --- Rollouts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [None, *AutoresetMode])
+def test_rollouts_hold_what_happened(mode):
+    env = Scripted()
+    if mode is not None:
+        env = SyncVectorEnv([Scripted], autoreset_mode=mode)
+    agent = make_agent("ppo")
+    rollout = Rollouts(agent, Environments(env), 8, seed=0).play()
+    valid = rollout["valid"][:, 0]
+    seen = [
+        (*obs[:2].astype(int), *next_obs[:2].astype(int), int(r), bool(t), bool(e))
+        for obs, next_obs, r, t, e, v in zip(
+            *(
+                rollout[name][:, 0]
+                for name in ("obs", "next_obs", "reward", "terminated", "ended")
+            ),
+            valid,
+            strict=True,
+        )
+        if v
+    ]
+    # Episode and step, before and after; reward, terminated, ended.
+    expected = [
+        (0, 0, 0, 1, 1, False, False),
+        (0, 1, 0, 2, 2, True, True),
+        (1, 0, 1, 1, 1, False, False),
+        (1, 1, 1, 2, 2, False, False),
+        (1, 2, 1, 3, 3, False, True),
+        (2, 0, 2, 1, 1, False, False),
+        (2, 1, 2, 2, 2, True, True),
+        (3, 0, 3, 1, 1, False, False),
+    ]
+    assert seen == expected[: len(seen)]
+    assert len(seen) == (6 if mode == AutoresetMode.NEXT_STEP else 8)
+
+
+def test_rollouts_go_on_where_they_stopped():
+    agent = make_agent("ppo")
+    rollouts = Rollouts(agent, Environments(Scripted()), 3, seed=0)
+    first, second = rollouts.play(), rollouts.play()
+    assert first["obs"][:, 0, :2].tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert second["obs"][:, 0, :2].tolist() == [[1, 1], [1, 2], [2, 0]]
+    assert rollouts.envs.episodes == [(3.0, 2), (6.0, 3)]
+
+
+def test_actions_are_drawn_as_often_as_they_are_likely():
+    agent = make_agent("ppo")
+    agent.actor.layers[-2].bias.assign([0.0, 1.0])
+    rollout = Rollouts(agent, Environments(Scripted()), 4000, seed=0).play()
+    p = 1 / (1 + np.exp(-1.0))
+    assert rollout["action"].mean() == pytest.approx(p, abs=0.03)
+
+
+def test_the_same_seed_plays_the_same_on_every_backend():
+    agent = make_agent("ppo", seed=5)
+    rollout = Rollouts(agent, Environments(Scripted()), 20, seed=0).play()
+    expected = [1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0]
+    assert rollout["action"][:, 0].tolist() == expected
+
+
+# --- Experience ---------------------------------------------------------------
+
+
+def test_truncation_is_continued_by_the_state_that_it_ended_in():
+    agent = make_agent("ppo", gamma=0.5, gae_lambda=0.0)
+    rollout = Rollouts(agent, Environments(Scripted()), 5, seed=0).play()
+    learn = kit.compiled(lambda *args: agent.experience(*args)[0])
+    batch = {k: numpy(x) for k, x in learn(rollout, np.zeros(1, "float32")).items()}
+    value = numpy(agent.critic(rollout["obs"][:, 0]))[:, 0]
+    next_value = numpy(agent.critic(rollout["next_obs"][:, 0]))[:, 0]
+    # Steps 0 and 1 terminate, 2 to 4 are truncated: only step 1 has nothing after it.
+    expected = np.array([1, 2, 1, 2, 3]) + 0.5 * next_value * [1, 0, 1, 1, 1]
+    np.testing.assert_allclose(batch["returns"], expected, rtol=1e-4)
+    np.testing.assert_allclose(batch["value"], value, rtol=1e-4)
+    np.testing.assert_allclose(batch["advantage"], expected - value, rtol=1e-3)
+    log_prob = agent.distribution.log_prob(
+        agent.actor(rollout["obs"][:, 0]), rollout["action"][:, 0]
+    )
+    np.testing.assert_allclose(batch["log_prob"], numpy(log_prob), rtol=1e-4)
+
+
+def test_steps_that_only_reset_have_no_weight():
+    env = SyncVectorEnv([Scripted, Scripted], autoreset_mode=AutoresetMode.NEXT_STEP)
+    agent = make_agent("ppo", normalize_observations=True)
+    rollout = Rollouts(agent, Environments(env), 4, seed=0).play()
+    learn = kit.compiled(lambda *args: agent.experience(*args)[0])
+    batch = learn(rollout, np.zeros(2, "float32"))
+    assert numpy(batch["weight"]).tolist() == [1, 1, 1, 1, 0, 0, 1, 1]
+    kit.compiled(lambda rollout: agent.update_statistics(rollout))(rollout)
+    assert numpy(agent.obs_statistics.count) == 6
+
+
+def test_rewards_are_divided_by_the_spread_of_returns():
+    agent = make_agent("ppo", normalize_rewards=True, gamma=0.5, gae_lambda=0.0)
+    rollout = Rollouts(agent, Environments(Scripted()), 5, seed=0).play()
+    learn = kit.compiled(lambda *args: agent.experience(*args))
+    batch, discounted = learn(rollout, np.zeros(1, "float32"))
+    totals = np.array([1, 2.5, 1, 2.5, 4.25])
+    assert numpy(discounted).tolist() == [0]
+    next_value = numpy(agent.critic(rollout["next_obs"][:, 0]))[:, 0]
+    reward = np.array([1, 2, 1, 2, 3]) / totals.std()
+    expected = reward + 0.5 * next_value * [1, 0, 1, 1, 1]
+    np.testing.assert_allclose(numpy(batch["returns"]), expected, rtol=1e-3)
+
+
+# --- Worlds that they solve -----------------------------------------------------
+
+
+WORLDS = ("discrete", "multi-discrete", "continuous")
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize(
+    ("world", "shared"), [*((world, False) for world in WORLDS), ("discrete", True)]
+)
+def test_agents_do_as_they_see(kind, world, shared):
+    env = SyncVectorEnv(
+        [lambda: Identity(world)] * 8, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    options = {"num_steps": 8, "gamma": 0.0, "normalize_advantages": True}
+    agent = make_agent(
+        kind,
+        env.single_action_space,
+        env.single_observation_space.shape,
+        shared,
+        **options,
+    )
+    agent.compile(keras.optimizers.Adam(0.02))
+    agent.fit(env, 8_000 if kind == "a2c" else 3_200, verbose=0)
+    # At random: 3.3, 4.2 and about -13.
+    wanted = {"discrete": 9.5, "multi-discrete": 9.5, "continuous": -0.8}[world]
+    assert agent.evaluate(env, 16, seed=1)["return"] >= wanted
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_normalized_agents_learn(kind):
+    env = gymnasium.wrappers.TransformReward(
+        gymnasium.wrappers.TransformObservation(
+            Identity("continuous"),
+            lambda x: 100.0 * x + 50.0,
+            Box(-50.0, 150.0, (2,), np.float32),
+        ),
+        lambda r: 1000.0 * r,
+    )
+    agent = make_agent(
+        kind,
+        env.action_space,
+        (2,),
+        num_steps=64,
+        gamma=0.0,
+        normalize_advantages=True,
+        normalize_observations=True,
+        normalize_rewards=True,
+    )
+    agent.compile(keras.optimizers.Adam(0.02))
+    agent.fit(env, 8_000 if kind == "a2c" else 3_200, verbose=0)
+    np.testing.assert_allclose(numpy(agent.obs_statistics.mean), [50, 50], atol=5)
+    assert agent.evaluate(env, 16, seed=1)["return"] >= -1500
+
+
+# --- Files --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kind", AGENTS)
+def test_saved_agents_act_alike_and_go_on(kind, shared, tmp_path):
+    env = Identity("continuous")
+    agent = make_agent(
+        kind,
+        env.action_space,
+        (2,),
+        shared,
+        num_steps=8,
+        normalize_observations=True,
+        normalize_rewards=True,
+    )
+    agent.compile(keras.optimizers.Adam(0.01))
+    agent.fit(env, 32, verbose=0)
+    agent.save(tmp_path / "agent.keras")
+    loaded = keras.saving.load_model(tmp_path / "agent.keras")
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype("float32")
+    np.testing.assert_allclose(agent.act(x), loaded.act(x), rtol=1e-5)
+    assert options_of(loaded) == options_of(agent)
+    assert int(loaded.optimizer.iterations) == int(agent.optimizer.iterations) > 0
+    for a, b in zip(agent.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_allclose(numpy(a), numpy(b), rtol=1e-6)
+    loaded.fit(env, 16, verbose=0)
+
+
+def options_of(agent):
+    config = agent.get_config()
+    return {name: x for name, x in config.items() if name not in ("actor", "critic")}
+
+
+def test_act_takes_one_observation_or_several():
+    agent = make_agent("ppo", Discrete(3, start=4))
+    one = agent.act(np.zeros(3, "float32"))
+    assert one in (4, 5, 6) and np.ndim(one) == 0
+    assert agent.act(np.zeros((7, 3), "float32")).shape == (7,)
+    drawn = agent.act(np.zeros((500, 3), "float32"), sample=True)
+    assert set(drawn) == {4, 5, 6}
+    with pytest.raises(ValueError, match=r"`obs` must have shape \(3,\).*\(2,\)"):
+        agent.act(np.zeros(2))
+
+
+# --- Errors -------------------------------------------------------------------
+
+
+class Other(Scripted):
+    def __init__(self, **spaces):
+        super().__init__()
+        for name, space in spaces.items():
+            setattr(self, name, space)
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ({"observation_space": Discrete(3)}, "observation space Discrete.*needs a Box"),
+        ({"observation_space": Box(0, 1, (2,))}, r"shape \(2,\), `actor` takes \(3,\)"),
+        ({"action_space": Discrete(3)}, r"Discrete\(3\); `actor` ends in Categorical"),
+        ({"action_space": Box(0, 1, (2,))}, "`actor` ends in Categorical for others"),
+    ],
+)
+def test_environments_that_do_not_fit_are_refused(kind, spaces, message):
+    agent = make_agent(kind)
+    agent.compile()
+    for use in (lambda env: agent.fit(env, 100), agent.evaluate):
+        with pytest.raises(ValueError, match=message):
+            use(Other(**spaces))
+
+
+def sequential(*layers):
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+def dense(n):
+    return keras.layers.Dense(n)
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize(
+    ("networks", "error", "message"),
+    [
+        (lambda: ["mlp"], TypeError, "`actor` must be a keras.Model, received str"),
+        (
+            lambda: [keras.Sequential([dense(2)])],
+            ValueError,
+            "`actor` must be a built model",
+        ),
+        (
+            lambda: [sequential(dense(2)), sequential(dense(1))],
+            ValueError,
+            "must end in one layer of kit.policies.*it has 0",
+        ),
+        (
+            lambda: [kit.policy_network((3,), Discrete(2))],
+            ValueError,
+            r"values must have shape \(batch, 1\), received None",
+        ),
+        (
+            lambda: [kit.policy_network((3,), Discrete(2)), sequential(dense(2))],
+            ValueError,
+            r"values must have shape \(batch, 1\), received \(None, 2\)",
+        ),
+        (
+            lambda: [kit.policy_network((3,), Discrete(2)), kit.value_network((4,))],
+            ValueError,
+            r"`actor` takes \(None, 3\), `critic` \(None, 4\)",
+        ),
+    ],
+)
+def test_networks_of_another_form_are_refused(kind, networks, error, message):
+    with pytest.raises(error, match=message):
+        AGENTS[kind](*networks())
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_numbers_out_of_range_are_refused(kind):
+    for name, value in (("gamma", 1.1), ("gae_lambda", -0.1), ("num_steps", 0)):
+        with pytest.raises(ValueError, match=f"`{name}` must lie .*{value}"):
+            make_agent(kind, **{name: value})
+    with pytest.raises(TypeError, match="`num_steps` must be an integer"):
+        make_agent(kind, num_steps=2.5)
+    agent = make_agent(kind)
+    with pytest.raises(ValueError, match="call `compile"):
+        agent.fit(Scripted(), 100)
+    agent.compile()
+    with pytest.raises(ValueError, match="`total_timesteps` must be positive"):
+        agent.fit(Scripted(), 0)
+    with pytest.raises(TypeError, match="must be a gymnasium.Env"):
+        agent.fit("CartPole-v1", 100)
