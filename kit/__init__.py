@@ -16,6 +16,8 @@ from kit import (
     seq2seq,
     transformer,
 )
+from kit.a3c import A3C
+from kit.actor_critic import A2C
 from kit.autoencoder import (
     Autoencoder,
     DenoisingAutoencoder,
@@ -48,13 +50,18 @@ from kit.gan import GAN
 from kit.initialization import initialize_weights
 from kit.mlp import mlp
 from kit.models import CompiledFit, Model, Sequential
+from kit.policies import policy_network, shared_network, value_network
+from kit.ppo import PPO
 from kit.pretrained import load_bert
+from kit.q_learning import QLearning
 from kit.recurrent import gru, lstm, rnn
 from kit.transformer import bert, encoder_decoder, gpt
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "A2C",
+    "A3C",
     "Autoencoder",
     "CapsNet",
     "CapsuleLayer",
@@ -69,7 +76,9 @@ __all__ = [
     "Length",
     "Mask",
     "Model",
+    "PPO",
     "PrimaryCaps",
+    "QLearning",
     "RBM",
     "RandomAffine",
     "Sequential",
@@ -95,6 +104,8 @@ __all__ = [
     "minimize",
     "mlp",
     "ngram",
+    "policies",
+    "policy_network",
     "pretrained",
     "q_network",
     "random",
@@ -103,6 +114,8 @@ __all__ = [
     "run_eagerly",
     "scan",
     "seq2seq",
+    "shared_network",
     "squash",
     "transformer",
+    "value_network",
 ]

@@ -77,6 +77,25 @@ RUNS = {  # name of the run: recipe and arguments
         },
     ),
     "capsnet": ("capsnet", {"epochs": 1, "ablation": ()}),
+    "q_learning": ("q_learning", {"total_timesteps": 300, "eval_episodes": 2}),
+    "ppo": ("ppo", {"total_timesteps": 300, "units": (8,), "num_epochs": 1}),
+    "ppo_continuous": (
+        "ppo",
+        {
+            "env": "Pendulum-v1",
+            "total_timesteps": 300,
+            "units": (8,),
+            "num_epochs": 1,
+            "eval_episodes": 2,
+            "normalize_observations": True,
+            "normalize_rewards": True,
+        },
+    ),
+    "actor_critic": ("actor_critic", {"total_timesteps": 300, "units": (8,)}),
+    "a3c": (
+        "a3c",
+        {"total_timesteps": 300, "units": (8,), "worker_counts": ()},
+    ),
     "dqn": ("dqn", {"total_timesteps": 300, "learning_starts": 100, "units": (8,)}),
 }
 
@@ -104,6 +123,8 @@ def parts(model):
     """The networks of a model, by name."""
     names = ("encoder", "decoder", "q_network", "generator", "discriminator")
     names += ("capsules",)
+    if hasattr(model, "actor"):  # with the statistics by which it normalizes
+        return {"agent": model}
     found = {name: getattr(model, name) for name in names if hasattr(model, name)}
     return found or {"model": model}
 
@@ -112,7 +133,7 @@ def inputs_for(network):
     """Arrays for each of the network's inputs, by name."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for tensor in network.inputs:
+    for tensor in getattr(network, "inputs", None) or states_of(network):
         shape = [3, *(7 if size is None else size for size in tensor.shape[1:])]
         if "int" in tensor.dtype:
             high = 2 if "segment" in tensor.name else 10
@@ -120,6 +141,13 @@ def inputs_for(network):
         else:
             arrays[tensor.name] = rng.uniform(0, 5, shape).astype("float32")
     return arrays
+
+
+def states_of(agent):
+    """What the call of an agent takes, which has no `inputs`."""
+    if hasattr(agent, "actor"):
+        return agent.actor.inputs
+    return [keras.KerasTensor((None,), "int32", name="state")]
 
 
 def outputs_of(network, inputs):

@@ -78,6 +78,27 @@ def test_dqn(who, monkeypatch, tmp_path):
     assert json.loads(output.read_text()) == [row]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "who", "steps"),
+    [
+        ("ppo", "kit", 512),
+        ("a2c", "kit", 320),
+        ("ppo", "sb3", 512),
+        ("a2c", "sb3", 320),
+    ],
+)
+def test_on_policy(algorithm, who, steps):
+    on_policy = load("on_policy")
+    if importlib.util.find_spec(on_policy.PACKAGES[who]) is None:
+        pytest.skip(f"{who} is not installed")
+    (row,) = on_policy.main(
+        algorithm=algorithm, contestants=(who,), total_timesteps=300, episodes=1
+    )
+    assert row["contestant"].startswith(who)
+    assert row["steps"] == steps  # whole turns
+    assert row["steps_per_second"] > 0 and 1 <= row["return"] <= 500
+
+
 def test_dqn_reports_a_missing_peer(monkeypatch, capsys):
     dqn = load("dqn")
     monkeypatch.setitem(dqn.PACKAGES, "sbx", "a_package_that_is_missing")

@@ -1,0 +1,575 @@
+"""Asynchronous advantage actor-critic (A3C): actor-critics that don't wait.
+
+Each worker has an environment and networks of its own. Again and again it
+
+    pulls   the shared weights theta into its own, theta'
+    plays   n steps by pi(a | s; theta')
+    pushes  the gradients of the actor-critic's loss at theta', which are applied to
+            theta at once, whatever the other workers are doing
+
+so no worker ever waits for another, as in A2C all wait for the slowest. The price is
+that theta has moved on by the time a gradient arrives: by as many updates as other
+workers pushed in between, the gradient's staleness, which is measured here. The loss is
+that of `kit/actor_critic.py`. Two engines run the same worker: threads of one process,
+and Ray's actors, processes on one machine or many.
+
+theta travels as one vector, and so does a gradient: one array to copy and to send,
+instead of a dozen small ones. Shapes: T steps of a rollout, P weights.
+"""
+
+import collections
+import copy
+import itertools
+import math
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kit.actor_critic import A2C, LOGS
+from kit.backend import apply_gradients, compiled, loss_gradients
+from kit.environments import Environments
+from kit.on_policy import Rollouts
+from kit.training import check_options, turns
+
+ENGINES = ("threads", "ray")
+Pushes = Generator[tuple["Push", int], None, None]
+
+
+@dataclass
+class Push:
+    """What a worker brings from a rollout.
+
+    Attributes:
+        worker: Number of the worker.
+        version: Number of updates that the weights had seen that it played by.
+        gradients: Of the loss at these weights, `(P,)`.
+        logs: Figures by name.
+        episodes: `(return, length)` of the episodes that ended.
+    """
+
+    worker: int
+    version: int
+    gradients: np.ndarray
+    logs: dict[str, float]
+    episodes: list[tuple[float, int]]
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class A3C(A2C):
+    """Asynchronous advantage actor-critic agent, for discrete and continuous actions.
+
+    Runs differ, even with the same seed: which worker is first is up to the machine.
+
+    Args:
+        actor: As in `kit.A2C`.
+        critic: As in `kit.A2C`.
+        gamma: Discount factor in [0, 1]. Defaults to 0.99.
+        gae_lambda: Lambda of the generalized advantages, in [0, 1]. Defaults to 1,
+            n-step returns.
+        num_steps: T, steps that a worker plays before it pushes. Defaults to 20.
+        normalize_advantages: As in `kit.A2C`. Defaults to `False`.
+        ent_coef: Weight of the entropy. Defaults to 0.01.
+        vf_coef: Weight of the critic's loss. Defaults to 0.5.
+        seed: Seed of what each worker draws. Defaults to 0.
+
+    Attributes:
+        staleness: `collections.Counter` of the last `fit`: how many gradients were
+            applied that many updates late.
+        pushes: The same by worker: how many gradients each of them brought. Workers
+            are numbered from 0; who replaces one that died has a new number.
+        restarts: Number of workers that died in it, and were replaced.
+
+    Raises:
+        TypeError: If a network is no Keras model, or a number isn't one.
+        ValueError: If a network is of another form, or a number is out of its range.
+
+    Example:
+
+    ```python
+    env = gymnasium.make("CartPole-v1")
+    actor = kit.policy_network((4,), env.action_space)
+    agent = kit.A3C(actor, kit.value_network((4,)))
+    agent.compile(keras.optimizers.RMSprop(7e-4, global_clipnorm=0.5))
+    agent.fit(lambda: gymnasium.make("CartPole-v1"), 100_000, num_workers=2)
+    agent.staleness  # Counter({1: 4512, 0: 387, 2: 101})
+    ```
+
+    Reference: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. As there, workers
+    share the optimizer's statistics. Deviations: updates exclude each other, so none is
+    lost or half done (the paper's are Hogwild!'s); an episode that was truncated is
+    continued by the critic's estimate.
+    """
+
+    staleness: collections.Counter
+    pushes: collections.Counter
+
+    def __init__(
+        self,
+        actor: keras.Model,
+        critic: keras.Model | None = None,
+        *,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        num_steps: int = 20,
+        normalize_advantages: bool = False,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.5,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            actor,
+            critic,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            num_steps=num_steps,
+            normalize_advantages=normalize_advantages,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            seed=seed,
+            **kwargs,
+        )
+        # Held by whoever reads or changes the shared weights while workers run.
+        self.lock = threading.RLock()
+        self._count_anew()
+
+    def _count_anew(self):
+        self.updates = self.restarts = 0
+        # Not by setattr: Keras would make plain dicts of them.
+        self.__dict__["staleness"] = collections.Counter()
+        self.__dict__["pushes"] = collections.Counter()
+
+    def compile(self, optimizer: Any = "rmsprop"):  # type: ignore[override]
+        """Sets how to learn.
+
+        Args:
+            optimizer: Keras optimizer, or its name; its statistics are shared by all
+                workers. Defaults to RMSprop.
+        """
+        super().compile(optimizer)
+        self.__dict__.pop("_apply", None)
+
+    def fit(
+        self,
+        env: Callable[[], Any],
+        total_timesteps: int,
+        *,
+        num_workers: int = 2,
+        engine: str = "threads",
+        address: str | None = None,
+        max_restarts: int = 10,
+        steps_per_epoch: int | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        verbose: int | str = "auto",
+        seed: int | None = None,
+    ) -> keras.callbacks.History:
+        """Plays and learns.
+
+        An epoch is a reporting interval. Its logs are those of `kit.A2C`, and
+        `staleness`: by how many updates gradients came late, on average. A worker that
+        dies, of an error in its environment or with its process, is replaced, and a
+        `RuntimeWarning` says of what.
+
+        Args:
+            env: Function without arguments that makes an environment, one for each
+                worker: `lambda: gymnasium.make("CartPole-v1")`. Vector environments
+                are fine as well.
+            total_timesteps: Number of environment steps that are learned from, all
+                workers together; the last rollout is played to its end.
+            num_workers: Number of workers. Defaults to 2.
+            engine: `"threads"` of this process, which share one Python interpreter, or
+                `"ray"`: processes, for which the package `ray` is needed, and on each
+                machine `kit` and what `env` uses. Defaults to `"threads"`.
+            address: Address of a running Ray cluster to join. Defaults to `None`: the
+                one that this program has joined already, else one is started on this
+                machine, open to nobody else.
+            max_restarts: How many workers may die. Defaults to 10.
+            steps_per_epoch: Environment steps in an epoch. Defaults to a fiftieth of
+                `total_timesteps`.
+            callbacks: Keras callbacks; a batch is a push to them. Nobody pushes
+                while they run.
+            verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
+                `"auto"`, which is 1.
+            seed: Seed of the environments. Defaults to the agent's.
+
+        Returns:
+            The `History` of the epochs' logs.
+
+        Raises:
+            TypeError: If `env` isn't a function that makes one of Gymnasium's, or a
+                number isn't one.
+            ValueError: If the spaces don't fit the networks, `compile` wasn't called,
+                or an argument is out of its range.
+            ImportError: If `engine` is `"ray"` and Ray isn't installed.
+            RuntimeError: If more workers die than may.
+        """
+        self._check_fit(env, num_workers, engine, address, max_restarts)
+        num_envs = self._try_env(env)
+        tally = _Tally(num_envs)
+        progress = turns(
+            self,
+            tally,
+            total_timesteps,
+            self.num_steps,
+            (*LOGS, "staleness"),
+            whole_turns=True,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        self.max_updates = math.ceil(total_timesteps / (self.num_steps * num_envs))
+        self.max_restarts = max_restarts
+        self._count_anew()
+        run = _run_threads if engine == "threads" else _run_ray
+        seed = self.seed if seed is None else seed
+        # Closed, workers end, also where an error or Ctrl-C ends this.
+        with closing(run(self, env, num_workers, seed, address)) as pushes:
+            for turn in self._undisturbed(progress):
+                push, turn.logs["staleness"] = next(pushes)
+                turn.logs.update(push.logs)
+                tally.episodes += push.episodes
+        return self.history
+
+    def _undisturbed(self, progress):
+        """Goes through the turns; no weights change while callbacks run."""
+        while True:
+            with self.lock:
+                turn = next(progress, None)
+                if turn is None:
+                    self.max_updates = self.updates
+                    return
+            yield turn
+
+    # --- What workers ask of the shared agent ---------------------------------
+
+    def pull(self) -> tuple[int, np.ndarray]:
+        """Returns how many updates the shared weights have seen, and them, `(P,)`."""
+        with self.lock:
+            return self.updates, ops.convert_to_numpy(self._weights())
+
+    def push(self, push: Push) -> int | None:
+        """Applies a worker's gradients at once.
+
+        Returns:
+            Their staleness; `None` if training is over, and they were not applied.
+        """
+        with self.lock:
+            if self.updates >= self.max_updates:
+                return None
+            late = self.updates - push.version
+            self._apply(push.gradients)
+            self.updates += 1
+            self.staleness[late] += 1
+            self.pushes[push.worker] += 1
+            return late
+
+    @compiled
+    def _weights(self):
+        return _to_vector(self.trainable_variables)
+
+    @compiled
+    def _apply(self, gradients):
+        variables = self.trainable_variables
+        apply_gradients(_to_arrays(gradients, variables), variables, self.optimizer)
+
+    def replace(self, error: BaseException) -> None:
+        """Counts a worker that died, which is to be replaced.
+
+        Raises:
+            RuntimeError: If too many did.
+        """
+        self.restarts += 1
+        if self.restarts > self.max_restarts:
+            raise RuntimeError(
+                f"A3C: {self.restarts} workers died, `max_restarts` is "
+                f"{self.max_restarts}; the last one died of {error!r}."
+            ) from error
+        warnings.warn(
+            f"A3C: a worker died and is replaced: {error!r}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    # --- Checks ---------------------------------------------------------------
+
+    def _check_fit(self, env, num_workers, engine, address, max_restarts):
+        if not callable(env):
+            raise TypeError(
+                "A3C: `env` must be a function that makes an environment, as each "
+                "worker needs its own: `lambda: gymnasium.make(...)`; received "
+                f"{env!r} of type {type(env).__name__}."
+            )
+        if not self.compiled:
+            raise ValueError("A3C: call `compile(optimizer=...)` before `fit`.")
+        if any(
+            isinstance(layer, keras.layers.BatchNormalization)
+            for layer in self._flatten_layers()
+        ):
+            raise ValueError(
+                "A3C: BatchNormalization can't be in its networks, as each worker "
+                "would have statistics of its own; LayerNormalization can."
+            )
+        options = {"num_workers": num_workers, "max_restarts": max_restarts}
+        ranges = {"num_workers": (1, math.inf), "max_restarts": (0, math.inf)}
+        check_options("A3C", options, ranges)
+        if engine not in ENGINES:
+            raise ValueError(
+                f"A3C: `engine` must be one of {', '.join(ENGINES)}; received "
+                f"{engine!r}."
+            )
+        if address is not None and engine != "ray":
+            raise ValueError(
+                "A3C: `address` is that of a Ray cluster, for engine='ray'; received "
+                f"{address!r} with engine={engine!r}."
+            )
+        if engine == "ray":
+            _import_ray()
+
+    def _try_env(self, make_env):
+        """Makes an environment for a moment; returns how many it consists of."""
+        envs, another = Environments(make_env()), make_env()
+        try:
+            if another is envs.env:
+                raise ValueError(
+                    "A3C: `env` returned the same environment twice; each worker "
+                    "needs its own, so make it within the function: "
+                    "`lambda: gymnasium.make(...)`."
+                )
+            self.check_spaces(envs)
+        finally:
+            envs.env.close()
+            another.close()
+        return envs.num_envs
+
+    def get_config(self):
+        """Returns the constructor's arguments, for saving."""
+        config = super().get_config()
+        for name in ("normalize_observations", "normalize_rewards"):
+            del config[name]  # each worker would have statistics of its own
+        return config
+
+
+class Worker:
+    """An environment, and networks of its own to play and to differentiate by.
+
+    Args:
+        kind: Class of the shared agent.
+        config: What the shared agent's `get_config` returned.
+        weights: What its `get_weights` returned: also those that aren't trained.
+        make_env: Function that makes the environment.
+        seed: Seed of the environment of worker 0.
+        number: Which worker it is: no two see or draw the same.
+    """
+
+    def __init__(
+        self,
+        kind: type[A3C],
+        config: dict,
+        weights: list[np.ndarray],
+        make_env: Callable[[], Any],
+        seed: int,
+        number: int,
+    ):
+        self.number = number
+        config = copy.deepcopy(config)  # Keras may take it apart; others need it too
+        config["seed"] = (config["seed"] + 1 + number) % 2**32
+        self.agent = kind.from_config(config)
+        self.agent.set_weights(weights)
+        self.envs = Environments(make_env())
+        # Vector environments count up from their seed: leave them room.
+        self.rollouts = Rollouts(
+            self.agent, self.envs, self.agent.num_steps, seed + 1_000_000 * number
+        )
+
+    def get_ready(self) -> None:
+        """Compiles, by a rollout that nobody learns from.
+
+        Weights that were pulled before it would grow old meanwhile.
+        """
+        self.play(*self.agent.pull())
+
+    def play(self, version: int, weights: np.ndarray) -> Push:
+        """Plays a rollout by the weights, and returns what is to be pushed."""
+        self._load(weights)
+        gradients, logs = map(
+            ops.convert_to_numpy, self._differentiate(self.rollouts.play())
+        )
+        episodes = list(self.envs.episodes)
+        self.envs.episodes.clear()
+        named = dict(zip(LOGS, logs.tolist(), strict=True))
+        return Push(self.number, version, gradients, named, episodes)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self.envs.env.close()
+
+    @compiled
+    def _load(self, weights):
+        variables = self.agent.trainable_variables
+        for variable, value in zip(
+            variables, _to_arrays(weights, variables), strict=True
+        ):
+            variable.assign(value)
+
+    @compiled
+    def _differentiate(self, rollout):
+        """Returns the gradients (P,), and the figures that `LOGS` names."""
+        agent = self.agent
+        zeros = ops.zeros((self.envs.num_envs,))  # rewards aren't normalized
+        batch, _ = agent.experience(rollout, zeros)
+        (_, logs), gradients = loss_gradients(
+            lambda: agent.losses(batch), agent.trainable_variables
+        )
+        logs["explained_variance"] = agent.explained(batch)
+        return _to_vector(gradients), ops.stack([logs[name] for name in LOGS])
+
+
+def _to_vector(arrays):
+    """Arrays of any shapes as one vector (P,)."""
+    return ops.concatenate([ops.reshape(array, (-1,)) for array in arrays])
+
+
+def _to_arrays(vector, variables):
+    """Takes a vector (P,) apart, in the variables' shapes."""
+    sizes = [math.prod(variable.shape) for variable in variables]
+    ends = itertools.accumulate(sizes)
+    return [
+        ops.reshape(vector[end - size : end], variable.shape)
+        for variable, size, end in zip(variables, sizes, ends, strict=True)
+    ]
+
+
+# --- Engines ----------------------------------------------------------------
+# Each runs workers until it is closed, and yields what they pushed, with its staleness.
+
+
+def _run_threads(agent, make_env, num_workers, seed, address) -> Pushes:
+    """Runs workers in threads of this process; each pushes by itself."""
+    results: queue.Queue = queue.Queue()
+    arguments = (type(agent), agent.get_config(), agent.get_weights(), make_env, seed)
+
+    def work(number):
+        try:
+            with closing(Worker(*arguments, number)) as worker:
+                worker.get_ready()
+                while True:
+                    push = worker.play(*agent.pull())
+                    if (late := agent.push(push)) is None:
+                        return
+                    results.put((push, late))
+        except BaseException as error:  # whatever it is, the others go on
+            results.put(error)
+
+    threads: list[threading.Thread] = []
+
+    def start():
+        thread = threading.Thread(target=work, args=(len(threads),), daemon=True)
+        threads.append(thread)
+        thread.start()
+
+    try:
+        for _ in range(num_workers):
+            start()
+        while True:
+            result = results.get()
+            if isinstance(result, BaseException):
+                agent.replace(result)
+                start()
+            else:
+                yield result
+    finally:
+        agent.max_updates = 0  # their next push ends them
+        for thread in threads:
+            thread.join()
+
+
+def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
+    """Runs workers in processes of Ray's; pushes for them what they bring."""
+    ray = _import_ray()
+    if started := address is not None or not ray.is_initialized():
+        if address is None:
+            _start_ray(ray, num_workers)
+        else:
+            ray.init(address=address)
+    environment = {"KERAS_BACKEND": keras.backend.backend()}
+    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": environment})(Worker)
+    arguments = (type(agent), agent.get_config(), agent.get_weights(), make_env, seed)
+    numbers = itertools.count()
+    playing: dict[Any, Any] = {}  # what is to come, and who is to bring it
+
+    def start():
+        worker = remote.remote(*arguments, next(numbers))
+        playing[worker.get_ready.remote()] = worker
+
+    try:
+        for _ in range(num_workers):
+            start()
+        while True:
+            (done,), _ = ray.wait(list(playing), num_returns=1)
+            worker = playing.pop(done)
+            try:
+                push = ray.get(done)
+            except ray.exceptions.RayError as error:
+                ray.kill(worker)
+                agent.replace(error)
+                start()
+                continue
+            late = None if push is None else agent.push(push)
+            playing[worker.play.remote(*agent.pull())] = worker
+            if late is not None:
+                yield push, late
+    finally:
+        for worker in playing.values():
+            ray.kill(worker)
+        if started:
+            ray.shutdown()
+
+
+def _start_ray(ray, num_cpus):
+    """Starts Ray on this machine, where nobody else can reach it."""
+    from ray._private import ray_constants  # the only way, see below
+
+    # Ray listens to the network wherever it could be part of a cluster, even where
+    # it is told to use 127.0.0.1: it looks up a reachable address instead.
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with warnings.catch_warnings():
+            # JAX' warning: what Ray forks becomes another program at once.
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _import_ray():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            'A3C: engine="ray" needs Ray: pip install "keras-algorithm-kit[ray]".'
+        ) from error
+    return ray
+
+
+class _Tally:
+    """What `turns` asks of environments, for those of all workers."""
+
+    def __init__(self, num_envs):
+        self.num_envs = num_envs
+        self.episodes = []

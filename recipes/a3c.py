@@ -1,0 +1,225 @@
+r"""Teaches an agent to balance a pole, by workers that don't wait for each other (A3C).
+
+What there is to learn here: what happens if actors learn side by side without a barrier
+between them: gradients come late, by a few updates, and it works all the same
+(`kit/a3c.py` has the algorithm). Beside it learns A2C, of which all environments wait
+for the slowest: the same networks, the same number of frames.
+
+    KERAS_BACKEND=jax python recipes/a3c.py
+    KERAS_BACKEND=jax python recipes/a3c.py --engine ray --num-workers 4
+    KERAS_BACKEND=tensorflow python recipes/a3c.py --engine ray --address auto
+
+Threads share one Python, and so, where environment and networks are as small as here,
+one processor: more of them don't play faster. Ray's processes (`pip install
+"keras-algorithm-kit[ray]"`) do, up to the number of processors. `speed.png` shows it.
+
+Paper: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. The score is that of the
+last policy, which always takes the likeliest action.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import keras
+
+import kit
+from kit.agent_recipe import finish_agent, flat_observations, make_envs
+from kit.recipe import Run
+
+
+class Speedometer(keras.callbacks.Callback):
+    """Measures frames a second once all workers play, then ends the training."""
+
+    def __init__(self, num_workers: int, frames: int):
+        super().__init__()
+        self.num_workers = num_workers
+        self.frames = frames
+        self.start: tuple[float, int] | None = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Starts the clock, and stops it."""
+        frames, now = logs["timesteps"], time.perf_counter()
+        if self.start is None and len(self.model.pushes) == self.num_workers:
+            self.start = now, frames
+        elif self.start is not None and frames - self.start[1] >= self.frames:
+            self.speed = (frames - self.start[1]) / (now - self.start[0])
+            self.model.stop_training = True
+
+
+def make_env(env: str) -> Any:
+    """Makes one environment; a function of the module, so that it can travel."""
+    return flat_observations(gymnasium.make(env))
+
+
+def main(
+    *,
+    env: str = "CartPole-v1",
+    total_timesteps: int = 200_000,
+    num_workers: int = 2,
+    engine: Literal["threads", "ray"] = "threads",
+    address: str | None = None,
+    num_steps: int = 20,
+    learning_rate: float = 2e-3,
+    units: tuple[int, ...] = (64, 64),
+    gamma: float = 0.99,
+    gae_lambda: float = 1.0,
+    ent_coef: float = 0.01,
+    vf_coef: float = 0.5,
+    max_grad_norm: float = 0.5,
+    worker_counts: tuple[int, ...] = (1, 2, 4),
+    speed_frames: int = 5_000,
+    eval_episodes: int = 20,
+    render: Literal["none", "video"] = "none",
+    seed: int = 0,
+    output_dir: Path | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Trains an agent by A3C and one by A2C, and reports how they play.
+
+    Args:
+        env: Id of a Gymnasium environment.
+        total_timesteps: Environment steps to train each of them for.
+        num_workers: Workers of A3C, and environments of A2C.
+        engine: What runs the workers: "threads", or "ray" for processes.
+        address: Address of a Ray cluster to join, "auto" for one on this machine.
+        num_steps: Steps between two updates: of a worker, or of each environment.
+        learning_rate: Step size of RMSprop at the start; falls linearly to 0.
+        units: Sizes of the hidden layers of actor and critic.
+        gamma: Discount factor.
+        gae_lambda: Lambda of the advantages; 1 for n-step returns.
+        ent_coef: Weight of the entropy.
+        vf_coef: Weight of the critic's loss.
+        max_grad_norm: Length that gradients are cut to.
+        worker_counts: Numbers of workers to measure the speed of; none to skip it.
+        speed_frames: Environment steps to measure it by.
+        eval_episodes: Episodes to play at the end.
+        render: "video" records an episode of the trained agent.
+        seed: Seed of everything that is drawn. Runs differ all the same.
+        output_dir: Folder for the results; runs/a3c-<backend>-<seed> if not given.
+        verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
+
+    Returns:
+        What metrics.json holds.
+    """
+    run = Run("a3c", seed=seed, output_dir=output_dir, config=locals())
+    example = make_env(env)
+
+    def make_agent(kind: Callable[..., Any], frames_per_update: int) -> Any:
+        """An untrained agent: each has the same weights."""
+        shape, space = example.observation_space.shape, example.action_space
+        networks = [
+            kit.policy_network(shape, space, units),
+            kit.value_network(shape, units),
+        ]
+        for number, network in enumerate(networks):
+            kit.initialize_weights(network, seed + number)
+        agent = kind(
+            *networks,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            num_steps=num_steps,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            seed=seed,
+        )
+        schedule = keras.optimizers.schedules.PolynomialDecay(
+            learning_rate, math.ceil(total_timesteps / frames_per_update), 0.0
+        )
+        agent.compile(
+            keras.optimizers.RMSprop(
+                schedule, rho=0.99, epsilon=1e-5, global_clipnorm=max_grad_norm
+            )
+        )
+        return agent
+
+    workers: dict[str, Any] = {
+        "env": functools.partial(make_env, env),
+        "engine": engine,
+        "address": address,
+    }
+    agent = make_agent(kit.A3C, num_steps)
+    history = agent.fit(
+        total_timesteps=total_timesteps,
+        num_workers=num_workers,
+        verbose=verbose,
+        **workers,
+    )
+
+    envs = make_envs(env, num_workers)
+    a2c = make_agent(kit.A2C, num_steps * num_workers)
+    a2c.fit(envs, total_timesteps, verbose=verbose)
+    envs.close()
+    # Where `finish_agent` lets A3C begin.
+    a2c_return = a2c.evaluate(example, eval_episodes, seed=10_000 + seed)["return"]
+
+    speeds = {}
+    for count in worker_counts:
+        speedometer = Speedometer(count, speed_frames)
+        make_agent(kit.A3C, num_steps).fit(
+            total_timesteps=10**9,  # the speedometer ends it
+            num_workers=count,
+            callbacks=[speedometer],
+            verbose=0,
+            **workers,
+        )
+        speeds[count] = speedometer.speed
+
+    example.close()
+    late = sum(updates * count for updates, count in agent.staleness.items())
+    draw_staleness(run, agent)
+    if speeds:
+        draw_speeds(run, speeds, engine)
+    return finish_agent(
+        run,
+        agent,
+        history,
+        env,
+        total_timesteps,
+        eval_episodes,
+        render=render,
+        metrics={
+            "staleness_mean": late / agent.staleness.total(),
+            "restarts": agent.restarts,
+            **{f"steps_per_second_{n}_workers": x for n, x in speeds.items()},
+        },
+        baselines={"a2c_eval_return": a2c_return},
+    )
+
+
+def draw_staleness(run: Run, agent: kit.A3C) -> None:
+    """Draws how many gradients came how many updates late."""
+    with run.figure("staleness.png", figsize=(6, 4)) as figure:
+        axes = figure.subplots()
+        total = agent.staleness.total()
+        # Where the machine paused a worker, few came far later than is of interest.
+        often = [late for late, n in agent.staleness.items() if n >= total / 1000]
+        late = range(max(often) + 1)
+        axes.bar(late, [100 * agent.staleness[x] / total for x in late], width=0.9)
+        axes.set_xlabel("Updates by other workers between pull and push")
+        axes.set_ylabel("Gradients (%)")
+        axes.set_title(f"Staleness, {len(agent.pushes)} workers", loc="left")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def draw_speeds(run: Run, speeds: dict[int, float], engine: str) -> None:
+    """Draws frames a second against the number of workers."""
+    with run.figure("speed.png", figsize=(6, 4)) as figure:
+        axes = figure.subplots()
+        axes.plot(list(speeds), list(speeds.values()), marker="o")
+        axes.set_ylim(0)
+        axes.set_xticks(list(speeds))
+        axes.set_xlabel("Workers")
+        axes.set_ylabel("Environment steps a second")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set_title(f"Speed, engine {engine}, {run.backend}", loc="left")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
