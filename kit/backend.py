@@ -24,6 +24,7 @@ that is read or written.
 import contextlib
 import functools
 import itertools
+import operator
 import sys
 import threading
 import time
@@ -1462,7 +1463,7 @@ class _TorchGraph:
                 )
             ):
                 replacement = source
-            elif self._is_dense(node):
+            elif node not in changed and self._is_dense(node, changed):
                 # Keras writes the kernel's product and the bias as two steps, of
                 # sequences with a change of shape in between.
                 product, bias = node.args
@@ -1480,6 +1481,7 @@ class _TorchGraph:
             elif (
                 node.target is torch.ops.aten.view.default
                 and source.target is torch.ops.aten.view.default
+                and changed.isdisjoint((node, source))
             ):
                 with graph.inserting_before(node):
                     replacement = graph.call_function(
@@ -1553,8 +1555,12 @@ class _TorchGraph:
                 readers |= self._readers(user)
         return readers
 
-    def _is_dense(self, node):
-        """Whether a call adds a bias to a product that nobody else reads."""
+    def _is_dense(self, node, changed):
+        """Whether a call adds a bias to a product that nobody else reads.
+
+        The product moves to where the bias is added: nothing that it is made of may
+        be overwritten in between.
+        """
         aten = self.torch.ops.aten
         if node.target is not aten.add.Tensor or node.kwargs:
             return False
@@ -1567,6 +1573,8 @@ class _TorchGraph:
             matrix = product.args[0]
         if matrix.target is not aten.mm.default or len(matrix.users) > 1:
             return False
+        if not changed.isdisjoint((matrix, product, bias, *matrix.args)):
+            return False
         # addmm neither widens the product to the bias nor promotes dtypes, and adds
         # the bias to the matrix' columns.
         columns, before, after = (x.meta["val"] for x in (matrix, product, node))
@@ -1577,6 +1585,8 @@ class _TorchGraph:
         )
 
     def _is_view(self, node):
+        if node.target is operator.getitem:  # one of several
+            return self._is_view(node.args[0])
         schema = getattr(node.target, "_schema", None)
         return schema is not None and any(
             r.alias_info is not None and not r.alias_info.is_write

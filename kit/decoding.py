@@ -170,28 +170,37 @@ def check_generation(
     top_k: int | None,
 ) -> Tensor:
     """Returns the prompt as int32 `(B, P)`; an error says which argument is wrong."""
-    prompt = check_prompt(prompt, vocabulary_size)
+    prompt = check_tokens("prompt", prompt, vocabulary_size)
     check_range("length", length, 1)
     check_range("temperature", temperature, 0)
     check_range("top_k", top_k, 1, vocabulary_size)
     return prompt
 
 
-def check_prompt(prompt: Any, vocabulary_size: int) -> Tensor:
-    """Returns a prompt as int32 `(B, P)`; an error says what is wrong with it."""
-    prompt = ops.cast(ops.convert_to_tensor(prompt), "int32")
-    if len(prompt.shape) != 2 or not prompt.shape[1]:
+def without_padding(logits: Tensor) -> Tensor:
+    """Returns the logits, but so small for token 0 that it is never written."""
+    padding = ops.arange(logits.shape[-1]) == 0
+    return ops.where(padding, -1e9, ops.cast(logits, "float32"))
+
+
+def check_tokens(name: str, tokens: Any, vocabulary_size: int) -> Tensor:
+    """Returns tokens as int32 `(B, T)`; an error says what is wrong with them."""
+    tokens = ops.convert_to_tensor(tokens)
+    if len(tokens.shape) != 2 or not tokens.shape[1]:
         raise ValueError(
-            "`prompt` must have the shape (batch, tokens) with one token at least, "
-            f"received {tuple(prompt.shape)}."
+            f"`{name}` must have the shape (batch, tokens) with one token at least, "
+            f"received {tuple(tokens.shape)}."
         )
-    first, last = int(ops.min(prompt)), int(ops.max(prompt))
+    dtype = keras.backend.standardize_dtype(tokens.dtype)
+    if "int" not in dtype:
+        raise ValueError(f"`{name}` must hold integers, received {dtype}.")
+    first, last = int(ops.min(tokens)), int(ops.max(tokens))
     if first < 0 or last >= vocabulary_size:
         raise ValueError(
-            f"`prompt` must hold integers from 0 to {vocabulary_size - 1}, the model's "
+            f"`{name}` must hold integers from 0 to {vocabulary_size - 1}, the model's "
             f"V - 1; received some from {first} to {last}."
         )
-    return prompt
+    return ops.cast(tokens, "int32")
 
 
 def check_range(name: str, value: Any, low: float, high: float | None = None) -> None:

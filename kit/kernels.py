@@ -315,6 +315,8 @@ def torch_slice_update(original, inputs, start_indices, updates):
     """
     import torch
 
+    inputs = ops.convert_to_tensor(inputs)
+    updates = ops.convert_to_tensor(updates).to(inputs.dtype)
     cut = [i for i, n in enumerate(updates.shape) if n != inputs.shape[i]]
     if len(cut) != 1 or not isinstance(start_indices, (tuple, list)):
         return original(inputs, start_indices, updates)

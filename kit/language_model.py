@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import recurrent
+from kit import decoding, recurrent
 from kit.backend import compiled, scan
 from kit.recipe import Run
 
@@ -177,8 +177,12 @@ def make_bits_by_windows(
         stride: From 1 to T; smaller is slower, and fairer to a model that forgets what
             was before its window. Defaults to half of T.
         batch_size: Windows at once. Defaults to 64.
+
+    Raises:
+        ValueError: If `stride` is out of its range.
     """
-    stride = stride or max(1, length // 2)
+    stride = max(1, length // 2) if stride is None else stride
+    decoding.check_range("stride", stride, 1, length)
 
     @compiled
     def total_nats(inputs, targets, weights):  # (B, T) each

@@ -295,7 +295,12 @@ def translate(
     decoding.check_range("beam_width", beam_width, 1, size)
     options = (start_token, end_token, length, beam_width, length_penalty)
     program = decoding.kept_program(model, _make_translate, *options)
-    return program(ops.cast(ops.convert_to_tensor(source), "int32"))
+    (embedding,) = (
+        layer
+        for layer in model.get_layer("encoder").layers
+        if isinstance(layer, keras.layers.Embedding)
+    )
+    return program(decoding.check_tokens("source", source, embedding.input_dim))
 
 
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):
@@ -319,7 +324,8 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
             attended = decoder.get_layer("attention")(asked, mask=[None, mask])
             x = ops.concatenate([attended[:, 0], x], axis=-1)
             x = decoder.get_layer("combine")(x)
-        return decoder.get_layer("logits")(x), {**state, "h": after}
+        logits = decoding.without_padding(decoder.get_layer("logits")(x))
+        return logits, {**state, "h": after}
 
     @compiled
     def program(source):

@@ -130,7 +130,7 @@ class Attention(keras.layers.Layer):
         """Returns K and V of `context`, `(B, S, N, H)`, the first at place `start`."""
         keys = self._split(self.key(context))
         if self.rotary_length:
-            keys = rotate(keys, start + ops.arange(context.shape[1]))
+            keys = rotate(keys, start + ops.arange(ops.shape(context)[1]))
         return keys, self._split(self.value(context))
 
     def attend(self, x, keys, values, attention_mask=None, causal=False, start=0):
@@ -151,7 +151,7 @@ class Attention(keras.layers.Layer):
         Returns:
             `(B, T, D)`, and the cache with the new keys and values.
         """
-        places = position + ops.arange(x.shape[1])  # (T,)
+        places = position + ops.arange(ops.shape(x)[1])  # (T,)
         keys, values = (
             ops.slice_update(old, (0, position, 0, 0), new)
             for old, new in zip(cache, self.keys_values(x, position), strict=True)
@@ -166,7 +166,7 @@ class Attention(keras.layers.Layer):
         scores = ops.einsum("btnh,bsnh->bnts", self._queries(x), keys)
         scores /= math.sqrt(keys.shape[-1])
         if self.causal:
-            places = ops.arange(x.shape[1])
+            places = ops.arange(ops.shape(x)[1])
             scores = ops.where(places <= places[:, None], scores, -1e30)
         if attention_mask is not None:
             scores = ops.where(attention_mask, scores, -1e30)
@@ -175,7 +175,7 @@ class Attention(keras.layers.Layer):
     def _queries(self, x, start=0):
         queries = self._split(self.query(x))
         if self.rotary_length:
-            queries = rotate(queries, start + ops.arange(x.shape[1]))
+            queries = rotate(queries, start + ops.arange(ops.shape(x)[1]))
         return queries
 
     def _split(self, x):
@@ -470,6 +470,7 @@ class DecoderBlock(EncoderBlock):
 
     def call(self, x, mask=None, training=None, context=None, context_mask=None):
         """Applies the block to a whole sequence."""
+        self._check_context(context)
         mask, context_mask = _where_to_look(mask), _where_to_look(context_mask)
         x = self.residual(
             x,
@@ -486,10 +487,20 @@ class DecoderBlock(EncoderBlock):
             )
         return self.residual(x, self.feed_forward_norm, self.feed_forward, training)
 
+    def _check_context(self, context):
+        if (context is None) != (self.cross_attention is None):
+            was, now = (
+                ("without", "with") if context is not None else ("with", "without")
+            )
+            raise ValueError(
+                f"{self.name}: built {was} a context to look at, called {now} one."
+            )
+
     def start(self, batch_size, length, context=None, context_mask=None):
         """Returns the cache before the first step: empty, and the context's share."""
         head = self.attention.query.units // self.num_heads
         shape = (batch_size, length, self.num_heads, head)
+        self._check_context(context)
         cache: dict[str, Any] = {"own": (ops.zeros(shape, self.compute_dtype),) * 2}
         if self.cross_attention is not None:
             keys, values = self.cross_attention.keys_values(context)
@@ -849,8 +860,8 @@ def start(model: keras.Model, batch_size: int, length: int, context=None) -> lis
 def step(model: keras.Model, tokens: Tensor, cache: list, position) -> tuple:
     """Reads new tokens; what was read before is in the cache.
 
-    The logits are those of `model(all tokens so far)` at the new positions. Compile
-    it: the second line of the example.
+    The logits are those of `model(all tokens so far)` at the new positions, if there is
+    no padding among them. Compile it: the second line of the example.
 
     Args:
         model: As in `start`.
@@ -915,11 +926,12 @@ def generate(
 
     Returns:
         The tokens drawn, int32 of shape `(B, length)`; the same on every backend up
-        to rounding.
+        to rounding. Never 0 where that stands for padding (`mask_zero`).
 
     Raises:
-        ValueError: If the model can't be run step by step, if `prompt` isn't `(B, P)`
-            integers that the model knows, or a number is out of its range.
+        ValueError: If the model can't be run step by step, or reads less than two
+            tokens at once; if `prompt` isn't `(B, P)` integers that the model knows,
+            or holds padding; if a number is out of its range.
 
     Example:
 
@@ -930,9 +942,16 @@ def generate(
     """
     size = model.output_shape[-1]
     prompt = decoding.check_generation(prompt, size, length, temperature, top_k)
-    longest = _max_length(model) or prompt.shape[1] + length
+    pads = any(getattr(layer, "mask_zero", False) for layer in model.layers)
+    if pads and bool(ops.any(prompt == 0)):
+        raise ValueError(
+            "`prompt` holds token 0, which is padding to this model (mask_zero=True): "
+            "continue texts of one length at a time."
+        )
     key, text, end = random.key(seed), prompt, prompt.shape[1] + length
     longest = _max_length(model) or end
+    if longest < 2:
+        raise ValueError(f"The model's max_length is {longest}; 2 are needed to write.")
     while text.shape[1] < end:
         seen = text
         if seen.shape[1] >= longest:
@@ -941,21 +960,24 @@ def generate(
         count = longest - seen.shape[1]
         if text is prompt:
             count = min(count, length)
-        options = (count, top_k, temperature == 0, use_cache)
+        options = (count, top_k, temperature == 0, use_cache, pads)
         program = decoding.kept_program(model, _make_generate, *options)
         tokens, key = program(seen, float(temperature), key)
         text = ops.concatenate([text, tokens], axis=1)
     return text[:, prompt.shape[1] : end]
 
 
-def _make_generate(model, length, top_k, greedy, use_cache):
+def _make_generate(model, length, top_k, greedy, use_cache, pads):
     def read(token, cache, position):
         logits, cache = step(model, token[:, None], cache, position)
-        return logits[:, 0], cache
+        return allowed(logits[:, 0]), cache
 
     def read_all(token, text, position):
         text = ops.where(ops.arange(text.shape[1]) == position, token[:, None], text)
-        return ops.take(model(text), position, axis=1), text
+        return allowed(ops.take(model(text), position, axis=1)), text
+
+    def allowed(logits):
+        return decoding.without_padding(logits) if pads else logits
 
     @compiled
     def program(prompt, temperature, key):
@@ -971,7 +993,7 @@ def _make_generate(model, length, top_k, greedy, use_cache):
         tokens = decoding.sample(
             read if use_cache else read_all,
             state,
-            logits[:, -1],
+            allowed(logits[:, -1]),
             length,
             None if greedy else draw_key,
             temperature,
@@ -1039,7 +1061,13 @@ def translate(
         beam_width,
         length_penalty,
     )
-    return program(ops.cast(ops.convert_to_tensor(source), "int32"))[0][:, 0]
+    (embedding,) = (
+        layer
+        for layer in model.get_layer("encoder").layers
+        if isinstance(layer, keras.layers.Embedding)
+    )
+    source = decoding.check_tokens("source", source, embedding.input_dim)
+    return program(source)[0][:, 0]
 
 
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):
@@ -1060,8 +1088,7 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
                 for block, keys_values in zip(cache, own, strict=True)
             ]
             logits, blocks = step(decoder, token[:, None], blocks, position)
-            padding = ops.arange(logits.shape[-1]) == 0  # is never written
-            logits = ops.where(padding, -1e9, logits[:, 0])
+            logits = decoding.without_padding(logits[:, 0])
             return logits, [block["own"] for block in blocks]
 
         return decoding.beam_search(

@@ -46,6 +46,7 @@ https://arxiv.org/abs/2202.10054 (the last layer first, then all of them).
 """
 
 import importlib.util
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -182,6 +183,8 @@ def main(
     # The last one, of all labels.
     model.save(run.output_dir / "model.keras")
     tokenizer.tokenizer.save(str(run.output_dir / "tokenizer.json"))
+    # Says which token is padding.
+    shutil.copy(path / "config.json", run.output_dir)
     with run.figure("result.png", figsize=(12, 5.5)) as figure:
         draw(figure, metrics, baselines, few, test, predicted)
         figure.suptitle(f"BERT on {dataset} ({run.backend}, seed {seed})")

@@ -249,7 +249,7 @@ def test_another_key_draws_other_tokens_and_the_same_key_the_same():
 
 
 def test_a_prompt_becomes_int32():
-    prompt = decoding.check_prompt([[0, 3], [2, 1]], 4)
+    prompt = decoding.check_tokens("prompt", [[0, 3], [2, 1]], 4)
     np.testing.assert_array_equal(prompt, [[0, 3], [2, 1]])
     assert "int32" in str(prompt.dtype)
 
@@ -265,7 +265,7 @@ def test_a_prompt_becomes_int32():
 )
 def test_a_bad_prompt_is_refused(prompt, message):
     with pytest.raises(ValueError, match=message):
-        decoding.check_prompt(prompt, 4)
+        decoding.check_tokens("prompt", prompt, 4)
 
 
 def test_a_number_out_of_range_is_refused():

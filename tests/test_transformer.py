@@ -313,18 +313,79 @@ def test_saved_models_load(make, tmp_path):
     assert isinstance(loaded, kit.CompiledFit)
 
 
-def test_layers_keep_their_configuration():
-    for layer in (
-        Attention(3, causal=True, rotary_length=9, use_bias=False),
-        PositionEmbedding(7, "sinusoidal"),
-        PositionEmbedding(7, embeddings_initializer="zeros"),
-        EncoderBlock(2, 5, "relu", 0.2, normalize_first=False, epsilon=1e-3),
-        DecoderBlock(2, 5, rotary_length=4),
-    ):
-        config = layer.get_config()
-        assert type(layer).from_config(config).get_config() == config
-        given = {"num_heads", "max_length"} & set(config)
-        assert all(config[name] == getattr(layer, name) for name in given)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (
+            Attention,
+            {"num_heads": 3, "causal": True, "rotary_length": 9, "use_bias": False},
+        ),
+        (PositionEmbedding, {"max_length": 7, "kind": "sinusoidal"}),
+        (
+            EncoderBlock,
+            {
+                "num_heads": 2,
+                "intermediate_dim": 5,
+                "activation": "relu",
+                "dropout": 0.2,
+                "normalize_first": False,
+                "epsilon": 1e-3,
+            },
+        ),
+        (DecoderBlock, {"num_heads": 2, "intermediate_dim": 5, "rotary_length": 4}),
+    ],
+)
+def test_layers_keep_their_configuration(kind, options):
+    config = kind(**options).get_config()
+    assert {name: config[name] for name in options} == options
+    assert kind.from_config(config).get_config() == config
+
+
+def test_position_embeddings_keep_their_initializer():
+    config = PositionEmbedding(7, embeddings_initializer="zeros").get_config()
+    layer = PositionEmbedding.from_config(config)
+    assert isinstance(layer.embeddings_initializer, keras.initializers.Zeros)
+
+
+def test_blocks_refuse_a_context_that_they_were_not_built_for():
+    x = np.ones((1, 3, 4), "float32")
+    alone, looks = DecoderBlock(2, 4), DecoderBlock(2, 4)
+    alone(x), looks(x, context=x)
+    with pytest.raises(ValueError, match="built without a context.*called with one"):
+        alone(x, context=x)
+    with pytest.raises(ValueError, match="built with a context.*called without one"):
+        looks(x)
+    with pytest.raises(ValueError, match="built with a context.*called without one"):
+        looks.start(1, 5)
+
+
+def test_texts_with_padding_are_not_continued():
+    model = small_gpt(mask_zero=True)
+    with pytest.raises(ValueError, match="`prompt` holds token 0, which is padding"):
+        transformer.generate(model, [[0, 1]], 2)
+    model.layers[-1].bias.assign([50.0] + [0.0] * (V - 1))  # would always write it
+    for use_cache in (True, False):
+        written = transformer.generate(model, [[1, 2]], 30, use_cache=use_cache)
+        assert numpy(written).min() > 0
+
+
+def test_a_model_that_reads_one_token_cannot_write():
+    with pytest.raises(ValueError, match="max_length is 1; 2 are needed"):
+        transformer.generate(kit.gpt(V, 1), [[1]], 3)
+
+
+@pytest.mark.parametrize("source", [[[V + 99, 1]], [[-1, 2]], [[1.5, 2.0]], [1, 2]])
+def test_sources_that_the_model_does_not_know_are_refused(source):
+    with pytest.raises(ValueError, match="`source` must h"):
+        transformer.translate(small_translator(), source, 1, 2, 5)
+
+
+def test_rotary_models_predict_sequences_of_any_length():
+    model = small_gpt(positions="rotary")
+    for length in (3, 5, 4):
+        x = tokens(2, length)
+        got = model.predict(x, verbose=0)
+        np.testing.assert_allclose(got, run(model, x), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_follows_the_policy():
@@ -507,6 +568,8 @@ def test_writing_refuses_other_models():
 def test_bits_by_windows_counts_every_character_once(stride):
     model, text = small_gpt(), tokens(50)
     measure = language_model.make_bits_by_windows(model, 12, stride, batch_size=4)
+    with pytest.raises(ValueError, match="`stride` must be at least 1 and at most 12"):
+        language_model.make_bits_by_windows(model, 12, 13)
     expect, nats, stride = make_next(model), 0.0, stride or 6
     for i, token in enumerate(text):
         # From 12 - stride to 11 characters before it; zeros stand before the text.
