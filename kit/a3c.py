@@ -126,6 +126,12 @@ class A3C(A2C):
         seed: int = 0,
         **kwargs: Any,
     ):
+        for name in ("normalize_observations", "normalize_rewards"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"A3C: `{name}` isn't supported, as each worker would have "
+                    "statistics of its own; received True."
+                )
         super().__init__(
             actor,
             critic,
@@ -214,6 +220,7 @@ class A3C(A2C):
         """
         self._check_fit(env, num_workers, engine, address, max_restarts)
         num_envs = self._try_env(env)
+        self.check_normalization(self.num_steps * num_envs)
         tally = _Tally(num_envs)
         progress = turns(
             self,
@@ -501,7 +508,8 @@ def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
         else:
             ray.init(address=address)
     environment = {"KERAS_BACKEND": keras.backend.backend()}
-    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": environment})(Worker)
+    # Where a cluster has fewer processors, workers share them: all of them play.
+    remote = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(Worker)
     arguments = (type(agent), agent.get_config(), agent.get_weights(), make_env, seed)
     numbers = itertools.count()
     playing: dict[Any, Any] = {}  # what is to come, and who is to bring it

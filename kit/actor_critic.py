@@ -209,6 +209,7 @@ class A2C(OnPolicy):
         self.check_spaces(envs)
         if not self.compiled:
             raise ValueError("A2C: call `compile(optimizer=...)` before `fit`.")
+        self.check_normalization(self.num_steps * envs.num_envs)
         progress = turns(
             self,
             envs,
@@ -228,6 +229,14 @@ class A2C(OnPolicy):
             logs, discounted = self._learn(rollouts.play(), discounted)
             turn.logs.update(logs)
         return self.history
+
+    def finalize_optimizers(self):
+        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
+        if self.critic_optimizer is None:
+            super().finalize_optimizers()
+            return
+        self.optimizer.finalize_variable_values(self.actor.trainable_variables)
+        self.critic_optimizer.finalize_variable_values(self.critic.trainable_variables)
 
     @compiled
     def _learn(self, rollout, discounted):

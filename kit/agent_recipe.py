@@ -57,7 +57,6 @@ def finish_agent(
     agent: Any,
     history: Any,
     env: str,
-    total_timesteps: int,
     episodes: int,
     *,
     render: str = "none",
@@ -74,7 +73,6 @@ def finish_agent(
         agent: The trained agent.
         history: What its `fit` returned.
         env: Id of the environment.
-        total_timesteps: Environment steps that it was trained for.
         episodes: Number of episodes to play.
         render: `"video"` records an episode.
         metrics: More figures for metrics.json.
@@ -106,7 +104,7 @@ def finish_agent(
             "eval_return": final["return"],
             "eval_return_std": final["return_std"],
             "eval_episodes": final["episodes"],
-            "total_timesteps": total_timesteps,
+            "total_timesteps": int(history.history["timesteps"][-1]),
             **(metrics or {}),
         },
         baselines={"random_return": baseline["return"], **(baselines or {})},

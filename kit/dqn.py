@@ -333,6 +333,10 @@ class DQN(WithParts, keras.Model):
                 self._update_target(turn.start, turn.end)
         return self.history
 
+    def finalize_optimizers(self) -> None:
+        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
+        self.optimizer.finalize_variable_values(self.trainable_variables)
+
     def _random_rows(self, size):
         """Yields rows of random numbers in [0, 1), with 32 bits each.
 

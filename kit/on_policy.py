@@ -208,6 +208,19 @@ class OnPolicy(WithParts, keras.Model):
                 "space that is supported."
             )
 
+    def check_normalization(self, size: int) -> None:
+        """Raises an error if advantages are normalized among too few of them."""
+        if self.normalize_advantages and size < 2:
+            raise ValueError(
+                f"{type(self).__name__}: `normalize_advantages` needs two transitions "
+                f"at least in a gradient step, which has {size}: none is better than "
+                "itself. Raise `num_steps`, or normalize_advantages=False."
+            )
+
+    def finalize_optimizers(self) -> None:
+        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
+        self.optimizer.finalize_variable_values(self.trainable_variables)
+
     # --- Learning -----------------------------------------------------------
 
     def experience(self, rollout: dict, discounted: Tensor) -> tuple[dict, Tensor]:
@@ -309,14 +322,14 @@ class Rollouts:
             step = envs.step(agent.distribution.to_env(action))
             ended = step.terminated | step.truncated
             valid = np.ones_like(ended) if step.valid is None else step.valid
-            # A copy: some environments write each observation to the same memory.
+            # Copies: some environments write each step to the same memory.
             rows.append(
                 (
                     np.array(self.obs),
                     action,
-                    step.reward,
+                    np.array(step.reward),
                     np.array(step.next_obs),
-                    step.terminated,
+                    np.array(step.terminated),
                     ended,
                     valid,
                 )
@@ -356,9 +369,16 @@ def _check_networks(name, actor, critic):
             f"MultiCategorical, Gaussian), which says what its outputs mean; it has "
             f"{len(found)}. `kit.policy_network` builds such a model."
         )
-    value_shape = actor.output_shape if critic is None else critic.output_shape
-    if critic is None:
-        value_shape = value_shape[1] if isinstance(value_shape, list) else None
+    policy_shape = actor.output_shape
+    value_shape = None if critic is None else critic.output_shape
+    if critic is None and isinstance(policy_shape, list):
+        policy_shape, value_shape = (*policy_shape, None)[:2]
+    if policy_shape != found[0].compute_output_shape((None, found[0].num_inputs)):
+        raise ValueError(
+            f"{name}: the first output of `actor` must be that of its layer "
+            f"{found[0].name!r} ({type(found[0]).__name__}), and with a `critic` the "
+            f"only one; its outputs have the shape {actor.output_shape}."
+        )
     if value_shape is None or value_shape[1:] != (1,):
         raise ValueError(
             f"{name}: values must have shape (batch, 1), received {value_shape}. "

@@ -167,7 +167,13 @@ class MultiCategorical(Distribution):
         super().__init__(**kwargs)
         _check_counts("nvec", nvec)
         self.nvec = tuple(int(n) for n in nvec)
-        self.start = tuple(int(s) for s in start or (0,) * len(self.nvec))
+        start = (0,) * len(self.nvec) if start is None else start
+        self.start = tuple(int(s) for s in start)
+        if len(self.start) != len(self.nvec):
+            raise ValueError(
+                f"MultiCategorical: `start` must have as many numbers as `nvec`, "
+                f"{len(self.nvec)}; received {len(self.start)}."
+            )
         self.num_inputs = sum(self.nvec)
 
     def noise(self, key, shape):
@@ -245,6 +251,11 @@ class Gaussian(Distribution):
             raise ValueError(
                 "Gaussian: `low` and `high` must have the same shape, received "
                 f"{self.low.shape} and {self.high.shape}."
+            )
+        if not (self.low <= self.high).all():
+            raise ValueError(
+                "Gaussian: `low` must nowhere be above `high`, received "
+                f"{self.low.tolist()} and {self.high.tolist()}."
             )
         self.initial_log_std = initial_log_std
         self.log_std_initializer = keras.initializers.Constant(initial_log_std)

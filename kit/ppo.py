@@ -101,9 +101,10 @@ class PPO(OnPolicy):
             each minibatch. Defaults to `True`.
         ent_coef: Weight of the entropy. Defaults to 0.01.
         vf_coef: Weight of the critic's loss. Defaults to 0.5.
-        target_kl: If the approximate KL divergence from the policy that played is
-            above it after a pass, the passes that are left change nothing. Defaults
-            to `None`, never.
+        target_kl: If the approximate KL divergence from the policy that played, as the
+            last minibatch of a pass finds it, is above it, the passes that are left
+            change nothing but the optimizer's count of steps, by which its learning
+            rate falls. Defaults to `None`, never.
         normalize_observations: Whether to bring observations to mean 0 and variance 1,
             by running statistics that are saved with the agent. Defaults to `False`.
         normalize_rewards: Whether to divide rewards by the running standard deviation
@@ -211,9 +212,10 @@ class PPO(OnPolicy):
 
         An epoch is a reporting interval. Its logs: `return` and `length` (means of the
         episodes that ended in it, NaN if none), `policy_loss`, `value_loss`, `entropy`
-        (nats), `approx_kl` (nats, how far the policy went from the one that played),
-        `clip_fraction` (of the ratios), `explained_variance` (of the returns, by the
-        critic), `steps_per_second`, `timesteps`.
+        (nats), `approx_kl` (nats, how far the policy was from the one that played),
+        `clip_fraction` (of the ratios), means over the gradient steps, each before its
+        change; `explained_variance` (of the returns, by the critic),
+        `steps_per_second`, `timesteps`.
 
         Args:
             env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with a `Box`
@@ -245,6 +247,7 @@ class PPO(OnPolicy):
                 f"{self.num_steps * envs.num_envs} steps of a turn: num_steps="
                 f"{self.num_steps} in {envs.num_envs} environments."
             )
+        self.check_normalization(self.num_steps * envs.num_envs // self.num_minibatches)
         progress = turns(
             self,
             envs,
@@ -334,12 +337,20 @@ class PPO(OnPolicy):
         variables = self.trainable_variables
         if self.target_kl is None:
             return minimize(loss_fn, variables, self.optimizer)[1]
-        state = [*variables, *self.optimizer.variables]
+        optimizer_state = [
+            x for x in self.optimizer.variables if x is not self.optimizer.iterations
+        ]
+        state = [*variables, *self._statistics(), *optimizer_state]
         before = [ops.copy(variable) for variable in state]
         _, logs = minimize(loss_fn, variables, self.optimizer)
         for variable, old in zip(state, before, strict=True):
             variable.assign(ops.where(goes_on, variable.value, old))
         return logs
+
+    def _statistics(self):
+        """What the networks keep besides weights, as BatchNormalization does."""
+        networks = [self.actor] if self.critic is None else [self.actor, self.critic]
+        return [v for network in networks for v in network.non_trainable_variables]
 
     def get_config(self):
         """Returns the constructor's arguments, for saving."""

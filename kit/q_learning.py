@@ -259,6 +259,9 @@ class QLearning(keras.Model):
             turn.logs["epsilon"] = epsilon[-1]
         return self.history
 
+    def finalize_optimizers(self) -> None:
+        """Ends a training; a plain SGD has nothing to do for that."""
+
     def _random_rows(self, num_envs):
         """Yields random numbers in [0, 1) for a turn, (T, 2, N).
 

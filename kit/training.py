@@ -169,8 +169,7 @@ def _turns(
         progress.on_epoch_end(epoch, summary)
         if agent.stop_training:
             break
-    # As Keras' own `fit` does: an optimizer with `use_ema` ends on the averages.
-    agent.optimizer.finalize_variable_values(agent.trainable_variables)
+    agent.finalize_optimizers()
     progress.on_train_end()
 
 

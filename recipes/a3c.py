@@ -13,6 +13,9 @@ Threads share one Python, and so, where environment and networks are as small as
 one processor: more of them don't play faster. Ray's processes (`pip install
 "keras-algorithm-kit[ray]"`) do, up to the number of processors. `speed.png` shows it.
 
+To expect on CartPole-v1: a return of 500 from both, after 200,000 steps each, and a mean
+staleness of 0.7 to 0.9 updates with two threads.
+
 Paper: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. The score is that of the
 last policy, which always takes the likeliest action.
 """
@@ -44,7 +47,7 @@ class Speedometer(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         """Starts the clock, and stops it."""
         frames, now = logs["timesteps"], time.perf_counter()
-        if self.start is None and len(self.model.pushes) == self.num_workers:
+        if self.start is None and len(self.model.pushes) >= self.num_workers:
             self.start = now, frames
         elif self.start is not None and frames - self.start[1] >= self.frames:
             self.speed = (frames - self.start[1]) / (now - self.start[0])
@@ -179,7 +182,6 @@ def main(
         agent,
         history,
         env,
-        total_timesteps,
         eval_episodes,
         render=render,
         metrics={

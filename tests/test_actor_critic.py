@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Discrete
 from keras import ops
+from worlds import Identity
 
 import kit
 from kit.actor_critic import policy_gradient_loss, value_loss
@@ -149,6 +150,35 @@ def test_optimizers_of_a_saved_agent_go_on(tmp_path):
         learn(a, make_rollout(seed=1))
     for a, b in zip(agent.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_both_optimizers_end_on_their_averages():
+    env, weights = Identity(), []
+    for steps in (4, 12):
+        actor = kit.policy_network((3,), env.action_space, (8,))
+        critic = kit.value_network((3,), (8,))
+        kit.initialize_weights(actor, 0)
+        kit.initialize_weights(critic, 1)
+        agent = kit.A2C(actor, critic, num_steps=4)
+        # An average that moves by nothing stays at the weights after the first step.
+        averages = {"use_ema": True, "ema_momentum": 1.0 - 1e-7}
+        agent.compile(
+            keras.optimizers.SGD(0.1, **averages), keras.optimizers.SGD(0.1, **averages)
+        )
+        agent.fit(env, steps, verbose=0)
+        weights.append(agent.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_single_transition_cannot_be_normalized():
+    env = Identity()
+    actor = kit.policy_network((3,), env.action_space, (8,))
+    agent = kit.A2C(actor, kit.value_network((3,)), num_steps=1)
+    agent.compile()
+    agent.normalize_advantages = True
+    with pytest.raises(ValueError, match="`normalize_advantages` needs two.* has 1"):
+        agent.fit(env, 10)
 
 
 def test_wrong_optimizers_are_refused():

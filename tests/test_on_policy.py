@@ -171,6 +171,8 @@ def test_rewards_are_divided_by_the_spread_of_returns():
 # --- Worlds that they solve -----------------------------------------------------
 
 
+# A2C makes one step where PPO makes 16.
+RATES = {"a2c": 0.02, "ppo": 0.003}
 WORLDS = ("discrete", "multi-discrete", "continuous")
 
 
@@ -190,8 +192,8 @@ def test_agents_do_as_they_see(kind, world, shared):
         shared,
         **options,
     )
-    agent.compile(keras.optimizers.Adam(0.02))
-    agent.fit(env, 8_000 if kind == "a2c" else 3_200, verbose=0)
+    agent.compile(keras.optimizers.Adam(RATES[kind]))
+    agent.fit(env, 8_000, verbose=0)
     # At random: 3.3, 4.2 and about -13.
     wanted = {"discrete": 9.5, "multi-discrete": 9.5, "continuous": -0.8}[world]
     assert agent.evaluate(env, 16, seed=1)["return"] >= wanted
@@ -217,8 +219,8 @@ def test_normalized_agents_learn(kind):
         normalize_observations=True,
         normalize_rewards=True,
     )
-    agent.compile(keras.optimizers.Adam(0.02))
-    agent.fit(env, 8_000 if kind == "a2c" else 3_200, verbose=0)
+    agent.compile(keras.optimizers.Adam(RATES[kind]))
+    agent.fit(env, 8_000, verbose=0)
     np.testing.assert_allclose(numpy(agent.obs_statistics.mean), [50, 50], atol=5)
     assert agent.evaluate(env, 16, seed=1)["return"] >= -1500
 
@@ -323,6 +325,22 @@ def dense(n):
             lambda: [kit.policy_network((3,), Discrete(2))],
             ValueError,
             r"values must have shape \(batch, 1\), received None",
+        ),
+        (
+            lambda: [
+                sequential(dense(2), kit.policies.Categorical(2), dense(7)),
+                kit.value_network((3,)),
+            ],
+            ValueError,
+            "must be that of its layer 'categorical.*'",
+        ),
+        (
+            lambda: [
+                kit.shared_network((3,), Discrete(2)),
+                kit.value_network((3,)),
+            ],
+            ValueError,
+            "with a `critic` the only one",
         ),
         (
             lambda: [kit.policy_network((3,), Discrete(2)), sequential(dense(2))],

@@ -135,6 +135,10 @@ def test_wrong_numbers_are_refused():
         MultiCategorical((2, 0))
     with pytest.raises(ValueError, match="same shape, received \\(2,\\) and \\(3,\\)"):
         Gaussian([0, 0], [1, 1, 1])
+    with pytest.raises(ValueError, match="`low` must nowhere be above `high`"):
+        Gaussian([1.0], [-1.0])
+    with pytest.raises(ValueError, match="`start` must have as many.*2; received 1"):
+        MultiCategorical((2, 3), (1,))
     with pytest.raises(ValueError, match="needs 3 numbers.*received 4"):
         keras.Sequential([keras.Input((4,)), Categorical(3)])
     with pytest.raises(ValueError, match="policy_network: `obs_shape` is \\(\\)"):
