@@ -26,8 +26,8 @@ Any Gymnasium environment with discrete, multi-discrete or continuous actions go
 `"gymnasium[mujoco]"`.
 
 To expect on CartPole-v1: a return of 500, the most that it gives, after 100,000 steps
-and 10 to 25 seconds on one core (seeds 0 to 2 on JAX and PyTorch; on TensorFlow the last
-policy of seed 1 had forgotten half of it).
+and 10 to 25 seconds on one core (seeds 0 to 2 on JAX and PyTorch; on TensorFlow the
+last policy of seed 1 had forgotten half of it).
 
 Paper: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. The hyper-parameters
 are after RL Baselines3 Zoo, for HalfCheetah after CleanRL, with a learning rate that
