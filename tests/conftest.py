@@ -19,6 +19,35 @@ def pytest_report_header():
     return f"keras {keras.__version__} on {keras.backend.backend()}"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part", metavar="I/N", help="run the I-th of N parts of the files"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after the choice by markers
+def pytest_collection_modifyitems(config, items):
+    """Leaves the files of a part.
+
+    XLA keeps what it compiled, some two hundred memory maps for a model, and a process
+    on Linux may have 65,530: the whole suite in one process is aborted.
+    """
+    if part := config.getoption("part"):
+        number, count = map(int, part.split("/"))
+        files = sorted({item.path for item in items})[number - 1 :: count]
+        config.hook.pytest_deselected(items=[x for x in items if x.path not in files])
+        items[:] = [x for x in items if x.path in files]
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A part may be empty, as where a single file is asked for."""
+    if (
+        session.config.getoption("part")
+        and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
+    ):
+        session.exitstatus = pytest.ExitCode.OK
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Makes a test independent of those before it: names, seeds, draws."""
