@@ -34,7 +34,7 @@ RUNS = {  # name of the run: recipe and arguments
     "transformer": (
         "transformer",
         {
-            "text": ROOT / "README.md",
+            "text": ROOT / "LICENSE",
             "num_layers": 1,
             "hidden_dim": 8,
             "sequence_length": 32,
