@@ -20,7 +20,7 @@ from keras import ops
 from kit.backend import compiled, minimize
 from kit.environments import Environments
 from kit.on_policy import RANGES, OnPolicy, Rollouts
-from kit.returns import weighted_mean, weighted_variance
+from kit.returns import normalized, weighted_mean
 from kit.training import check_options, turns
 
 LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
@@ -268,9 +268,7 @@ class A2C(OnPolicy):
         """Returns the loss of actor and critic, and the logs."""
         weight, advantage = batch["weight"], batch["advantage"]
         if self.normalize_advantages:
-            variance = weighted_variance(advantage, weight)
-            advantage = advantage - weighted_mean(advantage, weight)
-            advantage = advantage / (ops.sqrt(variance) + 1e-8)
+            advantage = normalized(advantage, weight)
         outputs, value = self.apply_networks(batch["obs"], training=True)
         log_prob = self.distribution.log_prob(outputs, batch["action"])
         logs = {

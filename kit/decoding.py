@@ -203,6 +203,16 @@ def check_tokens(name: str, tokens: Any, vocabulary_size: int) -> Tensor:
     return ops.cast(tokens, "int32")
 
 
+def check_source(model: keras.Model, source: Any) -> Tensor:
+    """Returns what a model's encoder is to read, int32 `(B, S)`, after a check."""
+    (embedding,) = (
+        layer
+        for layer in model.get_layer("encoder").layers
+        if isinstance(layer, keras.layers.Embedding)
+    )
+    return check_tokens("source", source, embedding.input_dim)
+
+
 def check_range(name: str, value: Any, low: float, high: float | None = None) -> None:
     """Raises an error that names the argument if it is outside of [low, high]."""
     if value is not None and not (low <= value and (high is None or value <= high)):

@@ -26,7 +26,7 @@ from kit import random
 from kit.backend import compiled, minimize, scan
 from kit.environments import Environments
 from kit.on_policy import RANGES, OnPolicy, Rollouts
-from kit.returns import weighted_mean, weighted_variance
+from kit.returns import normalized, weighted_mean
 from kit.training import check_options, turns
 
 LOGS = (
@@ -300,9 +300,7 @@ class PPO(OnPolicy):
         weight = batch["weight"]
         advantage = batch["advantage"]
         if self.normalize_advantages:
-            variance = weighted_variance(advantage, weight)
-            advantage = advantage - weighted_mean(advantage, weight)
-            advantage = advantage / (ops.sqrt(variance) + 1e-8)
+            advantage = normalized(advantage, weight)
         value_clip = self.clip_coef if self.clip_value_loss else math.inf
 
         def loss_fn():

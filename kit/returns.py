@@ -110,6 +110,12 @@ def explained_variance(value: Tensor, returns: Tensor, weight: Tensor) -> Tensor
     return 1.0 - error / (weighted_variance(returns, weight) + 1e-8)
 
 
+def normalized(x: Tensor, weight: Tensor) -> Tensor:
+    """Returns x with mean 0 and variance 1, as far as the weights count."""
+    spread = ops.sqrt(weighted_variance(x, weight))
+    return ops.subtract(x, weighted_mean(x, weight)) / (spread + 1e-8)
+
+
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
     """Returns sum(weight x) / sum(weight), a scalar; 0 if all weights are 0."""
     return ops.sum(ops.multiply(weight, x)) / ops.maximum(ops.sum(weight), 1.0)

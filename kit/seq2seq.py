@@ -295,12 +295,7 @@ def translate(
     decoding.check_range("beam_width", beam_width, 1, size)
     options = (start_token, end_token, length, beam_width, length_penalty)
     program = decoding.kept_program(model, _make_translate, *options)
-    (embedding,) = (
-        layer
-        for layer in model.get_layer("encoder").layers
-        if isinstance(layer, keras.layers.Embedding)
-    )
-    return program(decoding.check_tokens("source", source, embedding.input_dim))
+    return program(decoding.check_source(model, source))
 
 
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):

@@ -1061,13 +1061,7 @@ def translate(
         beam_width,
         length_penalty,
     )
-    (embedding,) = (
-        layer
-        for layer in model.get_layer("encoder").layers
-        if isinstance(layer, keras.layers.Embedding)
-    )
-    source = decoding.check_tokens("source", source, embedding.input_dim)
-    return program(source)[0][:, 0]
+    return program(decoding.check_source(model, source))[0][:, 0]
 
 
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):
