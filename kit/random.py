@@ -393,7 +393,14 @@ def categorical(key: "Tensor | Generator", logits: Tensor, axis: int = -1) -> Te
     u = uniform(key, logits.shape, dtype="float32")
     # 0 would give -inf, and no category at all where it meets masked ones.
     u = ops.maximum(u, float(np.finfo("float32").tiny))
-    return ops.cast(ops.argmax(logits - ops.log(-ops.log(u)), axis=axis), "int32")
+    scores = logits - ops.log(-ops.log(u))
+    # `argmax` in two steps. In one, XLA's compiler on TensorFlow joins it with the
+    # whole of `uniform` and doesn't come to an end for 80, 88 or 96 categories.
+    others = scores < ops.max(scores, axis=axis, keepdims=True)
+    size = logits.shape[axis]
+    index = ops.arange(size, dtype="int32")
+    index = ops.reshape(index, [-1] + [1] * (rank - 1 - axis % rank))
+    return ops.min(ops.where(others, size, index), axis=axis)
 
 
 def permutation(key: "Tensor | Generator", n: int) -> Tensor:

@@ -237,6 +237,16 @@ def test_categorical_draws_in_proportion_and_never_what_is_masked():
     assert abs(chi_square(kept, p[p > 0])) < 4
 
 
+@pytest.mark.parametrize("size", [80, 88, 96])
+def test_categorical_compiles(size):  # XLA on TensorFlow: sizes that had no end
+    logits = np.zeros((2, size), "float32")
+    drawn = compiled(lambda key: random.categorical(key, logits))(random.key(0))
+    eager = random.categorical(random.key(0), logits)
+    np.testing.assert_array_equal(to_numpy(drawn), to_numpy(eager))
+    along = random.categorical(random.key(0), logits[..., None], axis=1)
+    np.testing.assert_array_equal(to_numpy(along)[:, 0], to_numpy(eager))
+
+
 def test_permutation():
     order = to_numpy(random.permutation(random.key(0), 1000))
     np.testing.assert_array_equal(np.sort(order), np.arange(1000))
