@@ -21,6 +21,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from kit import random
 from kit.backend import compiled, minimize, scan
@@ -94,7 +95,8 @@ class PPO(OnPolicy):
         num_minibatches: Minibatches in a pass; what is left over when they are equally
             large, another one in each pass, isn't used. Defaults to 4.
         num_epochs: Passes over the rollout. Defaults to 4.
-        clip_coef: epsilon, how far the ratio may be from 1. Defaults to 0.2.
+        clip_coef: epsilon, how far the ratio may be from 1: a number, or a schedule
+            as for learning rates, by the optimizer's steps. Defaults to 0.2.
         clip_value_loss: Whether the critic is kept near the old one as well, by the
             same epsilon. Defaults to `True`.
         normalize_advantages: Whether advantages are brought to mean 0, variance 1 in
@@ -138,7 +140,6 @@ class PPO(OnPolicy):
         **RANGES,
         "num_minibatches": (1, math.inf),
         "num_epochs": (1, math.inf),
-        "clip_coef": (1e-9, 1e9),
     }
 
     def __init__(
@@ -151,7 +152,7 @@ class PPO(OnPolicy):
         num_steps: int = 128,
         num_minibatches: int = 4,
         num_epochs: int = 4,
-        clip_coef: float = 0.2,
+        clip_coef: float | LearningRateSchedule = 0.2,
         clip_value_loss: bool = True,
         normalize_advantages: bool = True,
         ent_coef: float = 0.01,
@@ -165,6 +166,10 @@ class PPO(OnPolicy):
         check_options("PPO", locals(), self.ranges)
         if target_kl is not None:
             check_options("PPO", {"target_kl": target_kl}, {"target_kl": (0.0, 1e9)})
+        if isinstance(clip_coef, dict):  # as `get_config` wrote it
+            clip_coef = keras.saving.deserialize_keras_object(clip_coef)
+        if not isinstance(clip_coef, LearningRateSchedule):
+            check_options("PPO", {"clip_coef": clip_coef}, {"clip_coef": (1e-9, 1e9)})
         super().__init__(
             actor,
             critic,
@@ -301,13 +306,16 @@ class PPO(OnPolicy):
         advantage = batch["advantage"]
         if self.normalize_advantages:
             advantage = normalized(advantage, weight)
-        value_clip = self.clip_coef if self.clip_value_loss else math.inf
+        clip_coef = self.clip_coef
+        if isinstance(clip_coef, LearningRateSchedule):
+            clip_coef = clip_coef(self.optimizer.iterations)
+        value_clip = clip_coef if self.clip_value_loss else math.inf
 
         def loss_fn():
             outputs, value = self.apply_networks(batch["obs"], training=True)
             log_prob = self.distribution.log_prob(outputs, batch["action"])
             policy_loss = clipped_policy_loss(
-                log_prob, batch["log_prob"], advantage, self.clip_coef
+                log_prob, batch["log_prob"], advantage, clip_coef
             )
             value_loss = clipped_value_loss(
                 value, batch["value"], batch["returns"], value_clip
@@ -316,7 +324,7 @@ class PPO(OnPolicy):
             # (r - 1) - log r is never negative, and its mean the KL divergence.
             log_ratio = log_prob - batch["log_prob"]
             approx_kl = ops.exp(log_ratio) - 1.0 - log_ratio
-            beyond = ops.abs(ops.exp(log_ratio) - 1.0) > self.clip_coef
+            beyond = ops.abs(ops.exp(log_ratio) - 1.0) > clip_coef
             logs = {
                 "policy_loss": policy_loss,
                 "value_loss": value_loss,
@@ -353,7 +361,11 @@ class PPO(OnPolicy):
     def get_config(self):
         """Returns the constructor's arguments, for saving."""
         names = ("clip_value_loss", "normalize_advantages", "target_kl")
+        clip_coef = self.clip_coef
+        if isinstance(clip_coef, LearningRateSchedule):
+            clip_coef = keras.saving.serialize_keras_object(clip_coef)
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in names},
+            "clip_coef": clip_coef,
         }

@@ -57,6 +57,7 @@ def main(
     gamma: float = 0.98,
     gae_lambda: float = 0.8,
     clip_coef: float = 0.2,
+    anneal_clip_coef: bool = True,
     clip_value_loss: bool = False,
     ent_coef: float = 0.0,
     vf_coef: float = 0.5,
@@ -84,6 +85,7 @@ def main(
         gamma: Discount factor.
         gae_lambda: Lambda of the generalized advantages.
         clip_coef: How far the ratio of probabilities may be from 1.
+        anneal_clip_coef: Let this fall linearly to 0, like the learning rate.
         clip_value_loss: Keep the critic near its last one as well.
         ent_coef: Weight of the entropy.
         vf_coef: Weight of the critic's loss.
@@ -107,6 +109,12 @@ def main(
     critic = kit.value_network(obs_shape, units)
     kit.initialize_weights(actor, seed)
     kit.initialize_weights(critic, seed + 1)
+    turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
+
+    def falling(start):
+        gradient_steps = turns * num_epochs * num_minibatches
+        return keras.optimizers.schedules.PolynomialDecay(start, gradient_steps, 0.0)
+
     agent = kit.PPO(
         actor,
         critic,
@@ -115,7 +123,7 @@ def main(
         num_steps=num_steps,
         num_minibatches=num_minibatches,
         num_epochs=num_epochs,
-        clip_coef=clip_coef,
+        clip_coef=falling(clip_coef) if anneal_clip_coef else clip_coef,
         clip_value_loss=clip_value_loss,
         ent_coef=ent_coef,
         vf_coef=vf_coef,
@@ -124,12 +132,10 @@ def main(
         normalize_rewards=normalize_rewards,
         seed=seed,
     )
-    turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
-    schedule = keras.optimizers.schedules.PolynomialDecay(
-        learning_rate, turns * num_epochs * num_minibatches, 0.0
-    )
     agent.compile(
-        keras.optimizers.Adam(schedule, epsilon=1e-5, global_clipnorm=max_grad_norm)
+        keras.optimizers.Adam(
+            falling(learning_rate), epsilon=1e-5, global_clipnorm=max_grad_norm
+        )
     )
     history = agent.fit(envs, total_timesteps, verbose=verbose)
     envs.close()
