@@ -65,6 +65,8 @@ def check(vocabulary_size: int, **config) -> None:
     for name in ("epochs", "batch_size", "sequence_length", "sample_length"):
         if config[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {config[name]}.")
+    if not 0 < config["learning_rate"] < math.inf:
+        raise ValueError(f"learning_rate must be above 0: {config['learning_rate']}.")
     if config.get("warmup_steps", 0) < 0:
         raise ValueError(f"warmup_steps must be 0 or more: {config['warmup_steps']}.")
     if not 0 <= config.get("beta_2", 0.0) < 1:

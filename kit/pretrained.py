@@ -81,7 +81,7 @@ def load_bert(path: str | Path, dropout: float | None = None) -> Model:
         FileNotFoundError: If the folder or one of the two files isn't there.
         ValueError: If a file is truncated or of another format, if the model is of
             another architecture, or if weights are missing or of another shape; the
-            message lists them.
+            message lists them. Or if `dropout` is out of range.
 
     Example:
 
@@ -91,6 +91,8 @@ def load_bert(path: str | Path, dropout: float | None = None) -> Model:
     model.predict(tokenizer(["One text.", "Another one."]))["sequence_output"].shape
     ```
     """
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), received {dropout}.")
     folder = _folder(path)
     options = _options(folder / "config.json")
     if dropout is not None:
@@ -113,7 +115,7 @@ def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenize
     Args:
         path: Folder with `tokenizer.json`, or else with `vocab.txt`, which is read as
             BERT's word pieces: lower case, unless `tokenizer_config.json` says
-            otherwise.
+            otherwise. A warning says if it is shorter than the model's.
         max_length: Longest sequence; longer texts are cut. Defaults to `None`: as
             many tokens as the model has positions.
 
@@ -175,6 +177,13 @@ def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenize
             f"{str(file)!r} has tokens up to {size - 1}, but the model beside it knows "
             f"{vocabulary_size} only (vocab_size in config.json): they don't belong "
             "together."
+        )
+    if file.name == "vocab.txt" and size < (vocabulary_size or size):
+        # Some models have more embeddings than tokens; a list that was cut looks alike.
+        warnings.warn(
+            f"{str(file)!r} ends after {size} tokens, and the model beside it knows "
+            f"{vocabulary_size} (vocab_size in config.json): is the file complete?",
+            stacklevel=2,
         )
     return Tokenizer(tokenizer, max_length, pad)
 

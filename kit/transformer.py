@@ -33,6 +33,7 @@ them, as in GPT-2 (`normalize_first=False` for the paper's order, which BERT has
 """
 
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -808,7 +809,7 @@ def _check_sizes(arguments):
     for name, value in arguments.items():
         if not name.endswith(sizes) or value is None:
             continue
-        if value != int(value) or value < 1:
+        if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name} must be a positive integer, received {value!r}.")
     if arguments["hidden_dim"] % arguments["num_heads"]:
         raise ValueError(

@@ -137,6 +137,8 @@ def test_every_weight_finds_its_place(tmp_path):
     assert pretrained.load_bert(tmp_path, dropout=0.3).get_layer("block_1").dropout == (
         0.3
     )
+    with pytest.raises(ValueError, match=r"^dropout must be in \[0, 1\), received 1.5"):
+        pretrained.load_bert(tmp_path, dropout=1.5)
 
 
 def test_a_kernel_is_transposed(tmp_path):
@@ -355,6 +357,7 @@ def test_packages_that_are_missing(tmp_path, monkeypatch, package):
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "rain", "##s"]
 VOCABULARY += ["is", "sun", "##ny", ",", "?", "The"]
+VOCABULARY += [f"[unused{i}]" for i in range(6)]  # 20, as many as the model knows
 
 
 @pytest.fixture
@@ -391,6 +394,12 @@ def test_lower_case_is_as_the_settings_say(folder):
     assert pretrained.load_tokenizer(folder)(["The"])["token_ids"][0, 1] == 13
 
 
+def test_a_vocabulary_that_was_cut_is_noticed(folder):
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY[:9]))
+    with pytest.warns(UserWarning, match="ends after 9 tokens, .* knows 20 .*complete"):
+        pretrained.load_tokenizer(folder)
+
+
 def test_tokenizer_json_is_read_without_its_padding(folder):
     from tokenizers import BertWordPieceTokenizer
 
@@ -422,7 +431,7 @@ def test_tokenizer_errors(folder):
         pretrained.load_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY + list("abcdefgh")))
-    with pytest.raises(ValueError, match=r"tokens up to 21, but .* knows 20 only"):
+    with pytest.raises(ValueError, match=r"tokens up to 27, but .* knows 20 only"):
         pretrained.load_tokenizer(folder)
     (folder / "vocab.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab"):

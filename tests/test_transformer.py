@@ -513,6 +513,7 @@ def test_wider_beams_find_likelier_sequences():
             "vocabulary_size must be a positive integer, received 0",
         ),
         (lambda: kit.gpt(V, 8, num_layers=1.5), "num_layers.*received 1.5"),
+        (lambda: kit.gpt(V, 8, hidden_dim=16.0), "hidden_dim.*integer, received 16.0"),
         (lambda: kit.gpt(V, 8, dropout=1), "dropout must be in"),
         (lambda: kit.gpt(V, 8, positions="none"), "positions must be.*'none'"),
         (lambda: kit.bert(V, num_segments=0), "num_segments.*received 0"),
@@ -664,6 +665,7 @@ def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys
     ("wrong", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0: 0.0"),
         ({"sequence_length": 1}, "sequence_length must be at least 2"),
         ({"hidden_dim": 9}, "hidden_dim=9 must be a multiple of num_heads=2"),
         ({"top_k": 50}, "top_k must be from 1 to .*got 50"),
