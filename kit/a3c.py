@@ -34,6 +34,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit import random
 from kit.actor_critic import A2C, LOGS
 from kit.backend import apply_gradients, compiled, loss_gradients
 from kit.environments import Environments
@@ -256,6 +257,13 @@ class A3C(A2C):
                     return
             yield turn
 
+    def for_workers(self, make_env: Callable[[], Any], seed: int) -> tuple:
+        """Returns the arguments of `Worker`, but for its number."""
+        # The next `fit` has other draws.
+        drawn = ops.convert_to_numpy(random.randint(self.random, (), 0, 2**31 - 1))
+        config = {**self.get_config(), "seed": int(drawn)}
+        return (type(self), config, self.get_weights(), make_env, seed)
+
     # --- What workers ask of the shared agent ---------------------------------
 
     def pull(self) -> tuple[int, np.ndarray]:
@@ -462,7 +470,7 @@ def _to_arrays(vector, variables):
 def _run_threads(agent, make_env, num_workers, seed, address) -> Pushes:
     """Runs workers in threads of this process; each pushes by itself."""
     results: queue.Queue = queue.Queue()
-    arguments = (type(agent), agent.get_config(), agent.get_weights(), make_env, seed)
+    arguments = agent.for_workers(make_env, seed)
 
     def work(number):
         try:
@@ -510,7 +518,7 @@ def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
     environment = {"KERAS_BACKEND": keras.backend.backend()}
     # Where a cluster has fewer processors, workers share them: all of them play.
     remote = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(Worker)
-    arguments = (type(agent), agent.get_config(), agent.get_weights(), make_env, seed)
+    arguments = agent.for_workers(make_env, seed)
     numbers = itertools.count()
     playing: dict[Any, Any] = {}  # what is to come, and who is to bring it
 

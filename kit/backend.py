@@ -70,7 +70,8 @@ _context = _Context()
 # make_fx patches torch.nn.Module while it traces, and Keras keeps names in
 # global dictionaries: one trace at a time. Compiled programs run in parallel.
 _trace_lock = threading.RLock()
-_settings = {"eager": False, "compile_seconds": 0.0}
+_clock_lock = threading.Lock()
+_settings = {"eager": False, "compile_seconds": 0.0, "compiling": 0, "since": 0.0}
 
 
 # --- The public functions ---------------------------------------------------
@@ -352,7 +353,8 @@ def run_eagerly(eager: bool = True) -> None:
 def compile_seconds() -> float:
     """Returns the seconds this process has spent on compiling so far.
 
-    That is the time of each program's tracing and first call.
+    That is the time of each program's tracing and first call; where several threads
+    compile at once, it counts once.
     """
     return _settings["compile_seconds"]
 
@@ -490,15 +492,14 @@ class _Compiled:
             args, kwargs = structure if has_kwargs else (structure, {})
             return _flatten_results(self._fn(*args, **kwargs))
 
-        start = time.perf_counter()
-        while True:
-            try:
-                program = self._trace(fn, arrays)
-                break
-            except _BuildOptimizer as request:
-                request.optimizer.build(request.variables)
-        results = program(arrays)
-        _settings["compile_seconds"] += time.perf_counter() - start
+        with _timing():
+            while True:
+                try:
+                    program = self._trace(fn, arrays)
+                    break
+                except _BuildOptimizer as request:
+                    request.optimizer.build(request.variables)
+            results = program(arrays)
         self._programs[signature] = program
         return results
 
@@ -516,6 +517,23 @@ def _tracing():
             yield
         finally:
             _context.tracing = before
+
+
+@contextlib.contextmanager
+def _timing():
+    """Counts the seconds in which any thread compiles."""
+    with _clock_lock:
+        _settings["compiling"] += 1
+        if _settings["compiling"] == 1:
+            _settings["since"] = time.perf_counter()
+    try:
+        yield
+    finally:
+        with _clock_lock:
+            _settings["compiling"] -= 1
+            if _settings["compiling"] == 0:
+                seconds = time.perf_counter() - _settings["since"]
+                _settings["compile_seconds"] += seconds
 
 
 def _flatten(structure):

@@ -234,6 +234,14 @@ def test_workers_have_all_weights_and_draw_each_their_own():
     second.close()
 
 
+def test_another_fit_has_other_draws():
+    agents = [kit.A3C(*networks((3,))) for _ in range(2)]
+    seeds = [
+        [agent.for_workers(Choice, 0)[1]["seed"] for _ in "ab"] for agent in agents
+    ]
+    assert seeds[0] == seeds[1] and seeds[0][0] != seeds[0][1]
+
+
 # --- Training -----------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 
 import keras
 import numpy as np
@@ -1165,6 +1166,17 @@ def test_threads_draw_eagerly_while_another_traces():
     step(np.zeros(3, "float32"))
     expected = ops.convert_to_numpy(keras.random.uniform((3,), seed=1))
     np.testing.assert_array_equal(ops.convert_to_numpy(drawn[0]), expected)
+
+
+def test_seconds_in_which_several_threads_compile_count_once():
+    def slow(x):
+        time.sleep(0.2)  # is traced by one thread at a time
+        return x + 1
+
+    before, start = kit.compile_seconds(), time.perf_counter()
+    run_in_threads(*[lambda: kit.compiled(lambda x: slow(x))(ops.ones(3))] * 3)
+    elapsed = time.perf_counter() - start
+    assert 0.6 <= kit.compile_seconds() - before <= elapsed
 
 
 def test_threads_on_the_same_model_under_a_lock():
