@@ -257,7 +257,7 @@ class A3C(A2C):
                     return
             yield turn
 
-    def for_workers(self, make_env: Callable[[], Any], seed: int) -> tuple:
+    def for_workers(self, make_env: Callable[[], Any], seed: int) -> Any:
         """Returns the arguments of `Worker`, but for its number."""
         # The next `fit` has other draws.
         drawn = ops.convert_to_numpy(random.randint(self.random, (), 0, 2**31 - 1))
@@ -470,7 +470,7 @@ def _to_arrays(vector, variables):
 def _run_threads(agent, make_env, num_workers, seed, address) -> Pushes:
     """Runs workers in threads of this process; each pushes by itself."""
     results: queue.Queue = queue.Queue()
-    arguments = agent.for_workers(make_env, seed)
+    arguments: tuple[Any, Any, Any, Any, int] = agent.for_workers(make_env, seed)
 
     def work(number):
         try:

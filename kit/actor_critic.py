@@ -18,10 +18,9 @@ import keras
 from keras import ops
 
 from kit.backend import compiled, minimize
-from kit.environments import Environments
-from kit.on_policy import RANGES, OnPolicy, Rollouts
+from kit.on_policy import RANGES, OnPolicy
 from kit.returns import normalized, weighted_mean
-from kit.training import check_options, turns
+from kit.training import check_options
 
 LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
 
@@ -205,30 +204,15 @@ class A2C(OnPolicy):
             ValueError: If the spaces don't fit the networks, `compile` wasn't called,
                 or a number is not positive.
         """
-        envs = Environments(env)
-        self.check_spaces(envs)
-        if not self.compiled:
-            raise ValueError("A2C: call `compile(optimizer=...)` before `fit`.")
-        self.check_normalization(self.num_steps * envs.num_envs)
-        progress = turns(
-            self,
-            envs,
+        return self.train(
+            env,
             total_timesteps,
-            self.num_steps,
             LOGS,
-            whole_turns=True,
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            seed=seed,
         )
-        rollouts = Rollouts(
-            self, envs, self.num_steps, self.seed if seed is None else seed
-        )
-        discounted = ops.zeros((envs.num_envs,))
-        for turn in progress:
-            logs, discounted = self._learn(rollouts.play(), discounted)
-            turn.logs.update(logs)
-        return self.history
 
     def finalize_optimizers(self):
         """Ends a training, as Keras' own `fit` does (`use_ema`)."""

@@ -7,6 +7,7 @@ environments, B = T N.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from kit.models import WithParts
 from kit.normalization import RunningNormalization
 from kit.policies import Distribution
 from kit.returns import discounted_returns, explained_variance, generalized_advantages
+from kit.training import turns
 
 Tensor = Any
 Rollout = dict[str, np.ndarray]
@@ -222,6 +224,64 @@ class OnPolicy(WithParts, keras.Model):
         self.optimizer.finalize_variable_values(self.trainable_variables)
 
     # --- Learning -----------------------------------------------------------
+
+    def train(
+        self,
+        env: Any,
+        total_timesteps: int,
+        log_names: Sequence[str],
+        *,
+        num_minibatches: int = 1,
+        seed: int | None = None,
+        **reporting: Any,
+    ) -> keras.callbacks.History:
+        """Plays a rollout and learns from it by `_learn`, turn by turn.
+
+        Args:
+            env: Environment or vector environment.
+            total_timesteps: Number of environment steps, all environments together.
+            log_names: Names of what `_learn` logs.
+            num_minibatches: Parts that it divides a rollout into.
+            seed: Seed of the environment; `None` for the agent's.
+            **reporting: See `kit.training.turns`.
+
+        Returns:
+            The `History` of the epochs' logs.
+
+        Raises:
+            TypeError: If `env` isn't one of Gymnasium's.
+            ValueError: If an argument is out of its range, or `compile` wasn't called.
+        """
+        envs = Environments(env)
+        self.check_spaces(envs)
+        name = type(self).__name__
+        if not self.compiled:
+            raise ValueError(f"{name}: call `compile(optimizer=...)` before `fit`.")
+        size = self.num_steps * envs.num_envs
+        if size < num_minibatches:
+            raise ValueError(
+                f"{name}: `num_minibatches` is {num_minibatches}, more than the {size} "
+                f"steps of a turn: num_steps={self.num_steps} in {envs.num_envs} "
+                "environments."
+            )
+        self.check_normalization(size // num_minibatches)
+        progress = turns(
+            self,
+            envs,
+            total_timesteps,
+            self.num_steps,
+            log_names,
+            whole_turns=True,
+            **reporting,
+        )
+        rollouts = Rollouts(
+            self, envs, self.num_steps, self.seed if seed is None else seed
+        )
+        discounted = ops.zeros((envs.num_envs,))
+        for turn in progress:
+            logs, discounted = self._learn(rollouts.play(), discounted)
+            turn.logs.update(logs)
+        return self.history
 
     def experience(self, rollout: dict, discounted: Tensor) -> tuple[dict, Tensor]:
         """Returns what there is to learn from a rollout; part of a compiled program.

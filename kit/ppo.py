@@ -25,10 +25,9 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kit import random
 from kit.backend import compiled, minimize, scan
-from kit.environments import Environments
-from kit.on_policy import RANGES, OnPolicy, Rollouts
+from kit.on_policy import RANGES, OnPolicy
 from kit.returns import normalized, weighted_mean
-from kit.training import check_options, turns
+from kit.training import check_options
 
 LOGS = (
     "policy_loss",
@@ -242,36 +241,16 @@ class PPO(OnPolicy):
             ValueError: If the spaces don't fit the networks, `compile` wasn't called,
                 a number is not positive, or a turn has fewer steps than minibatches.
         """
-        envs = Environments(env)
-        self.check_spaces(envs)
-        if not self.compiled:
-            raise ValueError("PPO: call `compile(optimizer=...)` before `fit`.")
-        if self.num_steps * envs.num_envs < self.num_minibatches:
-            raise ValueError(
-                f"PPO: `num_minibatches` is {self.num_minibatches}, more than the "
-                f"{self.num_steps * envs.num_envs} steps of a turn: num_steps="
-                f"{self.num_steps} in {envs.num_envs} environments."
-            )
-        self.check_normalization(self.num_steps * envs.num_envs // self.num_minibatches)
-        progress = turns(
-            self,
-            envs,
+        return self.train(
+            env,
             total_timesteps,
-            self.num_steps,
             LOGS,
-            whole_turns=True,
+            num_minibatches=self.num_minibatches,
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            seed=seed,
         )
-        rollouts = Rollouts(
-            self, envs, self.num_steps, self.seed if seed is None else seed
-        )
-        discounted = ops.zeros((envs.num_envs,))
-        for turn in progress:
-            logs, discounted = self._learn(rollouts.play(), discounted)
-            turn.logs.update(logs)
-        return self.history
 
     @compiled
     def _learn(self, rollout, discounted):

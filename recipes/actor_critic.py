@@ -43,6 +43,8 @@ def main(
     ent_coef: float = 0.0,
     vf_coef: float = 0.5,
     max_grad_norm: float = 0.5,
+    normalize_observations: bool = False,
+    normalize_rewards: bool = False,
     eval_episodes: int = 20,
     render: Literal["none", "video"] = "none",
     seed: int = 0,
@@ -67,6 +69,8 @@ def main(
         ent_coef: Weight of the entropy.
         vf_coef: Weight of the critic's loss.
         max_grad_norm: Length that gradients are cut to.
+        normalize_observations: Bring observations to mean 0, variance 1.
+        normalize_rewards: Divide rewards by the spread of returns.
         eval_episodes: Episodes to play at the end.
         render: "video" records an episode of the trained agent.
         seed: Seed of everything that is drawn.
@@ -104,6 +108,8 @@ def main(
         normalize_advantages=normalize_advantages,
         ent_coef=ent_coef,
         vf_coef=vf_coef,
+        normalize_observations=normalize_observations,
+        normalize_rewards=normalize_rewards,
         seed=seed,
     )
     turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up

@@ -53,6 +53,7 @@ def main(
     num_minibatches: int = 1,
     num_epochs: int = 20,
     learning_rate: float = 1e-3,
+    anneal_learning_rate: bool = True,
     units: tuple[int, ...] = (64, 64),
     gamma: float = 0.98,
     gae_lambda: float = 0.8,
@@ -80,12 +81,13 @@ def main(
         num_steps: Steps of each between two updates.
         num_minibatches: Minibatches in a pass over these steps.
         num_epochs: Passes over them.
-        learning_rate: Step size of Adam at the start; falls linearly to 0.
+        learning_rate: Step size of Adam.
+        anneal_learning_rate: Let it fall linearly to 0.
         units: Sizes of the hidden layers of actor and critic.
         gamma: Discount factor.
         gae_lambda: Lambda of the generalized advantages.
         clip_coef: How far the ratio of probabilities may be from 1.
-        anneal_clip_coef: Let this fall linearly to 0, like the learning rate.
+        anneal_clip_coef: Let it fall linearly to 0.
         clip_value_loss: Keep the critic near its last one as well.
         ent_coef: Weight of the entropy.
         vf_coef: Weight of the critic's loss.
@@ -111,8 +113,11 @@ def main(
     kit.initialize_weights(critic, seed + 1)
     turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
 
-    def falling(start):
-        gradient_steps = turns * num_epochs * num_minibatches
+    gradient_steps = turns * num_epochs * num_minibatches
+
+    def schedule(start, anneal):
+        if not anneal:
+            return start
         return keras.optimizers.schedules.PolynomialDecay(start, gradient_steps, 0.0)
 
     agent = kit.PPO(
@@ -123,7 +128,7 @@ def main(
         num_steps=num_steps,
         num_minibatches=num_minibatches,
         num_epochs=num_epochs,
-        clip_coef=falling(clip_coef) if anneal_clip_coef else clip_coef,
+        clip_coef=schedule(clip_coef, anneal_clip_coef),
         clip_value_loss=clip_value_loss,
         ent_coef=ent_coef,
         vf_coef=vf_coef,
@@ -134,7 +139,9 @@ def main(
     )
     agent.compile(
         keras.optimizers.Adam(
-            falling(learning_rate), epsilon=1e-5, global_clipnorm=max_grad_norm
+            schedule(learning_rate, anneal_learning_rate),
+            epsilon=1e-5,
+            global_clipnorm=max_grad_norm,
         )
     )
     history = agent.fit(envs, total_timesteps, verbose=verbose)
