@@ -7,15 +7,16 @@ gradients cut to a length.
 
     KERAS_BACKEND=jax python recipes/ppo.py
     KERAS_BACKEND=tensorflow python recipes/ppo.py --env Acrobot-v1 \
-        --num-envs 16 --num-steps 256 --num-minibatches 64 --num-epochs 4 \
-        --gamma 0.99 --gae-lambda 0.94 --learning-rate 3e-4
+        --total-timesteps 200000 --num-envs 16 --num-steps 256 --num-minibatches 64 \
+        --num-epochs 4 --gamma 0.99 --gae-lambda 0.94 --learning-rate 3e-4
     KERAS_BACKEND=torch python recipes/ppo.py --env Pendulum-v1 \
         --total-timesteps 200000 --num-envs 4 --num-steps 1024 --num-minibatches 64 \
         --num-epochs 10 --gamma 0.9 --gae-lambda 0.95
     KERAS_BACKEND=jax python recipes/ppo.py --env LunarLander-v3 \
         --total-timesteps 1000000 --num-envs 16 --num-steps 1024 \
         --num-minibatches 256 --num-epochs 4 --gamma 0.999 --gae-lambda 0.98 \
-        --ent-coef 0.01 --learning-rate 3e-4
+        --ent-coef 0.01 --learning-rate 3e-4 --no-anneal-learning-rate \
+        --no-anneal-clip-coef
     KERAS_BACKEND=jax python recipes/ppo.py --env HalfCheetah-v5 \
         --total-timesteps 1000000 --num-envs 1 --num-steps 2048 --num-minibatches 32 \
         --num-epochs 10 --gamma 0.99 --gae-lambda 0.95 --learning-rate 3e-4 \
@@ -23,7 +24,7 @@ gradients cut to a length.
 
 Any Gymnasium environment with discrete, multi-discrete or continuous actions goes by
 `--env`. LunarLander needs `pip install "gymnasium[box2d]"`, HalfCheetah
-`"gymnasium[mujoco]"`.
+`"gymnasium[mujoco]"`: the kit's extras `box2d` and `mujoco`.
 
 To expect on CartPole-v1: a return of 500, the most that it gives, after 100,000 steps
 and 10 to 25 seconds on one core (seeds 0 to 2 on JAX and PyTorch; on TensorFlow the
