@@ -11,8 +11,8 @@ before it again.
 
 Text, split, windows and epochs are those of recipes/lstm.py: Python's documentation,
 1.2 million characters, whole chapters and modules held out. Expect 1.70 bits per
-character (JAX, TensorFlow) or 1.68 (PyTorch) after the 20 epochs, with seed 0, where the LSTM has
-1.72 and the best n-gram 1.74. A minute an epoch on two cores, or two.
+character (JAX, TensorFlow) or 1.68 (PyTorch) after the 20 epochs, with seed 0, where
+the LSTM has 1.72 and the best n-gram 1.74. A minute an epoch on two cores, or two.
 
 The trained model goes on writing elsewhere:
 
