@@ -7,7 +7,7 @@ gradients cut to a length.
 
     KERAS_BACKEND=jax python recipes/ppo.py
     KERAS_BACKEND=tensorflow python recipes/ppo.py --env Acrobot-v1 \
-        --total-timesteps 200000 --num-envs 16 --num-steps 256 --num-minibatches 64 \
+        --total-timesteps 500000 --num-envs 16 --num-steps 256 --num-minibatches 64 \
         --num-epochs 4 --gamma 0.99 --gae-lambda 0.94 --learning-rate 3e-4
     KERAS_BACKEND=torch python recipes/ppo.py --env Pendulum-v1 \
         --total-timesteps 200000 --num-envs 4 --num-steps 1024 --num-minibatches 64 \

@@ -333,7 +333,7 @@ LEARN = {
     "Acrobot-v1": (
         -85,
         {
-            "total_timesteps": 200_000,
+            "total_timesteps": 500_000,
             "num_envs": 16,
             "num_steps": 256,
             "num_minibatches": 64,
