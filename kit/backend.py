@@ -1187,10 +1187,14 @@ class _TorchEngine:
         self.untraced = proxy_tensor.disable_proxy_modes_tracing
         self.loops: Any = weakref.WeakValueDictionary()
         self.numbers = itertools.count()
-        self.library = torch.library.Library("kit", "DEF")
+        # One for each copy of this package (`python -m kit copy`) in a process.
+        self.namespace = __name__.replace(".", "_")
+        self.library = torch.library.Library(self.namespace, "DEF")
         self.library.define("loop(int number, Tensor[] operands) -> Tensor[]")
         self.library.impl("loop", self._run_loop, "CompositeExplicitAutograd")
-        torch.library.register_fake("kit::loop", self._fake_loop, lib=self.library)
+        torch.library.register_fake(
+            f"{self.namespace}::loop", self._fake_loop, lib=self.library
+        )
         _make_random_traceable()
         kernels.replace(
             keras.src.backend.core, "cond", self.cond, lambda: _context.tracing
@@ -1364,7 +1368,7 @@ class _TorchEngine:
         state = [v.value for v in loop.written]
         others = [v.value for v in loop.read_only]
         operands = [*state, *carry, *loop.captured, *others, *slices]
-        outputs = torch.ops.kit.loop(loop.number, operands)
+        outputs = getattr(torch.ops, self.namespace).loop(loop.number, operands)
         _context.frame.append(loop)
         _assign(loop.written, outputs[: len(state)])
         outputs = outputs[len(state) :]

@@ -1,0 +1,52 @@
+"""The kit's command line: `python -m kit list`, `python -m kit copy dqn ~/project`.
+
+A command is a function, and its signature the command's arguments. It is imported when
+it is called for, so that one command needs nothing of the others.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+COMMANDS = {  # name of the command: module and function
+    "list": ("kit.catalog", "show"),
+    "copy": ("kit.travel", "copy"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command that the arguments begin with.
+
+    Args:
+        args: Arguments. Defaults to `None`: those of the command line.
+    """
+    try:
+        import tyro
+    except ImportError as error:
+        sys.exit(
+            f"python -m kit needs {error.name}, which isn't installed: "
+            '`python -m pip install "keras-algorithm-kit[recipes]"`, or `-e '
+            '".[recipes]"` in a checkout.'
+        )
+    args = list(sys.argv[1:] if args is None else args)
+    program = "python -m kit"
+    if not args or args[0] not in COMMANDS:  # help, or an error that has the names
+        functions = {name: load(name) for name in COMMANDS}
+        tyro.extras.subcommand_cli_from_dict(functions, prog=program, args=args)
+        return
+    program = f"{program} {args[0]}"
+    try:
+        tyro.cli(load(args[0]), prog=program, args=args[1:])
+    except (ValueError, OSError, ImportError) as error:
+        # What was asked for can't be done: the message says why, a traceback doesn't.
+        sys.exit(f"{program}: {error}")
+
+
+def load(command: str) -> Callable:
+    """Imports the function of a command."""
+    module, function = COMMANDS[command]
+    return getattr(importlib.import_module(module), function)
+
+
+if __name__ == "__main__":
+    main()

