@@ -1,4 +1,4 @@
-"""The kit's command line: `python -m kit list`, `python -m kit copy dqn ~/project`.
+"""The kit's command line: `python -m kit list`, `copy`, `compare`, `report`.
 
 A command is a function, and its signature the command's arguments. It is imported when
 it is called for, so that one command needs nothing of the others.
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 COMMANDS = {  # name of the command: module and function
     "list": ("kit.catalog", "show"),
     "copy": ("kit.travel", "copy"),
+    "compare": ("kit.compare", "compare"),
+    "report": ("kit.report", "report"),
 }
 
 
@@ -36,7 +38,8 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     program = f"{program} {args[0]}"
     try:
-        tyro.cli(load(args[0]), prog=program, args=args[1:])
+        if status := tyro.cli(load(args[0]), prog=program, args=args[1:]):
+            sys.exit(status)
     except (ValueError, OSError, ImportError) as error:
         # What was asked for can't be done: the message says why, a traceback doesn't.
         sys.exit(f"{program}: {error}")

@@ -1,0 +1,457 @@
+"""Runs recipes under each backend, one after the other, and keeps what they leave.
+
+    python -m kit compare --recipes dqn ppo --backends jax torch --seeds 3 --quick
+
+Each run is a process of its own, `python recipes/dqn.py --seed 0 --output-dir
+reports/runs/dqn-jax-0` with `KERAS_BACKEND=jax`. Beside what the recipe writes, its
+folder has `log.txt`, what the recipe printed, and `run.json`: how it was called and
+how it ended. `python -m kit report` reads these folders.
+
+The same command goes on where it was interrupted: a run is not repeated that has its
+`metrics.json` and was called the same way, from the same signature, with the same
+versions. To repeat a run nevertheless, delete its folder.
+"""
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from kit import catalog
+
+Backend = Literal["tensorflow", "jax", "torch"]
+BACKENDS: tuple[Backend, ...] = ("tensorflow", "jax", "torch")
+
+# What --quick passes to each recipe: about a minute on two cores, so that everything
+# is seen to work and backends can be told apart. The scores are not what the recipe
+# reaches.
+QUICK = {
+    "mlp": "--folds 2 --epochs 30",
+    "cnn": "--epochs 3 --svc-examples 1000",
+    "rnn": "--epochs 5",
+    "lstm": "--units 64 --epochs 1 --max-ngram-order 5",
+    "gru": "--epochs 3",
+    "transformer": "--num-layers 2 --hidden-dim 64 --epochs 1 --max-ngram-order 5"
+    " --no-lstm",
+    "translation": "--num-pairs 6000 --epochs 6",
+    "bert": "--few 4 --max-texts 300 --max-length 32 --epochs 1 --few-epochs 2",
+    "autoencoder": "--epochs 20",
+    "gan": "--architecture dense --epochs 10 --judge-epochs 2 --vae-epochs 10",
+    "dbn": "--dataset nudged_digits --labels 200 --repeats 1 --units 100"
+    " --rbm-epochs 10 --epochs 50",
+    "capsnet": "--epochs 1 --ablation",
+    "q_learning": "--total-timesteps 30000",
+    "dqn": "--total-timesteps 10000",
+    "ppo": "--total-timesteps 30000",
+    "actor_critic": "--total-timesteps 100000",
+    "a3c": "--total-timesteps 10000 --worker-counts",
+}
+
+PARITY = "parity"  # The name under which kit/parity.py runs, beside the recipes.
+LAST_LINES = 20  # of the output of a run that failed, for the report
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made: everything that decides what it computes."""
+
+    recipe: str
+    backend: str
+    seed: int
+    quick: bool
+    arguments: tuple[str, ...]
+    signature: str  # of the recipe's `main`: it has the defaults
+    versions: Mapping[str, str | None]
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return f"{self.recipe}-{self.backend}-{self.seed}"
+
+    def is_done(self, folder: Path) -> bool:
+        """Tells whether `folder` holds a finished run of exactly this job."""
+        record = read_json(folder / "run.json")
+        same = record.get("job") == json.loads(json.dumps(asdict(self)))
+        return same and (folder / "metrics.json").is_file()
+
+
+def compare(
+    *,
+    recipes: tuple[str, ...] = (),
+    backends: tuple[Backend, ...] = BACKENDS,
+    seeds: int = 3,
+    quick: bool = False,
+    parity: bool = True,
+    arguments: tuple[str, ...] = (),
+    timeout: float | None = None,
+    output_dir: Path = Path("reports"),
+) -> int:
+    """Runs recipes under each backend and over seeds, one run at a time.
+
+    Interrupted, the same command goes on: finished runs are not repeated, unless
+    their arguments, the defaults of the recipe or the versions have changed. What a
+    changed run replaces is moved to `replaced/`.
+
+    Args:
+        recipes: Names of recipes, or paths of files that end in `.py`; all if none is
+            given. A recipe takes `--seed` and `--output-dir`, and writes
+            `metrics.json` by `kit.recipe.Run`.
+        backends: Backends to run. One that isn't installed is reported as such.
+        seeds: Number of seeds, 0 to `seeds` - 1.
+        quick: Small budgets, for a look; the report says so.
+        parity: Whether to compare losses from the same weights, too.
+        arguments: More arguments for a recipe, its name first:
+            `"dqn --env Acrobot-v1 --total-timesteps 60000"`.
+        timeout: Seconds after which a run is ended and counts as failed.
+        output_dir: Folder for the runs, in `runs`, and for the reports.
+
+    Returns:
+        Exit status: 0 if every run was finished, 1 if one failed or no backend is
+        installed, 130 after an interruption.
+
+    Raises:
+        ValueError: If a recipe or backend isn't known, or a number is out of range.
+        ImportError: If a package of kit's extra `report` is missing.
+    """
+    require("rich")
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    files = find_recipes(recipes)
+    if parity:
+        files[PARITY] = Path(__file__).with_name("parity.py")
+    more = split_arguments(arguments, files)
+    check_backends(backends)
+    check_numbers(seeds, timeout)
+    jobs = [
+        make_job(file, name, backend, seed, quick, more.get(name, ()))
+        for name, file in files.items()
+        for seed in range(1 if name == PARITY else seeds)
+        for backend in backends  # Next to each other, so in the same conditions.
+    ]
+    installed = [x for x in backends if importlib.util.find_spec(x)]
+    for backend in backends:
+        if backend not in installed:
+            console.print(f"{backend} is not installed: its runs are left out.")
+
+    runs = Path(output_dir) / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    with only_one(Path(output_dir) / ".lock", console) as lock:
+        todo = [job for job in jobs if not job.is_done(runs / job.name)]
+        console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done.")
+        for job in todo:
+            folder = runs / job.name
+            # Where another environment made the run, its figures stay.
+            if job.backend not in installed and not (folder / "metrics.json").exists():
+                write_record(folder, job, "not installed")
+        todo = [job for job in todo if job.backend in installed]
+        try:
+            failed = run_all(todo, files, runs, timeout, console, lock)
+        except KeyboardInterrupt:
+            console.print("Interrupted. The same command goes on from here.")
+            return 130
+    if failed:
+        console.print(f"Failed: {', '.join(failed)}. Their log.txt says why.")
+    return 1 if failed or not installed else 0
+
+
+def require(*packages: str) -> None:
+    """Names the first package that isn't installed, and what installs it."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"{package} is not installed: "
+                'python -m pip install "keras-algorithm-kit[report]".'
+            )
+
+
+def find_recipes(names: Sequence[str]) -> dict[str, Path]:
+    """Returns the files of recipes that are given by name or path; all if none is."""
+    known = catalog.recipes()
+    files: dict[str, Path] = {}
+    for name in names or known:
+        path = Path(name) if name.endswith(".py") else known.get(name)
+        if path is None or not path.is_file():
+            raise ValueError(
+                f"recipes: {name!r} is no recipe. Known are "
+                f"{', '.join(known) or 'none here'}; or give the path of a file .py."
+            )
+        if path.stem == PARITY or files.get(path.stem, path) != path:
+            raise ValueError(f"recipes: {str(path)!r} needs a name of its own.")
+        files[path.stem] = path
+    return files
+
+
+def split_arguments(
+    arguments: Sequence[str], files: Mapping[str, Path]
+) -> dict[str, tuple[str, ...]]:
+    """Returns the arguments of each recipe, from `"dqn --env Acrobot-v1"`."""
+    found: dict[str, tuple[str, ...]] = {}
+    for line in arguments:
+        name, *rest = shlex.split(line) or [""]
+        if name not in files:
+            raise ValueError(
+                f"arguments: {line!r} must begin with one of the recipes to be run: "
+                f"{', '.join(files)}."
+            )
+        found[name] = (*found.get(name, ()), *rest)
+    return found
+
+
+def check_backends(backends: Sequence[str]) -> None:
+    """Refuses what is no backend of the kit."""
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise ValueError(f"backends: {backend!r} is none of {', '.join(BACKENDS)}.")
+
+
+def check_numbers(seeds: int, timeout: float | None) -> None:
+    """Refuses numbers that make no run."""
+    if seeds < 1:
+        raise ValueError(f"seeds must be 1 or more, got {seeds}.")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be above 0 seconds, got {timeout}.")
+
+
+def make_job(
+    file: Path, name: str, backend: str, seed: int, quick: bool, more: tuple[str, ...]
+) -> Job:
+    """Returns the job that runs a recipe; later arguments override earlier ones."""
+    signature = main_signature(file)
+    budget = shlex.split(QUICK.get(name, "")) if quick else []
+    return Job(
+        recipe=name,
+        backend=backend,
+        seed=seed,
+        quick=bool(budget),
+        arguments=(*budget, *more),
+        signature=signature,
+        versions={package: version(package) for package in ("keras", backend)},
+    )
+
+
+def main_signature(file: Path) -> str:
+    """Returns the arguments of a file's `main`, without running it."""
+    for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "main":
+            return ast.unparse(node.args)
+    return ""
+
+
+def version(package: str) -> str | None:
+    """Returns the version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def run_all(
+    jobs: Sequence[Job],
+    files: Mapping[str, Path],
+    runs: Path,
+    timeout: float | None,
+    console: Any,
+    lock: IO[str],
+) -> list[str]:
+    """Runs jobs one after the other; returns the names of those that failed."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    failed = []
+    with interruptible(), Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for job in jobs:
+            progress.update(task, description=job.name)
+            status, seconds = run_one(job, files[job.recipe], runs, timeout, lock)
+            console.print(f"{job.name}: {status} after {seconds:.0f} s")
+            if status != "finished":
+                failed.append(job.name)
+            progress.advance(task)
+    return failed
+
+
+def run_one(
+    job: Job, file: Path, runs: Path, timeout: float | None, lock: IO[str]
+) -> tuple[str, float]:
+    """Runs one job in a process; returns how it ended and after how many seconds."""
+    folder = runs / job.name
+    set_aside(folder, runs.with_name("replaced"))
+    write_record(folder, job, "running")  # What stays, if we are killed.
+    start = time.perf_counter()
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command_line(job, file, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(job.backend),
+            # A group of its own: what the recipe starts (Ray) is ended with it.
+            start_new_session=True,
+            # If we are killed, the run goes on; who holds the lock waits for it.
+            pass_fds=[lock.fileno()] if os.name == "posix" else (),
+        )
+        status = "interrupted"
+        try:
+            code = process.wait(timeout)
+            ended = code == 0 and (folder / "metrics.json").is_file()
+            status = "finished" if ended else "failed"
+        except subprocess.TimeoutExpired:
+            status = "timed out"
+        finally:
+            end(process)
+            seconds = time.perf_counter() - start
+            # Without its figures it can't be taken for a finished run.
+            if status != "finished":
+                (folder / "metrics.json").unlink(missing_ok=True)
+            write_record(
+                folder,
+                job,
+                status,
+                seconds=round(seconds, 1),
+                exit_code=process.returncode,
+                last_lines=[] if status == "finished" else last_lines(folder),
+            )
+    return status, seconds
+
+
+def command_line(job: Job, file: Path, folder: Path) -> list[str]:
+    """Returns the command that makes a run."""
+    # As a script, kit/parity.py would take kit/random.py for Python's own.
+    script = ["-m", "kit.parity"] if job.recipe == PARITY else [str(file)]
+    command = [sys.executable, *script, "--seed", str(job.seed)]
+    command += ["--output-dir", str(folder)]
+    if "verbose: int" in job.signature:
+        # A line for each epoch, instead of a progress bar that fills the log.
+        command += ["--verbose", "2"]
+    return [*command, *job.arguments]
+
+
+def environment(backend: str) -> dict[str, str]:
+    """Returns the variables of a run: ours, and its backend."""
+    # The recipe imports the kit that we are, installed or not.
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    defaults = {"TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "Agg", "COLUMNS": "100"}
+    return {
+        **defaults,
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "PYTHONUNBUFFERED": "1",  # The log has the last lines of what is killed.
+    }
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a process that still runs, and what it started."""
+    if process.poll() is not None:
+        return
+    if os.name != "posix":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def set_aside(folder: Path, replaced: Path) -> None:
+    """Moves a finished run away, before another one takes its folder."""
+    if (folder / "metrics.json").is_file():
+        replaced.mkdir(exist_ok=True)
+        folder.rename(replaced / f"{folder.name}-{time.time_ns()}")
+    folder.mkdir(exist_ok=True)
+
+
+def write_record(folder: Path, job: Job, status: str, **more: Any) -> None:
+    """Writes `run.json`: what was run, and how it ended."""
+    folder.mkdir(exist_ok=True)
+    record = {"status": status, **more, "machine": processor(), "job": asdict(job)}
+    temporary = folder / ".run.json"
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "run.json")
+
+
+@functools.cache
+def processor() -> str | None:
+    """Returns the name of the processor, where the system tells it."""
+    try:  # Linux, where Python's own answer is empty.
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return text.split("model name")[1].split("\n")[0].strip("\t :")
+    except (OSError, IndexError):
+        return platform.processor() or None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns what a JSON file holds; nothing, if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def last_lines(folder: Path) -> list[str]:
+    """Returns the end of a run's log."""
+    text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    return [line[:500] for line in text.rstrip().splitlines()[-LAST_LINES:]]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets SIGTERM end us as Ctrl-C does: the run is ended and recorded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Where Python allows no handlers.
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def only_one(path: Path, console: Any) -> Iterator[IO[str]]:
+    """Waits until no other comparison runs in this folder: runs are measurements.
+
+    The lock is the system's: it is free again when the last process ends that holds
+    it, which may be a run whose `compare` was killed.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield file
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"Waiting for another comparison in {path.parent} to end.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file

@@ -1,0 +1,512 @@
+"""Tables, pictures and pages of what `kit.compare` ran.
+
+    python -m kit report                                    # from reports/runs
+    python -m kit report --readme README.md                 # from reports/backends.json
+    python -m kit report --readme README.md --check
+
+`backends.json` has every figure, `backends.md` and `backends.html` show them;
+kit/scores.py says which figure of a recipe counts. A spread is the standard deviation
+over seeds, an interval Student's t interval of the mean at 95 %.
+"""
+
+import collections
+import csv
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kit.compare import BACKENDS, PARITY, read_json, require
+from kit.plots import learning_curves
+from kit.recipe import _beside
+from kit.scores import CURVES, SCORES, references, score_of
+
+NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
+TEMPLATES = Path(__file__).with_name("templates")
+
+Record = dict[str, Any]
+
+
+def report(
+    *,
+    output_dir: Path = Path("reports"),
+    readme: Path | None = None,
+    check: bool = False,
+) -> int:
+    """Writes backends.json, backends.md and backends.html from the runs of `compare`.
+
+    With `readme`, it reads backends.json instead, and writes its table between the
+    markers in that file.
+
+    Args:
+        output_dir: Folder that `compare` wrote to.
+        readme: File that has the lines `<!-- compare:begin -->` and
+            `<!-- compare:end -->`.
+        check: Writes nothing; the exit status is 1 if `readme` is out of date.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        ValueError: If there are no runs, no backends.json or no markers, or `check`
+            was given without `readme`.
+        ImportError: If a package of kit's extra `report` is missing.
+    """
+    require("jinja2", "matplotlib", "scipy")
+    output_dir = Path(output_dir)
+    if readme is not None:
+        return update_readme(Path(readme), output_dir / "backends.json", check)
+    if check:
+        raise ValueError("check needs readme: --readme README.md --check.")
+    runs, parity = read_runs(output_dir / "runs")
+    if not runs and not parity:
+        raise ValueError(
+            f"output_dir: no runs in {str(output_dir / 'runs')!r}. Make some: "
+            "python -m kit compare --quick."
+        )
+    data, curves = summarize(runs, parity)
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    (output_dir / "backends.json").write_text(text, encoding="utf-8")
+    for name in ("backends.md", "backends.html"):
+        page = render(f"{name}.jinja", data=data, curves=curves)
+        (output_dir / name).write_text(page, encoding="utf-8")
+        print(f"Wrote {output_dir / name}")
+    return 0
+
+
+# --- Reading ------------------------------------------------------------------
+
+
+def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
+    """Returns the runs in a folder, and apart those of kit/parity.py.
+
+    A run has the content of its `metrics.json`, if it was finished, and of its
+    `run.json`, if `compare` made it.
+    """
+    runs = []
+    for path in sorted(folder.glob("*")):
+        record, figures = read_json(path / "run.json"), read_json(path / "metrics.json")
+        job = record.get("job", {})
+        recipe = figures.get("recipe", job.get("recipe"))
+        backend = figures.get("backend", job.get("backend"))
+        if not recipe or backend not in BACKENDS:
+            continue
+        status = record.get("status", "finished")
+        if figures:
+            status = "finished"
+        elif status == "finished":
+            status = "failed"
+        elif status == "running":  # still, or its `compare` was killed
+            status = "interrupted"
+        runs.append(
+            {
+                **figures,
+                "recipe": recipe,
+                "backend": backend,
+                "seed": figures.get("seed", job.get("seed")),
+                "quick": job.get("quick", False),
+                "machine": record.get("machine"),
+                "status": status,
+                "last_lines": [without_paths(x) for x in record.get("last_lines", [])],
+                "history": read_history(path / "history.csv") if figures else [],
+                # Runs are compared that were called alike.
+                "arguments": list(job.get("arguments", [])),
+                "called": json.dumps(
+                    [job.get("arguments"), job.get("signature")]
+                    if job
+                    else figures.get("config", {})
+                ),
+            }
+        )
+    parity = [run for run in runs if run["recipe"] == PARITY]
+    return [run for run in runs if run["recipe"] != PARITY], parity
+
+
+def read_history(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a `history.csv`; none, if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without_paths(line: str) -> str:
+    """Returns a line of a log without where things lie on this machine."""
+    for folder in (str(Path.cwd()), sys.prefix, sys.base_prefix, str(Path.home())):
+        if len(folder) > 1:
+            line = line.replace(folder + os.sep, "")
+    return line
+
+
+def number(value: Any) -> float | None:
+    """Returns a finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        value = float(value)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+# --- Statistics ---------------------------------------------------------------
+
+
+def estimate(values: Iterable[Any]) -> Record:
+    """Returns what a few runs tell of a figure; values that are no number are left out.
+
+    Args:
+        values: The figure in each run.
+
+    Returns:
+        `n`, the number of values; `mean`; `sd`, the standard deviation; `low` and
+        `high`, Student's t interval of the mean at 95 %; `values`. With one value,
+        there is no spread and no interval; without any, no mean either.
+    """
+    from scipy import stats
+
+    found = [x for x in map(number, values) if x is not None]
+    n = len(found)
+    result: Record = {"n": n, "mean": None, "sd": None, "low": None, "high": None}
+    result["values"] = [short(x) for x in found]
+    if n:
+        mean = math.fsum(found) / n
+        result["mean"] = short(mean)
+    if n > 1:
+        sd = math.sqrt(math.fsum((x - mean) ** 2 for x in found) / (n - 1))
+        half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+        result |= {k: short(v) for k, v in (("sd", sd), ("low", mean - half))}
+        result["high"] = short(mean + half)
+    return result
+
+
+def short(value: float) -> float:
+    """Returns a number of at most eight digits, as no figure here has more to say."""
+    return float(f"{value:.8g}")
+
+
+def leaders(estimates: Mapping[str, Record], larger_is_better: bool) -> list[str]:
+    """Returns the backends that are not clearly behind the best mean.
+
+    Those whose interval overlaps that of the best are equal to it; so are those whose
+    mean differs by rounding only. Nobody leads, if that can't be told: with one seed
+    there is no interval.
+    """
+    known = {name: x for name, x in estimates.items() if x["mean"] is not None}
+    if len(known) < 2:
+        return []
+    sign = 1 if larger_is_better else -1
+    best = known[max(known, key=lambda name: sign * known[name]["mean"])]
+    found = []
+    for name, x in known.items():
+        if math.isclose(x["mean"], best["mean"], rel_tol=1e-6):
+            found.append(name)
+        elif x["low"] is None or best["low"] is None:
+            return []
+        elif x["low"] <= best["high"] and best["low"] <= x["high"]:
+            found.append(name)
+    return found
+
+
+def verdict(estimates: Mapping[str, Record], larger_is_better: bool) -> str:
+    """Returns in words who leads."""
+    known = [name for name, x in estimates.items() if x["mean"] is not None]
+    found = leaders(estimates, larger_is_better)
+    if len(known) < 2:
+        return f"only {NAMES[known[0]]}" if known else "no figures"
+    if not found:
+        return "one seed is too few to tell"
+    names = [NAMES[name] for name in found]
+    if len(found) == len(known):
+        return "equal"
+    return names[0] if len(names) == 1 else f"{' and '.join(names)}, equal"
+
+
+# --- Summary ------------------------------------------------------------------
+
+
+def summarize(
+    runs: Sequence[Record], parity: Sequence[Record]
+) -> tuple[Record, dict[str, str]]:
+    """Returns what backends.json holds, and a picture for each of its recipes."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for run in runs:
+        groups.setdefault((run["recipe"], run["called"]), []).append(run)
+    recipes, curves = [], {}
+    order = list(SCORES)  # What isn't there comes last.
+    places = {name: order.index(name) if name in order else 99 for name, _ in groups}
+    for (recipe, _), group in sorted(groups.items(), key=lambda x: places[x[0][0]]):
+        key = recipe
+        while key in curves:  # the same recipe with other arguments
+            key += "-"
+        entry = summarize_recipe(key, group)
+        recipes.append(entry)
+        curves[key] = draw_curves(entry, group)
+    versions: dict[str, list[str]] = {}
+    for run in [*runs, *parity]:
+        for name, version in run.get("versions", {}).items():
+            if version is not None and name not in ("platform", "cpu_count"):
+                known = versions.setdefault(name, [])
+                known += [] if str(version) in known else [str(version)]
+    machines = {machine_of(run) for run in [*runs, *parity] if run.get("versions")}
+    data = {
+        "backends": [b for b in BACKENDS if any(r["backend"] == b for r in runs)],
+        "quick": any(run["quick"] for run in runs),
+        "machines": sorted(machines),
+        "versions": dict(sorted(versions.items())),
+        "verdicts": {
+            name: dict(collections.Counter(r[name] for r in recipes).most_common())
+            for name in ("shortest_time", "best_score")
+        },
+        "recipes": recipes,
+        "parity": summarize_parity(parity),
+    }
+    return data, curves
+
+
+def machine_of(run: Record) -> str:
+    """Returns system and processor of a run."""
+    versions = run["versions"]
+    parts = re.match(r"(\w+)-[\d.]+\d", str(versions.get("platform")))
+    system = parts[0].replace("-", " ") if parts else str(versions.get("platform"))
+    processor = run.get("machine") or "processor unknown"
+    return f"{processor}, {versions.get('cpu_count')} cores, {system}"
+
+
+def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
+    """Returns the figures of one recipe, called one way, under each backend."""
+    done = [run for run in runs if run["status"] == "finished"]
+    figures: dict[str, None] = {}  # names, in order, of what is a number
+    for run in done:
+        figures |= dict.fromkeys(
+            name for name, x in run.get("metrics", {}).items() if number(x) is not None
+        )
+    score = score_of(runs[0]["recipe"], figures)
+    metric = score.metrics[0]
+    by_backend: dict[str, Record] = {
+        backend: summarize_backend([r for r in runs if r["backend"] == backend], metric)
+        for backend in BACKENDS
+    }
+
+    def verdict_on(name: str, larger_is_better: bool) -> str:
+        estimates = {b: x[name] for b, x in by_backend.items()}
+        return verdict(estimates, larger_is_better)
+
+    names = {name for run in done for name in baselines_of(run, metric)}
+    baselines = {name: estimate_of_seeds(done, name) for name in sorted(names)}
+    means = {n: x["mean"] for n, x in baselines.items() if x["mean"] is not None}
+    choose: Callable[..., str] = max if score.larger_is_better else min
+    config = done[0].get("config", {}) if done else {}
+    return {
+        "key": key,
+        "recipe": runs[0]["recipe"],
+        "title": score.title,
+        "metric": metric,
+        "larger_is_better": score.larger_is_better,
+        "curve": score.curve,
+        "where": dict(score.where),
+        "quick": any(run["quick"] for run in runs),
+        "arguments": " ".join(runs[0]["arguments"]),
+        "config": config,
+        "backends": by_backend,
+        "baselines": baselines,
+        "best_baseline": choose(means, key=lambda n: means[n]) if means else None,
+        "references": [
+            {"figure": x.figure, "source": x.source}
+            for x in references(runs[0]["recipe"], config)
+        ],
+        "best_score": verdict_on("score", score.larger_is_better),
+        "shortest_time": verdict_on("wall_seconds", False),
+    }
+
+
+def baselines_of(run: Record, metric: str) -> list[str]:
+    """Returns the names of the baselines that a metric is to be compared with."""
+    pairs = dict(_beside(run.get("metrics", {}), run.get("baselines", {})))
+    return pairs.get(metric, [])
+
+
+def estimate_of_seeds(runs: Sequence[Record], baseline: str) -> Record:
+    """Returns what the runs tell of a baseline.
+
+    Under each backend it was measured anew, mostly with the same result: a seed counts
+    once, with its mean.
+    """
+    by_seed: dict[Any, list[float]] = {}
+    for run in runs:
+        value = number(run.get("baselines", {}).get(baseline))
+        if value is not None:
+            by_seed.setdefault(run["seed"], []).append(value)
+    return estimate(math.fsum(x) / len(x) for x in by_seed.values())
+
+
+def summarize_backend(runs: Sequence[Record], metric: str) -> Record:
+    """Returns the figures of one recipe under one backend."""
+    done = [run for run in runs if run["status"] == "finished"]
+    rates = [run.get("throughput") or {} for run in done]
+    units = {rate["unit"] for rate in rates if rate.get("unit")}
+    figures = {name: None for run in done for name in run.get("metrics", {})}
+    return {
+        "state": state_of(runs, done),
+        "runs": len(runs),
+        "seeds": [run["seed"] for run in done],
+        "score": estimate(run.get("metrics", {}).get(metric) for run in done),
+        "wall_seconds": estimate(run.get("wall_seconds") for run in done),
+        "compile_seconds": estimate(run.get("compile_seconds") for run in done),
+        "throughput": estimate(rate.get("value") for rate in rates),
+        "throughput_unit": units.pop() if len(units) == 1 else None,
+        "peak_memory_mb": estimate(run.get("peak_memory_mb") for run in done),
+        "metrics": {
+            name: estimate(run.get("metrics", {}).get(name) for run in done)["mean"]
+            for name in figures
+            if name != metric
+        },
+        "failures": [
+            {name: run[name] for name in ("seed", "status", "last_lines")}
+            for run in runs
+            if run["status"] not in ("finished", "not installed")
+        ],
+    }
+
+
+def state_of(runs: Sequence[Record], done: Sequence[Record]) -> str:
+    """Returns in words how the runs of one backend ended."""
+    if not runs:
+        return "not run"
+    if len(done) == len(runs):
+        return "finished"
+    kinds = {run["status"] for run in runs if run not in done}
+    what = kinds.pop() if len(kinds) == 1 else "failed"
+    return what if not done else f"{what}: {len(runs) - len(done)} of {len(runs)}"
+
+
+def summarize_parity(runs: Sequence[Record]) -> list[Record]:
+    """Returns for each training the largest difference of losses, pair by pair."""
+    losses = {run["backend"]: run.get("losses", {}) for run in runs}
+    backends = [backend for backend in BACKENDS if losses.get(backend)]
+    trainings = {name: None for backend in backends for name in losses[backend]}
+    rows = []
+    for name in trainings:
+        series = {b: losses[b][name] for b in backends if losses[b].get(name)}
+        first: Sequence[Any] = next(iter(series.values()), [])
+        rows.append(
+            {
+                "training": name,
+                "steps": len(first),
+                "first_loss": number(first[0]) if first else None,
+                "last_loss": number(first[-1]) if first else None,
+                "differences": {
+                    f"{a}-{b}": largest_difference(series[a], series[b])
+                    for a, b in itertools.combinations(series, 2)
+                },
+            }
+        )
+    return rows
+
+
+def largest_difference(a: Sequence[Any], b: Sequence[Any]) -> float | None:
+    """Returns max |a - b|; None, if they can't be compared step by step."""
+    if len(a) != len(b) or any(number(x) is None for x in (*a, *b)):
+        return None
+    return short(max(abs(x - y) for x, y in zip(a, b, strict=True)))
+
+
+def draw_curves(entry: Record, runs: Sequence[Record]) -> str:
+    """Returns the learning curves of the backends as SVG; nothing without figures."""
+    histories = [run["history"] for run in runs if run["history"]]
+    columns = histories[0][0] if histories else {}
+    y = next((c for c in (entry["curve"], *CURVES) if c in columns), "")
+    x = next((c for c in ("timesteps", "epoch") if c in columns), "")
+    series: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for run in runs:
+        points: dict[float, list[float]] = {}
+        for row in run["history"]:
+            at, value = number(row.get(x)), number(row.get(y))
+            kept = all(
+                row.get(name) == (wanted or run["history"][-1].get(name))
+                for name, wanted in entry["where"].items()
+            )
+            if at is not None and value is not None and kept:
+                points.setdefault(at, []).append(value)
+        if points:  # Of several values at one place (folds): their mean.
+            xs = sorted(points)
+            ys = [math.fsum(points[at]) / len(points[at]) for at in xs]
+            series.setdefault(run["backend"], []).append((xs, ys))
+    series = {backend: series[backend] for backend in BACKENDS if backend in series}
+    return learning_curves(series, x, y, NAMES, entry["key"]) if series else ""
+
+
+# --- Writing ------------------------------------------------------------------
+
+
+def render(template: str, **values: Any) -> str:
+    """Returns a page made from a file in kit/templates."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(("html.jinja",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"NAMES": NAMES, "BACKENDS": BACKENDS}
+    environment.filters |= {
+        "figure": figure,
+        "mean": mean_text,
+        "interval": interval_text,
+    }
+    return environment.get_template(template).render(**values)
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """Returns a number as people read it, a dash if there is none."""
+    if value is None:
+        return "–"
+    if value == int(value) or abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.{digits}g}"
+
+
+def mean_text(x: Record, digits: int = 4) -> str:
+    """Returns a mean and half its interval: `488.7 ± 16`; one value stands alone."""
+    if x["low"] is None:
+        return figure(x["mean"], digits)
+    return f"{figure(x['mean'], digits)} ± {figure((x['high'] - x['low']) / 2, 2)}"
+
+
+def interval_text(x: Record) -> str:
+    """Returns the bounds of an interval; that there is none, with one value."""
+    if x["low"] is None:
+        return f"none, n = {x['n']}" if x["n"] else "–"
+    return f"{figure(x['low'])} to {figure(x['high'])}"
+
+
+def update_readme(readme: Path, source: Path, check: bool) -> int:
+    """Writes the table of `source` into a file, or tells whether it is there."""
+    data = read_json(source)
+    if not data:
+        raise ValueError(
+            f"output_dir: {str(source)!r} is missing. Make it: python -m kit report."
+        )
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"readme: {str(readme)!r} needs one {BEGIN} and one {END}.")
+    before, rest = text.split(BEGIN)
+    table = render("table.md.jinja", data=data)
+    new = f"{before}{BEGIN}\n\n{table}\n{END}{rest.split(END)[1]}"
+    command = f"python -m kit report --readme {readme}"
+    if check:
+        print(f"{readme} is {'up to date' if new == text else 'out of date'}.")
+        if new != text:
+            print(f"It differs from {source}: {command}")
+        return int(new != text)
+    readme.write_text(new, encoding="utf-8")
+    return 0

@@ -1,0 +1,330 @@
+"""The comparison runs small recipes: failure, resume, interruption, what is missing."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from kit import catalog, parity
+from kit.compare import BACKENDS, QUICK, compare, main_signature
+from kit.report import report
+
+BACKEND = keras.backend.backend()
+OTHER = next(name for name in BACKENDS if name != BACKEND)
+
+# Keeps to what compare asks of a recipe, and starts at once, as it imports no Keras.
+SMALL = """
+import json, os, pathlib, sys, time
+
+def main(*, size: int = {size}):  # {comment}
+    pass
+
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = pathlib.Path(arguments["--output-dir"])
+with (folder.parent / "calls.txt").open("a") as file:
+    file.write(f"{{folder.name}} {{os.environ['KERAS_BACKEND']}}\\n")
+print("line one")
+{body}
+(folder / "metrics.json").write_text(json.dumps({{
+    "recipe": folder.name.split("-")[0],
+    "backend": os.environ["KERAS_BACKEND"],
+    "seed": int(arguments["--seed"]),
+    "config": {{"size": int(arguments.get("--size", {size}))}},
+    "metrics": {{"score": 1.0}},
+}}))
+"""
+
+
+def write_recipe(folder, name="small", body="", size=3, comment=""):
+    path = folder / f"{name}.py"
+    path.write_text(SMALL.format(body=body, size=size, comment=comment))
+    return str(path)
+
+
+def run(folder, *recipes, **options):
+    options = {"backends": (BACKEND,), "seeds": 1, "parity": False} | options
+    return compare(recipes=recipes, output_dir=folder / "reports", **options)
+
+
+def calls(folder):
+    return (folder / "reports/runs/calls.txt").read_text().split("\n")[:-1]
+
+
+def record(folder, name):
+    return json.loads((folder / "reports/runs" / name / "run.json").read_text())
+
+
+# --- One recipe ---------------------------------------------------------------
+
+REAL = """
+from pathlib import Path
+from kit.recipe import Run
+
+def main(*, steps: int = 3, seed: int = 0, output_dir: Path | None = None):
+    run = Run("real", seed=seed, output_dir=output_dir, config=locals())
+    run.finish(
+        metrics={"accuracy": 0.5 + steps / 10}, baselines={"svc_accuracy": 0.5},
+        throughput=(10.0, "samples/s"), history=[{"epoch": 1, "loss": 2.0}],
+    )
+
+if __name__ == "__main__":
+    import tyro
+    tyro.cli(main)
+"""
+
+
+def test_a_recipe_from_the_command_line_to_the_report(tmp_path):
+    path = tmp_path / "real.py"
+    path.write_text(REAL)
+    command = [sys.executable, "-m", "kit", "compare", "--recipes", str(path)]
+    command += ["--backends", BACKEND, "--seeds", "1", "--no-parity", "--quick"]
+    command += ["--arguments", "real --steps 4", "--output-dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"real-{BACKEND}-0: finished" in done.stdout
+
+    folder = tmp_path / "out" / "runs" / f"real-{BACKEND}-0"
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["backend"] == BACKEND
+    assert figures["config"]["steps"] == 4
+    assert "samples/s" in (folder / "log.txt").read_text()
+
+    assert report(output_dir=tmp_path / "out") == 0
+    (entry,) = json.loads((tmp_path / "out/backends.json").read_text())["recipes"]
+    assert entry["backends"][BACKEND]["score"]["mean"] == pytest.approx(0.9)
+    assert entry["best_baseline"] == "svc_accuracy"
+    assert not entry["quick"]  # No small budget is known of it.
+
+
+def test_each_seed_runs_under_its_backend(tmp_path):
+    assert run(tmp_path, write_recipe(tmp_path), seeds=2) == 0
+    assert calls(tmp_path) == [f"small-{BACKEND}-{i} {BACKEND}" for i in range(2)]
+
+
+# --- Going on -----------------------------------------------------------------
+
+
+def test_finished_runs_are_not_repeated(tmp_path):
+    recipe = write_recipe(tmp_path)
+    assert run(tmp_path, recipe) == run(tmp_path, recipe) == 0
+    assert len(calls(tmp_path)) == 1
+    write_recipe(tmp_path, comment="changes nothing")
+    run(tmp_path, recipe)
+    assert len(calls(tmp_path)) == 1
+    run(tmp_path, recipe, seeds=2)
+    assert len(calls(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("change", ["argument", "default"])
+def test_a_changed_budget_is_a_new_run_and_the_old_one_is_kept(tmp_path, change):
+    recipe = write_recipe(tmp_path)
+    run(tmp_path, recipe)
+    if change == "default":
+        write_recipe(tmp_path, size=4)
+        options = {}
+    else:
+        options = {"arguments": ("small --size 4",)}
+    run(tmp_path, recipe, **options)
+    assert len(calls(tmp_path)) == 2
+    path = f"small-{BACKEND}-0/metrics.json"
+    new = json.loads((tmp_path / "reports/runs" / path).read_text())
+    (old,) = (tmp_path / "reports/replaced").glob("*/metrics.json")
+    assert new["config"] == {"size": 4}
+    assert json.loads(old.read_text())["config"] == {"size": 3}
+
+
+def test_a_failure_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_path):
+    bad = write_recipe(tmp_path, "bad", body="raise SystemExit('no such thing')")
+    good = write_recipe(tmp_path, "good")
+    assert run(tmp_path, bad, good) == 1
+    failed = record(tmp_path, f"bad-{BACKEND}-0")
+    assert failed["status"] == "failed"
+    assert failed["exit_code"] == 1
+    assert failed["last_lines"] == ["line one", "no such thing"]
+    assert record(tmp_path, f"good-{BACKEND}-0")["status"] == "finished"
+    write_recipe(tmp_path, "bad")  # mended
+    assert run(tmp_path, bad, good) == 0
+    assert [line.split("-")[0] for line in calls(tmp_path)] == ["bad", "good", "bad"]
+
+
+def test_a_recipe_that_leaves_no_figures_has_failed(tmp_path):
+    assert run(tmp_path, write_recipe(tmp_path, body="sys.exit(0)")) == 1
+    assert record(tmp_path, f"small-{BACKEND}-0")["status"] == "failed"
+
+
+WAIT = """
+child = __import__("subprocess").Popen(["sleep", "60"])
+(folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+time.sleep(60)
+"""
+
+
+def all_ended(folder):
+    """Whether the processes that WAIT tells of are gone, within a few seconds."""
+    pids = (folder / "pids").read_text().split()
+    for _ in range(100):
+        if not any(is_running(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(pid):
+    """Whether a process is there, and isn't one that nobody has asked about yet."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    status = pathlib.Path(f"/proc/{pid}/stat")
+    return not status.exists() or ") Z " not in status.read_text()
+
+
+def test_a_run_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
+    assert run(tmp_path, write_recipe(tmp_path, body=WAIT), timeout=2.0) == 1
+    name = f"small-{BACKEND}-0"
+    assert record(tmp_path, name)["status"] == "timed out"
+    assert record(tmp_path, name)["last_lines"] == ["line one"]
+    assert all_ended(tmp_path / "reports/runs" / name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_an_interruption_the_same_command_goes_on(tmp_path, number):
+    first = write_recipe(tmp_path, "first")
+    second = write_recipe(tmp_path, "second", body=WAIT)
+    folder = tmp_path / "reports/runs" / f"second-{BACKEND}-0"
+
+    def interrupt():
+        for _ in range(400):
+            time.sleep(0.05)
+            if (folder / "pids").exists():
+                os.kill(os.getpid(), number)
+                return
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    status = run(tmp_path, first, second, timeout=20.0)
+    thread.join()
+    assert status == 130
+    assert record(tmp_path, folder.name)["status"] == "interrupted"
+    assert all_ended(folder)
+
+    write_recipe(tmp_path, "second")
+    assert run(tmp_path, first, second) == 0
+    assert [x.split("-")[0] for x in calls(tmp_path)] == ["first", "second", "second"]
+
+
+def test_two_comparisons_in_a_folder_take_turns(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "reports").mkdir()
+    with (tmp_path / "reports/.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread = threading.Thread(target=run, args=(tmp_path, recipe))
+        thread.start()
+        time.sleep(1)
+        assert not list((tmp_path / "reports/runs").glob("small*"))
+    thread.join(60)
+    assert len(calls(tmp_path)) == 1
+
+
+# --- What is missing or wrong -------------------------------------------------
+
+
+def test_a_backend_that_is_not_installed_is_told_and_no_failure(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, OTHER, None)  # Python's way to say: not there.
+    recipe = write_recipe(tmp_path)
+    assert run(tmp_path, recipe, backends=(OTHER, BACKEND)) == 0
+    assert f"{OTHER} is not installed" in capsys.readouterr().out
+    assert record(tmp_path, f"small-{OTHER}-0")["status"] == "not installed"
+    assert len(calls(tmp_path)) == 1
+    assert run(tmp_path, recipe, backends=(OTHER,)) == 1
+
+
+def test_what_was_run_elsewhere_stays_where_a_backend_is_missing(tmp_path, monkeypatch):
+    recipe = write_recipe(tmp_path)
+    folder = tmp_path / "reports/runs" / f"small-{OTHER}-0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, OTHER, None)
+    run(tmp_path, recipe, backends=(OTHER,))
+    assert list(folder.iterdir()) == [folder / "metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipes": ("no_such",)}, "recipes: 'no_such' is no recipe.*dqn"),
+        ({"recipes": ("no/such.py",)}, "recipes: 'no/such.py' is no recipe"),
+        ({"seeds": 0}, "seeds must be 1 or more, got 0"),
+        ({"timeout": -1.0}, "timeout must be above 0"),
+        ({"backends": ("theano",)}, "backends: 'theano'.*tensorflow, jax, torch"),
+        ({"arguments": ("ppo --x 1",)}, "arguments: 'ppo --x 1' must begin with.*dqn"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_runs(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        compare(**{"recipes": ("dqn",), "output_dir": tmp_path / "reports"} | options)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_two_recipes_of_the_same_name_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    one, two = write_recipe(tmp_path), write_recipe(tmp_path / "a")
+    with pytest.raises(ValueError, match="needs a name of its own"):
+        run(tmp_path, one, two)
+
+
+# --- Tables and parity --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_budgets_are_options_of_the_recipe(name):
+    signature = main_signature(catalog.recipes()[name])
+    arguments = ast.parse(f"def main({signature}): pass").body[0].args
+    options = {x.arg.replace("_", "-"): x for x in arguments.kwonlyargs}
+    for word in shlex.split(QUICK[name]):
+        if word.startswith("--"):
+            option = word.removeprefix("--")
+            assert option in options or options[option.removeprefix("no-")]
+
+
+def test_versions_are_part_of_what_a_run_is(tmp_path):
+    run(tmp_path, write_recipe(tmp_path))
+    job = record(tmp_path, f"small-{BACKEND}-0")["job"]
+    assert job["versions"]["keras"] == importlib.metadata.version("keras")
+    assert BACKEND in job["versions"]
+
+
+# Made under PyTorch, by the function itself.
+LOSSES = [1.636676, 1.77673, 1.646681, 1.849357, 1.751176]
+
+
+def test_parity_trains_alike_on_every_backend(tmp_path):
+    options = ("parity --trainings mlp --steps 5",)
+    assert run(tmp_path, write_recipe(tmp_path), parity=True, arguments=options) == 0
+    folder = tmp_path / "reports/runs" / f"parity-{BACKEND}-0"
+    losses = json.loads((folder / "metrics.json").read_text())["losses"]
+    np.testing.assert_allclose(losses["mlp"], LOSSES, rtol=1e-5)
+
+
+def test_an_agent_trains_alike_on_every_backend():
+    losses = [0.4573325, 0.6355738, 0.3598903, 0.2393818, 0.3849568]
+    np.testing.assert_allclose(parity.dqn(5, seed=0), losses, rtol=1e-5)
+
+
+def test_unknown_trainings_are_named(tmp_path):
+    with pytest.raises(ValueError, match="trainings: 'cmm' is none of mlp, cnn"):
+        parity.main(trainings=("cmm",), output_dir=tmp_path)

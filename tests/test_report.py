@@ -1,0 +1,432 @@
+"""The report on made-up runs: statistics by hand, tables, page, README."""
+
+import html.parser
+import json
+import math
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kit import report as module
+from kit.report import estimate, figure, leaders, mean_text, report, verdict
+from kit.scores import references, score_of
+
+ROOT = pathlib.Path(__file__).parents[1]
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def make_run(folder, recipe, backend, seed, value, quick=False, **more):
+    """Writes the folder of a run, as kit.recipe.Run and kit.compare leave it."""
+    path = folder / "runs" / f"{recipe}-{backend}-{seed}"
+    path.mkdir(parents=True)
+    metric = {"dqn": "eval_return", "rnn": "test_mae"}.get(recipe, "my_figure")
+    config = {"env": "CartPole-v1", "total_timesteps": 50_000}
+    figures = {
+        "recipe": recipe,
+        "backend": backend,
+        "seed": seed,
+        "config": config,
+        "metrics": {metric: value, "total_timesteps": 50_000},
+        "baselines": {f"random_{metric.split('_', 1)[1]}": 22.0 + seed},
+        "throughput": {"value": 8000.0 + seed, "unit": "env steps/s"},
+        "compile_seconds": 2.0,
+        "wall_seconds": {"jax": 10.0, "tensorflow": 20.0, "torch": 30.0}[backend]
+        + seed,
+        "peak_memory_mb": 600,
+        "versions": {
+            "python": "3.11.7",
+            "keras": "3.15.1",
+            backend: "1.2.3",
+            "platform": "Linux-6.18.44-secret-x86_64-with-glibc2.36",
+            "cpu_count": 2,
+        },
+    }
+    figures |= more
+    (path / "metrics.json").write_text(json.dumps(figures))
+    rows = [f"{100 * i},{value and value * i / 10},0.5" for i in range(1, 11)]
+    (path / "history.csv").write_text("timesteps,return,loss\n" + "\n".join(rows))
+    make_record(path, recipe, backend, seed, "finished", quick)
+    return path
+
+
+def make_record(path, recipe, backend, seed, status, quick=False, lines=()):
+    path.mkdir(parents=True, exist_ok=True)
+    job = {"recipe": recipe, "backend": backend, "seed": seed, "quick": quick}
+    job |= {"arguments": [], "signature": "*, seed=0", "versions": {}}
+    record = {"status": status, "last_lines": list(lines), "machine": "Fast CPU"}
+    (path / "run.json").write_text(json.dumps(record | {"job": job}))
+
+
+def make_failed(folder, recipe, backend, seed, status="failed", lines=("boom",)):
+    path = folder / "runs" / f"{recipe}-{backend}-{seed}"
+    make_record(path, recipe, backend, seed, status, lines=lines)
+
+
+def make_parity(folder, losses):
+    for backend, series in losses.items():
+        path = folder / "runs" / f"parity-{backend}-0"
+        path.mkdir(parents=True)
+        record = {"recipe": "parity", "backend": backend, "seed": 0, "losses": series}
+        (path / "metrics.json").write_text(json.dumps(record))
+
+
+DQN = {  # The score of seeds 0 to 2.
+    "tensorflow": (490.0, 500.0, 480.0),
+    "jax": (500.0, 500.0, 500.0),
+    "torch": (100.0, 101.0, 102.0),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A comparison with all that can be missing."""
+    for backend, values in DQN.items():
+        for seed, value in enumerate(values):
+            make_run(tmp_path, "dqn", backend, seed, value, quick=True)
+    make_run(tmp_path, "rnn", "jax", 0, 0.15)
+    make_run(tmp_path, "rnn", "torch", 0, None)  # a figure that was NaN
+    make_failed(tmp_path, "rnn", "tensorflow", 0, lines=["Traceback", "<b>boom</b>"])
+    make_run(tmp_path, "mine", "torch", 0, 1.0)
+    make_failed(tmp_path, "mine", "torch", 1, "timed out")
+    make_failed(tmp_path, "mine", "torch", 2, "timed out")
+    make_failed(tmp_path, "mine", "jax", 0, "not installed", lines=())
+    make_failed(tmp_path, "mine", "tensorflow", 0, "running")
+    (tmp_path / "runs" / "stray.txt").write_text("no run")
+    (tmp_path / "runs" / "empty").mkdir()
+    make_parity(
+        tmp_path,
+        {
+            "jax": {"mlp": [1.0, 0.5, 0.25], "cnn": [2.0, 1.0]},
+            "torch": {"mlp": [1.0, 0.5, 0.125], "cnn": [2.0, None]},
+        },
+    )
+    return tmp_path
+
+
+def entry(data, recipe):
+    (found,) = (x for x in data["recipes"] if x["recipe"] == recipe)
+    return found
+
+
+def read(folder):
+    def fail(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (folder / "backends.json").read_text()
+    return json.loads(text, parse_constant=fail)
+
+
+# --- Statistics ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, 2.0], [490.0, 500.0, 480.0], [0.1] * 4 + [0.3]]
+)
+def test_estimates_are_scipys(values):
+    x = estimate(values)
+    low, high = stats.t.interval(
+        0.95, len(values) - 1, np.mean(values), stats.sem(values)
+    )
+    expected = [len(values), np.mean(values), np.std(values, ddof=1), low, high]
+    got = [x[name] for name in ("n", "mean", "sd", "low", "high")]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_an_interval_by_hand():
+    x = estimate([490.0, 500.0, 480.0])
+    # 4.302653 is the quantile of Student's distribution with two degrees of freedom.
+    assert x["high"] - x["mean"] == pytest.approx(4.302653 * 10 / math.sqrt(3))
+    assert mean_text(x) == "490 ± 25"
+
+
+def test_what_is_no_number_does_not_count():
+    x = estimate([None, float("nan"), 3.0, float("inf"), "4", True])
+    assert (x["n"], x["mean"]) == (2, 3.5)
+    x = estimate([3.0, None])
+    assert (x["n"], x["mean"], x["sd"], x["low"], x["high"]) == (1, 3.0, *[None] * 3)
+    assert mean_text(x) == "3"
+    assert estimate([])["mean"] is None
+    assert mean_text(estimate([])) == "–"
+
+
+def test_no_spread_is_an_interval_of_no_length():
+    x = estimate([0.5] * 3)
+    assert (x["sd"], x["low"], x["high"]) == (0, 0.5, 0.5)
+    assert mean_text(x) == "0.5 ± 0"
+
+
+def estimates(**values):
+    return {name: estimate(x) for name, x in values.items()}
+
+
+def test_leaders_are_those_whose_intervals_overlap_the_best():
+    x = estimates(jax=[10, 11, 12], tensorflow=[11, 12, 13], torch=[30, 31, 32])
+    assert leaders(x, larger_is_better=False) == ["jax", "tensorflow"]
+    assert verdict(x, larger_is_better=False) == "JAX and TensorFlow, equal"
+    assert verdict(x, larger_is_better=True) == "PyTorch"
+    x["torch"] = estimate([10, 10.5, 12])
+    assert verdict(x, larger_is_better=True) == "equal"
+
+
+def test_one_seed_tells_nothing_unless_the_figures_are_the_same():
+    x = estimates(jax=[10.0], torch=[20.0], tensorflow=[])
+    assert leaders(x, larger_is_better=True) == []
+    assert verdict(x, larger_is_better=True) == "one seed is too few to tell"
+    x["torch"] = estimate([10.0])
+    assert verdict(x, larger_is_better=True) == "equal"
+    assert verdict(estimates(jax=[1.0], torch=[]), True) == "only JAX"
+    assert verdict(estimates(jax=[], torch=[]), True) == "no figures"
+
+
+def test_equal_up_to_rounding_are_equal_though_their_intervals_are_points():
+    x = estimates(jax=[0.54199998] * 3, torch=[0.542] * 3)
+    assert verdict(x, larger_is_better=True) == "equal"
+    x["torch"] = estimate([0.543] * 3)
+    assert verdict(x, larger_is_better=True) == "PyTorch"
+
+
+def test_figures_as_people_read_them():
+    values = [None, 0, 500.0, 12345.6, 488.71, 0.97834, 2.34e-7, -76.6]
+    texts = ["–", "0", "500", "12,346", "488.7", "0.9783", "2.3e-07", "-76.6"]
+    assert [figure(x) for x in values] == texts
+
+
+# --- Scores -------------------------------------------------------------------
+
+
+def test_main_scores():
+    assert score_of("rnn", ["val_mae", "test_mae"]).metrics == ("test_mae",)
+    assert not score_of("rnn", ["test_mae"]).larger_is_better
+    mlp = score_of("mlp", ["test_rmse"])  # of a regression
+    assert (mlp.metrics, mlp.larger_is_better) == (("test_rmse",), False)
+    assert mlp.title == "Multilayer perceptron"
+    mine = score_of("mine", ["val_loss", "accuracy"])
+    assert (mine.title, mine.metrics) == ("mine", ("val_loss",))
+    assert not mine.larger_is_better
+    assert score_of("mine", ["success"]).larger_is_better
+    assert score_of("mine", []).metrics == ("",)
+
+
+def test_every_recipe_has_its_score_and_quick_budget():
+    from kit.compare import QUICK
+    from kit.scores import SCORES
+
+    recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")}
+    assert set(SCORES) == recipes
+    assert set(QUICK) == recipes
+
+
+def test_references_belong_to_a_setting():
+    figures = [x.figure for x in references("dqn", {"env": "Acrobot-v1"})]
+    assert figures == ["-76.6"]
+    assert references("dqn", {"env": "MountainCar-v0"}) == []
+    assert references("mine", {}) == []
+
+
+# --- The files ----------------------------------------------------------------
+
+
+def test_json_has_all_figures(folder):
+    assert report(output_dir=folder) == 0
+    data = read(folder)
+    dqn = entry(data, "dqn")
+    x = dqn["backends"]["tensorflow"]
+    assert x["score"]["values"] == [490.0, 500.0, 480.0]
+    assert x["score"] == estimate(x["score"]["values"])
+    assert x["wall_seconds"]["mean"] == 21.0
+    assert x["compile_seconds"]["mean"] == 2.0
+    assert x["throughput"]["mean"] == 8001.0
+    assert x["throughput_unit"] == "env steps/s"
+    assert x["seeds"] == [0, 1, 2]
+    assert dqn["best_score"] == "TensorFlow and JAX, equal"
+    assert dqn["shortest_time"] == "JAX"
+    assert dqn["quick"] and data["quick"]
+    # A seed counts once, though its baseline was measured under three backends.
+    assert dqn["baselines"]["random_return"] == estimate([22.0, 23.0, 24.0])
+    assert len(dqn["references"]) == 2
+    assert data["machines"] == ["Fast CPU, 2 cores, Linux 6.18.44"]
+    assert data["versions"]["torch"] == ["1.2.3"]
+    assert "history" not in json.dumps(data)
+
+
+def test_what_is_missing_is_told(folder):
+    report(output_dir=folder)
+    data = read(folder)
+    rnn = entry(data, "rnn")["backends"]
+    assert (rnn["jax"]["state"], rnn["jax"]["score"]["n"]) == ("finished", 1)
+    assert (rnn["torch"]["state"], rnn["torch"]["score"]["mean"]) == ("finished", None)
+    assert rnn["tensorflow"]["state"] == "failed"
+    assert rnn["tensorflow"]["failures"][0]["last_lines"] == [
+        "Traceback",
+        "<b>boom</b>",
+    ]
+    mine = entry(data, "mine")
+    states = {backend: x["state"] for backend, x in mine["backends"].items()}
+    assert states == {
+        "jax": "not installed",
+        "tensorflow": "interrupted",
+        "torch": "timed out: 2 of 3",
+    }
+    assert not mine["quick"]
+    assert mine["metric"] == "my_figure"
+    assert mine["references"] == []
+
+
+def test_parity_is_the_largest_difference(folder):
+    report(output_dir=folder)
+    mlp, cnn = read(folder)["parity"]
+    assert mlp["differences"] == {"jax-torch": 0.125}
+    assert (mlp["steps"], mlp["first_loss"], mlp["last_loss"]) == (3, 1.0, 0.25)
+    assert cnn["differences"] == {"jax-torch": None}  # One of them was NaN.
+
+
+def test_runs_that_were_called_differently_are_apart(tmp_path):
+    make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    path = make_run(tmp_path, "dqn", "torch", 0, 9.0)
+    record = json.loads((path / "run.json").read_text())
+    record["job"]["arguments"] = ["--total-timesteps", "10"]
+    (path / "run.json").write_text(json.dumps(record))
+    report(output_dir=tmp_path)
+    first, second = read(tmp_path)["recipes"]
+    assert first["backends"]["torch"]["state"] == "not run"
+    assert second["arguments"] == "--total-timesteps 10"
+    assert first["key"] != second["key"]
+
+
+def test_runs_that_compare_did_not_make_count_too(tmp_path):
+    path = make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    (path / "run.json").unlink()
+    (path / "history.csv").unlink()
+    report(output_dir=tmp_path)
+    (dqn,) = read(tmp_path)["recipes"]
+    assert dqn["backends"]["jax"]["score"]["mean"] == 500.0
+
+
+def test_damaged_figures_do_not_stop_the_report(tmp_path):
+    make_run(tmp_path, "dqn", "jax", 0, 500.0, throughput=None, versions={})
+    path = make_run(tmp_path, "dqn", "jax", 1, 500.0)
+    (path / "metrics.json").write_text('{"half": ')
+    report(output_dir=tmp_path)
+    (dqn,) = read(tmp_path)["recipes"]
+    assert dqn["backends"]["jax"]["state"] == "failed: 1 of 2"
+
+
+def test_the_table_in_markdown(folder):
+    report(output_dir=folder)
+    text = (folder / "backends.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `dqn`")]
+    assert rows[0] == (
+        "| `dqn` (quick) | eval_return, higher is better "
+        "| 490 ± 25; 21 ± 2.5 s | 500 ± 0; 11 ± 2.5 s | 101 ± 2.5; 31 ± 2.5 s "
+        "| random_return 23 | 488.7 ± 16.1 (PyTorch), 498.4 ± 2.3 (JAX) (CleanRL, "
+        "500,000 steps); 500 (RL Baselines3 Zoo, 50,000 steps) |"
+    )
+    assert rows[1] == "| `dqn` (quick) | TensorFlow and JAX, equal | JAX |"
+    (row, *_) = (line for line in text.splitlines() if line.startswith("| `mine`"))
+    assert "| interrupted | not installed | 1; 30 s (timed out: 2 of 3) |" in row
+    assert "**A quick run**" in text
+    assert "secret" not in text
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a page refers to, and checks that its elements are nested."""
+
+    empty = {"meta", "br", "link", "use", "path", "rect"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.ids, self.text = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [v for k, v in attrs if k.endswith(("href", "src"))]
+        self.ids += [v for k, v in attrs if k == "id"]
+        if tag not in self.empty:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.empty:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.empty:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_needs_no_network(folder):
+    report(output_dir=folder)
+    text = (folder / "backends.html").read_text()
+    page = Page(text)
+    assert "http" not in text
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", text)
+    assert "@import" not in text
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.links and all(x[0] == "#" and x[1:] in page.ids for x in page.links)
+    # Three recipes with a history, in the page's colours.
+    assert text.count("<svg") == 3
+    assert "var(--jax)" in text
+    assert not re.search(r"#0[0-9a-f]{5}\b", text.split("</style>")[1])
+    assert "&lt;b&gt;boom" in text and "<b>boom" not in text
+    words = " ".join(" ".join(page.text).split())
+    assert "490 ± 25" in words
+    assert "not installed" in words
+    assert "Quick run." in words
+    assert "of 3 recipes: one seed is too few to tell (1); JAX (1); only" in words
+
+
+def test_without_runs_there_is_no_report(tmp_path):
+    with pytest.raises(ValueError, match="no runs in .*compare"):
+        report(output_dir=tmp_path)
+
+
+def test_paths_of_this_machine_stay_out():
+    line = f'  File "{pathlib.Path.cwd()}/recipes/dqn.py", line 3'
+    assert module.without_paths(line) == '  File "recipes/dqn.py", line 3'
+
+
+# --- README -------------------------------------------------------------------
+
+
+def test_readme_is_written_and_checked(folder, capsys):
+    report(output_dir=folder)
+    readme = folder / "README.md"
+    readme.write_text("before\n<!-- compare:begin -->\n<!-- compare:end -->\nafter\n")
+    arguments = {"output_dir": folder, "readme": readme}
+    assert report(**arguments, check=True) == 1
+    assert "out of date" in capsys.readouterr().out
+    assert report(**arguments) == 0
+    assert report(**arguments, check=True) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- compare:begin -->\n\n**A quick run**")
+    assert text.endswith("<!-- compare:end -->\nafter\n")
+    changed = text.replace("490 ± 25", "491 ± 25")
+    assert changed != text
+    readme.write_text(changed)
+    assert report(**arguments, check=True) == 1
+    assert readme.read_text() == changed
+
+
+def test_readme_needs_its_markers_and_a_source(folder, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- compare:begin -->")
+    with pytest.raises(ValueError, match="backends.json.*missing"):
+        report(output_dir=folder, readme=readme)
+    report(output_dir=folder)
+    with pytest.raises(ValueError, match="needs one <!-- compare:begin -->"):
+        report(output_dir=folder, readme=readme)
+    with pytest.raises(ValueError, match="check needs readme"):
+        report(output_dir=folder, check=True)
+
+
+def test_the_readme_of_this_project_is_up_to_date():
+    assert (
+        report(output_dir=ROOT / "reports", readme=ROOT / "README.md", check=True) == 0
+    )
