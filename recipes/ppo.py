@@ -8,7 +8,8 @@ gradients cut to a length.
     KERAS_BACKEND=jax python recipes/ppo.py
     KERAS_BACKEND=tensorflow python recipes/ppo.py --env Acrobot-v1 \
         --total-timesteps 500000 --num-envs 16 --num-steps 256 --num-minibatches 64 \
-        --num-epochs 4 --gamma 0.99 --gae-lambda 0.94 --learning-rate 3e-4
+        --num-epochs 4 --gamma 0.99 --gae-lambda 0.94 --learning-rate 3e-4 \
+        --ent-coef 0.02
     KERAS_BACKEND=torch python recipes/ppo.py --env Pendulum-v1 \
         --total-timesteps 200000 --num-envs 4 --num-steps 1024 --num-minibatches 64 \
         --num-epochs 10 --gamma 0.9 --gae-lambda 0.95
@@ -20,15 +21,17 @@ gradients cut to a length.
     KERAS_BACKEND=jax python recipes/ppo.py --env HalfCheetah-v5 \
         --total-timesteps 1000000 --num-envs 1 --num-steps 2048 --num-minibatches 32 \
         --num-epochs 10 --gamma 0.99 --gae-lambda 0.95 --learning-rate 3e-4 \
-        --clip-value-loss --normalize-observations --normalize-rewards
+        --clip-value-loss --normalize-observations --normalize-rewards \
+        --no-anneal-clip-coef
 
 Any Gymnasium environment with discrete, multi-discrete or continuous actions goes by
 `--env`. LunarLander needs `pip install "gymnasium[box2d]"`, HalfCheetah
 `"gymnasium[mujoco]"`: the kit's extras `box2d` and `mujoco`.
 
 To expect on CartPole-v1: a return of 500, the most that it gives, after 100,000 steps
-and 10 to 25 seconds on one core (seeds 0 to 2 on JAX and PyTorch; on TensorFlow the
-last policy of seed 1 had forgotten half of it).
+and 10 to 25 seconds on one core (seeds 0 to 2 on each backend). By the commands above:
+-80 to -90 on Acrobot, -130 to -200 on Pendulum, 240 to 270 on LunarLander, 1,800 on
+HalfCheetah.
 
 Paper: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. The hyper-parameters
 are after RL Baselines3 Zoo, for HalfCheetah after CleanRL, with a learning rate that

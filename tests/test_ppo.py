@@ -341,6 +341,7 @@ LEARN = {
             "gamma": 0.99,
             "gae_lambda": 0.94,
             "learning_rate": 3e-4,
+            "ent_coef": 0.02,
         },
     ),
     "Pendulum-v1": (
