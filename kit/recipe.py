@@ -181,7 +181,7 @@ class Run:
         table.add_column("this run", justify="right", style="bold")
         table.add_column("baseline")
         table.add_column("", justify="right")
-        for metric, baselines in _beside(record["metrics"], record["baselines"]):
+        for metric, baselines in beside(record["metrics"], record["baselines"]):
             left = [metric, _number(record["metrics"][metric])] if metric else ["", ""]
             for name in baselines or [""]:
                 right = _number(record["baselines"][name]) if name else ""
@@ -274,6 +274,27 @@ def plot_learning_curve(
         figure.savefig(file)
 
 
+def beside(
+    metrics: Mapping[str, Any], baselines: Mapping[str, Any]
+) -> list[tuple[str, list[str]]]:
+    """Pairs each metric with the baselines whose names end in most of its words.
+
+    Args:
+        metrics: Figures by name.
+        baselines: What they are to be compared with.
+
+    Returns:
+        Pairs of a metric's name and the names of its baselines; under an empty name,
+        those that belong to none.
+    """
+    pairs: dict[str, list[str]] = {name: [] for name in metrics}
+    for baseline in baselines:
+        scores = {metric: _common_words(metric, baseline) for metric in metrics}
+        best = max(scores, key=lambda metric: scores[metric], default="")
+        pairs.setdefault(best if scores.get(best) else "", []).append(baseline)
+    return list(pairs.items())
+
+
 def peak_memory_mb() -> int | None:
     """Returns the most main memory that this process held so far, in MB.
 
@@ -351,18 +372,6 @@ def _write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
         for i, row in enumerate(rows):
             # Under PyTorch, Keras logs tensors, which would be written as such.
             writer.writerow(_to_json(row, f"history[{i}]"))
-
-
-def _beside(
-    metrics: Mapping[str, Any], baselines: Mapping[str, Any]
-) -> list[tuple[str, list[str]]]:
-    """Pairs each metric with the baselines whose names end in most of its words."""
-    pairs: dict[str, list[str]] = {name: [] for name in metrics}
-    for baseline in baselines:
-        scores = {metric: _common_words(metric, baseline) for metric in metrics}
-        best = max(scores, key=lambda metric: scores[metric], default="")
-        pairs.setdefault(best if scores.get(best) else "", []).append(baseline)
-    return list(pairs.items())
 
 
 def _common_words(a: str, b: str) -> int:

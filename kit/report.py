@@ -23,7 +23,7 @@ from typing import Any
 
 from kit.compare import BACKENDS, PARITY, read_json, require
 from kit.plots import learning_curves
-from kit.recipe import _beside
+from kit.recipe import beside
 from kit.scores import CURVES, SCORES, references, score_of
 
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
@@ -328,7 +328,7 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
 
 def baselines_of(run: Record, metric: str) -> list[str]:
     """Returns the names of the baselines that a metric is to be compared with."""
-    pairs = dict(_beside(run.get("metrics", {}), run.get("baselines", {})))
+    pairs = dict(beside(run.get("metrics", {}), run.get("baselines", {})))
     return pairs.get(metric, [])
 
 

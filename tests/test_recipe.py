@@ -230,7 +230,7 @@ def test_a_baseline_belongs_to_the_metric_that_shares_most_last_words():
         "logistic_regression_test_accuracy",
         "optimum",
     ]
-    pairs = recipe._beside(dict.fromkeys(metrics), dict.fromkeys(baselines))
+    pairs = recipe.beside(dict.fromkeys(metrics), dict.fromkeys(baselines))
     assert pairs == [
         ("test_accuracy", ["cnn_test_accuracy", "logistic_regression_test_accuracy"]),
         ("transformed_accuracy", ["cnn_transformed_accuracy"]),
