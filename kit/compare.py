@@ -9,7 +9,9 @@ how it ended. `python -m kit report` reads these folders.
 
 The same command goes on where it was interrupted: a run is not repeated that has its
 `metrics.json` and was called the same way, from the same signature, with the same
-versions. To repeat a run nevertheless, delete its folder.
+versions. A run that another one replaced, as a quick one does, comes back when it is
+asked for again. To repeat one nevertheless, delete its folder, in `runs/` and in
+`replaced/`.
 """
 
 import ast
@@ -20,13 +22,14 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -62,6 +65,7 @@ QUICK = {
 }
 
 PARITY = "parity"  # The name under which kit/parity.py runs, beside the recipes.
+PARITY_FILE = Path(__file__).with_name("parity.py")
 LAST_LINES = 20  # of the output of a run that failed, for the report
 
 
@@ -75,6 +79,7 @@ class Job:
     quick: bool
     arguments: tuple[str, ...]
     signature: str  # of the recipe's `main`: it has the defaults
+    file: str  # where the recipe is, for one that isn't the kit's
     versions: Mapping[str, str | None]
 
     @property
@@ -104,7 +109,8 @@ def compare(
 
     Interrupted, the same command goes on: finished runs are not repeated, unless
     their arguments, the defaults of the recipe or the versions have changed. What a
-    changed run replaces is moved to `replaced/`.
+    changed run replaces is moved to `replaced/`, and comes back from there when it is
+    asked for again.
 
     Args:
         recipes: Names of recipes, or paths of files that end in `.py`; all if none is
@@ -133,7 +139,7 @@ def compare(
     console = Console(highlight=False)
     files = find_recipes(recipes)
     if parity:
-        files[PARITY] = Path(__file__).with_name("parity.py")
+        files[PARITY] = PARITY_FILE
     more = split_arguments(arguments, files)
     check_backends(backends)
     check_numbers(seeds, timeout)
@@ -150,20 +156,15 @@ def compare(
 
     runs = Path(output_dir) / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    with only_one(Path(output_dir) / ".lock", console) as lock:
-        todo = [job for job in jobs if not job.is_done(runs / job.name)]
-        console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done.")
-        for job in todo:
-            folder = runs / job.name
-            # Where another environment made the run, its figures stay.
-            if job.backend not in installed and not (folder / "metrics.json").exists():
-                write_record(folder, job, "not installed")
-        todo = [job for job in todo if job.backend in installed]
-        try:
+    try:
+        with only_one(Path(output_dir) / ".lock", console) as lock:
+            todo = still_to_do(jobs, runs, installed)
+            console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done.")
+            todo = [job for job in todo if job.backend in installed]
             failed = run_all(todo, files, runs, timeout, console, lock)
-        except KeyboardInterrupt:
-            console.print("Interrupted. The same command goes on from here.")
-            return 130
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on from here.")
+        return 130
     if failed:
         console.print(f"Failed: {', '.join(failed)}. Their log.txt says why.")
     return 1 if failed or not installed else 0
@@ -232,6 +233,7 @@ def make_job(
 ) -> Job:
     """Returns the job that runs a recipe; later arguments override earlier ones."""
     signature = main_signature(file)
+    ours = (*catalog.recipes().values(), PARITY_FILE)
     budget = shlex.split(QUICK.get(name, "")) if quick else []
     return Job(
         recipe=name,
@@ -240,6 +242,7 @@ def make_job(
         quick=bool(budget),
         arguments=(*budget, *more),
         signature=signature,
+        file="" if file in ours else str(file.resolve()),
         versions={package: version(package) for package in ("keras", backend)},
     )
 
@@ -258,6 +261,21 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def still_to_do(jobs: Sequence[Job], runs: Path, installed: Sequence[str]) -> list[Job]:
+    """Returns the jobs without a finished run, and notes which can't be run."""
+    for job in jobs:
+        bring_back(job, runs)
+    todo = [job for job in jobs if not job.is_done(runs / job.name)]
+    for job in todo:
+        folder = runs / job.name
+        # Where another environment made the run, what it left stays.
+        known = read_json(folder / "run.json").get("status", "not installed")
+        there = (folder / "metrics.json").exists() or known != "not installed"
+        if job.backend not in installed and not there:
+            write_record(folder, job, "not installed")
+    return todo
 
 
 def run_all(
@@ -368,15 +386,13 @@ def environment(backend: str) -> dict[str, str]:
 
 def end(process: subprocess.Popen) -> None:
     """Ends a process that still runs, and what it started."""
-    if process.poll() is not None:
-        return
     if os.name != "posix":
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # Nobody of the group is left.
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -387,6 +403,19 @@ def set_aside(folder: Path, replaced: Path) -> None:
         replaced.mkdir(exist_ok=True)
         folder.rename(replaced / f"{folder.name}-{time.time_ns()}")
     folder.mkdir(exist_ok=True)
+
+
+def bring_back(job: Job, runs: Path) -> None:
+    """Puts a finished run of exactly this job back, if another one replaced it."""
+    folder, replaced = runs / job.name, runs.with_name("replaced")
+    if job.is_done(folder):
+        return
+    for old in sorted(replaced.glob(f"{job.name}-*")):
+        if job.is_done(old):
+            set_aside(folder, replaced)
+            shutil.rmtree(folder)
+            old.rename(folder)
+            return
 
 
 def write_record(folder: Path, job: Job, status: str, **more: Any) -> None:

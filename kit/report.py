@@ -24,7 +24,7 @@ from typing import Any
 from kit.compare import BACKENDS, PARITY, read_json, require
 from kit.plots import learning_curves
 from kit.recipe import beside
-from kit.scores import CURVES, SCORES, references, score_of
+from kit.scores import BOUNDS, CURVES, SCORES, references, score_of
 
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
@@ -93,7 +93,7 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
     for path in sorted(folder.glob("*")):
         record, figures = read_json(path / "run.json"), read_json(path / "metrics.json")
         job = record.get("job", {})
-        recipe = figures.get("recipe", job.get("recipe"))
+        recipe = job.get("recipe") or figures.get("recipe")
         backend = figures.get("backend", job.get("backend"))
         if not recipe or backend not in BACKENDS:
             continue
@@ -106,7 +106,7 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
             status = "interrupted"
         runs.append(
             {
-                **figures,
+                **{k: v for k, v in figures.items() if v is not None},
                 "recipe": recipe,
                 "backend": backend,
                 "seed": figures.get("seed", job.get("seed")),
@@ -118,7 +118,7 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
                 # Runs are compared that were called alike.
                 "arguments": list(job.get("arguments", [])),
                 "called": json.dumps(
-                    [job.get("arguments"), job.get("signature")]
+                    [job.get("arguments"), job.get("signature"), job.get("file")]
                     if job
                     else figures.get("config", {})
                 ),
@@ -221,7 +221,7 @@ def verdict(estimates: Mapping[str, Record], larger_is_better: bool) -> str:
     if len(known) < 2:
         return f"only {NAMES[known[0]]}" if known else "no figures"
     if not found:
-        return "one seed is too few to tell"
+        return "too few seeds to tell"
     names = [NAMES[name] for name in found]
     if len(found) == len(known):
         return "equal"
@@ -266,6 +266,11 @@ def summarize(
         },
         "recipes": recipes,
         "parity": summarize_parity(parity),
+        "parity_failures": [
+            {name: run[name] for name in ("backend", "status", "last_lines")}
+            for run in parity
+            if run["status"] != "finished"
+        ],
     }
     return data, curves
 
@@ -279,13 +284,24 @@ def machine_of(run: Record) -> str:
     return f"{processor}, {versions.get('cpu_count')} cores, {system}"
 
 
+def versions_of(run: Record) -> str:
+    """Returns the versions of Keras and of the backend that a run was made with."""
+    versions = run["versions"]
+    return ", ".join(f"{x} {versions.get(x)}" for x in ("keras", run["backend"]))
+
+
 def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
     """Returns the figures of one recipe, called one way, under each backend."""
     done = [run for run in runs if run["status"] == "finished"]
+    known = SCORES.get(runs[0]["recipe"])
+    main = known.metrics if known else ()
     figures: dict[str, None] = {}  # names, in order, of what is a number
     for run in done:
         figures |= dict.fromkeys(
-            name for name, x in run.get("metrics", {}).items() if number(x) is not None
+            name
+            for name, x in run.get("metrics", {}).items()
+            # The main score stays the main score, also where all of them are NaN.
+            if number(x) is not None or name in main
         )
     score = score_of(runs[0]["recipe"], figures)
     metric = score.metrics[0]
@@ -300,7 +316,12 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
 
     names = {name for run in done for name in baselines_of(run, metric)}
     baselines = {name: estimate_of_seeds(done, name) for name in sorted(names)}
-    means = {n: x["mean"] for n, x in baselines.items() if x["mean"] is not None}
+    means = {
+        name: x["mean"]
+        for name, x in baselines.items()
+        if x["mean"] is not None and not name.startswith(BOUNDS)
+    }
+    machines = {machine for x in by_backend.values() for machine in x["machines"]}
     choose: Callable[..., str] = max if score.larger_is_better else min
     config = done[0].get("config", {}) if done else {}
     return {
@@ -322,7 +343,11 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
             for x in references(runs[0]["recipe"], config)
         ],
         "best_score": verdict_on("score", score.larger_is_better),
-        "shortest_time": verdict_on("wall_seconds", False),
+        "shortest_time": (
+            verdict_on("wall_seconds", False)
+            if len(machines) < 2
+            else "not on one machine"
+        ),
     }
 
 
@@ -352,16 +377,22 @@ def summarize_backend(runs: Sequence[Record], metric: str) -> Record:
     rates = [run.get("throughput") or {} for run in done]
     units = {rate["unit"] for rate in rates if rate.get("unit")}
     figures = {name: None for run in done for name in run.get("metrics", {})}
+    score = estimate(run.get("metrics", {}).get(metric) for run in done)
+    state = state_of(runs, done)
+    if state == "finished" and 0 < score["n"] < len(done):  # the others diverged
+        state = f"no figure: {len(done) - score['n']} of {len(done)}"
     return {
-        "state": state_of(runs, done),
+        "state": state,
         "runs": len(runs),
         "seeds": [run["seed"] for run in done],
-        "score": estimate(run.get("metrics", {}).get(metric) for run in done),
+        "score": score,
         "wall_seconds": estimate(run.get("wall_seconds") for run in done),
         "compile_seconds": estimate(run.get("compile_seconds") for run in done),
         "throughput": estimate(rate.get("value") for rate in rates),
         "throughput_unit": units.pop() if len(units) == 1 else None,
         "peak_memory_mb": estimate(run.get("peak_memory_mb") for run in done),
+        "versions": sorted({versions_of(run) for run in done if run.get("versions")}),
+        "machines": sorted({machine_of(run) for run in done if run.get("versions")}),
         "metrics": {
             name: estimate(run.get("metrics", {}).get(name) for run in done)["mean"]
             for name in figures
@@ -388,7 +419,7 @@ def state_of(runs: Sequence[Record], done: Sequence[Record]) -> str:
 
 def summarize_parity(runs: Sequence[Record]) -> list[Record]:
     """Returns for each training the largest difference of losses, pair by pair."""
-    losses = {run["backend"]: run.get("losses", {}) for run in runs}
+    losses = {run["backend"]: run.get("losses") or {} for run in runs}
     backends = [backend for backend in BACKENDS if losses.get(backend)]
     trainings = {name: None for backend in backends for name in losses[backend]}
     rows = []
@@ -497,8 +528,9 @@ def update_readme(readme: Path, source: Path, check: bool) -> int:
             f"output_dir: {str(source)!r} is missing. Make it: python -m kit report."
         )
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"readme: {str(readme)!r} needs one {BEGIN} and one {END}.")
+    places = [text.find(BEGIN), text.find(END)]
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or places != sorted(places):
+        raise ValueError(f"readme: {str(readme)!r} needs one {BEGIN}, then one {END}.")
     before, rest = text.split(BEGIN)
     table = render("table.md.jinja", data=data)
     new = f"{before}{BEGIN}\n\n{table}\n{END}{rest.split(END)[1]}"

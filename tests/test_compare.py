@@ -144,6 +144,24 @@ def test_a_changed_budget_is_a_new_run_and_the_old_one_is_kept(tmp_path, change)
     assert json.loads(old.read_text())["config"] == {"size": 3}
 
 
+def test_a_quick_look_costs_no_full_runs(tmp_path):
+    recipe = write_recipe(tmp_path)
+    look = {"arguments": ("small --size 1",)}
+    for options in ({}, look, {}, look):
+        assert run(tmp_path, recipe, **options) == 0
+        path = tmp_path / f"reports/runs/small-{BACKEND}-0/metrics.json"
+        size = json.loads(path.read_text())["config"]["size"]
+        assert size == (1 if options else 3)
+    assert len(calls(tmp_path)) == 2  # the others came back
+
+
+def test_another_file_of_the_same_name_is_another_recipe(tmp_path):
+    (tmp_path / "copy").mkdir()
+    run(tmp_path, write_recipe(tmp_path))
+    run(tmp_path, write_recipe(tmp_path / "copy"))
+    assert len(calls(tmp_path)) == 2
+
+
 def test_a_failure_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_path):
     bad = write_recipe(tmp_path, "bad", body="raise SystemExit('no such thing')")
     good = write_recipe(tmp_path, "good")
@@ -168,6 +186,12 @@ child = __import__("subprocess").Popen(["sleep", "60"])
 (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
 time.sleep(60)
 """
+
+
+def test_what_a_run_leaves_running_is_ended(tmp_path):
+    body = WAIT.replace("time.sleep(60)", "")
+    assert run(tmp_path, write_recipe(tmp_path, body=body)) == 0
+    assert all_ended(tmp_path / "reports/runs" / f"small-{BACKEND}-0")
 
 
 def all_ended(folder):

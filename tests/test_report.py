@@ -174,7 +174,7 @@ def test_leaders_are_those_whose_intervals_overlap_the_best():
 def test_one_seed_tells_nothing_unless_the_figures_are_the_same():
     x = estimates(jax=[10.0], torch=[20.0], tensorflow=[])
     assert leaders(x, larger_is_better=True) == []
-    assert verdict(x, larger_is_better=True) == "one seed is too few to tell"
+    assert verdict(x, larger_is_better=True) == "too few seeds to tell"
     x["torch"] = estimate([10.0])
     assert verdict(x, larger_is_better=True) == "equal"
     assert verdict(estimates(jax=[1.0], torch=[]), True) == "only JAX"
@@ -314,20 +314,73 @@ def test_damaged_figures_do_not_stop_the_report(tmp_path):
     assert dqn["backends"]["jax"]["state"] == "failed: 1 of 2"
 
 
+def test_runs_that_diverged_are_counted_and_change_no_score(tmp_path):
+    for seed, value in enumerate((500.0, None, None)):
+        make_run(tmp_path, "dqn", "jax", seed, value)
+        make_run(tmp_path, "rnn", "jax", seed, None)
+    report(output_dir=tmp_path)
+    data = read(tmp_path)
+    jax = entry(data, "dqn")["backends"]["jax"]
+    assert (jax["score"]["n"], jax["state"]) == (1, "no figure: 2 of 3")
+    assert entry(data, "rnn")["metric"] == "test_mae"
+    assert "| `rnn` | test_mae, lower" in (tmp_path / "backends.md").read_text()
+
+
+def test_machines_and_versions_are_told_and_times_compared_on_one_machine(tmp_path):
+    make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    make_run(tmp_path, "dqn", "jax", 1, 500.0)
+    path = make_run(tmp_path, "dqn", "torch", 0, 500.0)
+    figures = json.loads((path / "metrics.json").read_text())
+    figures["versions"] |= {"cpu_count": 64, "torch": "2.13.0"}
+    (path / "metrics.json").write_text(json.dumps(figures))
+    report(output_dir=tmp_path)
+    dqn = entry(read(tmp_path), "dqn")
+    assert dqn["shortest_time"] == "not on one machine"
+    assert dqn["backends"]["torch"]["versions"] == ["keras 3.15.1, torch 2.13.0"]
+    for page in ("backends.md", "backends.html"):
+        text = (tmp_path / page).read_text()
+        assert "PyTorch: keras 3.15.1, torch 2.13.0, on Fast CPU, 64 cores" in text
+
+
+def test_a_bound_is_no_baseline_that_could_be_best(tmp_path):
+    figures = {"optimal_value": 0.54, "random_value": 0.01}
+    make_run(
+        tmp_path,
+        "q_learning",
+        "jax",
+        0,
+        None,
+        metrics={"policy_value": 0.5},
+        baselines=figures,
+    )
+    report(output_dir=tmp_path)
+    found = entry(read(tmp_path), "q_learning")
+    assert set(found["baselines"]) == set(figures)
+    assert found["best_baseline"] == "random_value"
+
+
+def test_a_parity_run_that_failed_is_shown(folder):
+    make_failed(folder, "parity", "tensorflow", 0, lines=["no such op"])
+    report(output_dir=folder)
+    assert "Parity, TensorFlow: failed." in (folder / "backends.md").read_text()
+    assert "no such op" in (folder / "backends.html").read_text()
+
+
 def test_the_table_in_markdown(folder):
     report(output_dir=folder)
     text = (folder / "backends.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `dqn`")]
     assert rows[0] == (
         "| `dqn` (quick) | eval_return, higher is better "
-        "| 490 ± 25; 21 ± 2.5 s | 500 ± 0; 11 ± 2.5 s | 101 ± 2.5; 31 ± 2.5 s "
+        "| 490 ± 25 (n = 3); 21 ± 2.5 s | 500 ± 0 (n = 3); 11 ± 2.5 s "
+        "| 101 ± 2.5 (n = 3); 31 ± 2.5 s "
         "| random_return 23 | 488.7 ± 16.1 (PyTorch), 498.4 ± 2.3 (JAX) (CleanRL, "
         "500,000 steps); 500 (RL Baselines3 Zoo, 50,000 steps) |"
     )
     assert rows[1] == "| `dqn` (quick) | TensorFlow and JAX, equal | JAX |"
     (row, *_) = (line for line in text.splitlines() if line.startswith("| `mine`"))
     assert "| interrupted | not installed | 1; 30 s (timed out: 2 of 3) |" in row
-    assert "**A quick run**" in text
+    assert "Rows marked **quick**" in text
     assert "secret" not in text
 
 
@@ -379,7 +432,7 @@ def test_the_page_is_whole_and_needs_no_network(folder):
     assert "490 ± 25" in words
     assert "not installed" in words
     assert "Quick run." in words
-    assert "of 3 recipes: one seed is too few to tell (1); JAX (1); only" in words
+    assert "of 3 recipes: too few seeds to tell (1); JAX (1); only" in words
 
 
 def test_without_runs_there_is_no_report(tmp_path):
@@ -405,7 +458,7 @@ def test_readme_is_written_and_checked(folder, capsys):
     assert report(**arguments) == 0
     assert report(**arguments, check=True) == 0
     text = readme.read_text()
-    assert text.startswith("before\n<!-- compare:begin -->\n\n**A quick run**")
+    assert text.startswith("before\n<!-- compare:begin -->\n\nRows marked **quick**")
     assert text.endswith("<!-- compare:end -->\nafter\n")
     changed = text.replace("490 ± 25", "491 ± 25")
     assert changed != text
@@ -422,8 +475,22 @@ def test_readme_needs_its_markers_and_a_source(folder, tmp_path):
     report(output_dir=folder)
     with pytest.raises(ValueError, match="needs one <!-- compare:begin -->"):
         report(output_dir=folder, readme=readme)
+    readme.write_text("<!-- compare:end --><!-- compare:begin -->")
+    with pytest.raises(ValueError, match="then one <!-- compare:end -->"):
+        report(output_dir=folder, readme=readme)
     with pytest.raises(ValueError, match="check needs readme"):
         report(output_dir=folder, check=True)
+
+
+def test_what_readme_shows_are_todays_scores_and_references():
+    for found in read(ROOT / "reports")["recipes"]:
+        score = score_of(found["recipe"], [found["metric"]])
+        shown = [found[name] for name in ("title", "metric", "larger_is_better")]
+        assert shown == [score.title, score.metrics[0], score.larger_is_better]
+        assert found["references"] == [
+            {"figure": x.figure, "source": x.source}
+            for x in references(found["recipe"], found["config"])
+        ]
 
 
 def test_the_readme_of_this_project_is_up_to_date():
