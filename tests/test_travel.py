@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -317,14 +318,27 @@ def test_recipes_can_share_a_package(tmp_path):
     with pytest.raises(FileExistsError, match=r"__init__\.py"):
         copied("ppo", tmp_path, package="rl")
     assert not (tmp_path / "rl" / "ppo.py").exists()
+    copied("ppo", tmp_path, package="rl", force=True)
+    text = (tmp_path / "rl" / "__init__.py").read_text()
+    for name in ("DQN", "mlp", "PPO"):
+        assert f" import {name}\n" in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_a_recipe_says_of_the_kit_is_in_its_copy(recipe):
+    source = travel.read_recipe(recipe)
+    said = set(re.findall(r"\bkit\.(\w+)", ast.get_docstring(ast.parse(source))))
+    assert said <= travel.needs_of(source).names
 
 
 @pytest.mark.parametrize(
-    "package", ["my-kit", "class", "dqn", "kit", "random", "numpy", "jax", "matplotlib"]
+    "package",
+    ["my-kit", "class", "dqn", "kit", "random", "numpy", "jax", "matplotlib", "ray"],
 )
 def test_a_package_name_that_does_not_work_is_refused(tmp_path, package):
+    recipe = "a3c" if package == "ray" else "dqn"
     with pytest.raises(ValueError, match=f"package='{package}'"):
-        copied("dqn", tmp_path, package=package)
+        copied(recipe, tmp_path, package=package)
     assert not list(tmp_path.iterdir())
 
 
@@ -461,7 +475,7 @@ def test_main_is_unrolled_into_prose_and_cells():
         "```sh\nKERAS_BACKEND=jax python recipes/adds.py\n\nmore\n```\n\n"
         "| a | b |\n|---|---|",
     )
-    assert "A. B." in about[1]
+    assert "```python\n# A.\n# B.\n# Changed as well" in about[1]
     assert '"KERAS_BACKEND"] = "torch"' in backend[1]
     assert imports == ("code", "import keras")
     cells = [cell for cell in cells if cell[1]]
