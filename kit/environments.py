@@ -67,7 +67,8 @@ class Environments:
         self._ended[:] = False
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
-        return obs if self.is_vector else np.asarray(obs)[None]
+        # A copy here and in each step: some write all of them to the same memory.
+        return np.array(obs) if self.is_vector else np.array(obs)[None]
 
     def step(self, actions: np.ndarray) -> Step:
         """Acts in each environment, with `actions` of shape (N, ...)."""
@@ -84,13 +85,13 @@ class Environments:
         return step
 
     def _step(self, action):
-        next_obs, reward, terminated, truncated, _ = self.env.step(action)
-        obs = next_obs
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        next_obs = np.array(obs)[None]
         if terminated or truncated:
             obs, _ = self.env.reset()
         return Step(
-            np.asarray(next_obs)[None],
-            np.asarray(obs)[None],
+            next_obs,
+            np.array(obs)[None],
             np.array([reward], np.float32),
             np.array([bool(terminated)]),
             np.array([bool(truncated)]),
@@ -98,7 +99,9 @@ class Environments:
         )
 
     def _step_vector(self, actions):
-        obs, reward, terminated, truncated, info = self.env.step(actions)
+        obs, *arrays, info = self.env.step(actions)
+        reward, terminated, truncated = map(np.array, arrays)
+        obs = np.array(obs)
         next_obs, valid = obs, None
         ended: Any = terminated | truncated
         if self._resets_next:
@@ -111,8 +114,8 @@ class Environments:
             for i in np.flatnonzero(ended):
                 next_obs[i] = info["final_obs"][i]
         elif ended.any():
-            next_obs = obs.copy()
-            obs, _ = self.env.reset(options={"reset_mask": ended})
+            next_obs = obs
+            obs = np.array(self.env.reset(options={"reset_mask": ended})[0])
         return Step(
             next_obs, obs, np.asarray(reward, np.float32), terminated, truncated, valid
         )

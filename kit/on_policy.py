@@ -382,14 +382,13 @@ class Rollouts:
             step = envs.step(agent.distribution.to_env(action))
             ended = step.terminated | step.truncated
             valid = np.ones_like(ended) if step.valid is None else step.valid
-            # Copies: some environments write each step to the same memory.
             rows.append(
                 (
-                    np.array(self.obs),
+                    self.obs,
                     action,
-                    np.array(step.reward),
-                    np.array(step.next_obs),
-                    np.array(step.terminated),
+                    step.reward,
+                    step.next_obs,
+                    step.terminated,
                     ended,
                     valid,
                 )

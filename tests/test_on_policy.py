@@ -99,6 +99,18 @@ def test_rollouts_hold_what_happened(mode):
     assert len(seen) == (6 if mode == AutoresetMode.NEXT_STEP else 8)
 
 
+def test_environments_may_write_each_step_to_the_same_memory():
+    rollouts = []
+    for copy in (True, False):
+        env = SyncVectorEnv(
+            [Scripted] * 2, copy=copy, autoreset_mode=AutoresetMode.SAME_STEP
+        )
+        agent = make_agent("a2c", num_steps=8)
+        rollouts.append(Rollouts(agent, Environments(env), 8, seed=0).play())
+    for name, expected in rollouts[0].items():
+        np.testing.assert_array_equal(rollouts[1][name], expected)
+
+
 def test_rollouts_go_on_where_they_stopped():
     agent = make_agent("ppo")
     rollouts = Rollouts(agent, Environments(Scripted()), 3, seed=0)
