@@ -73,7 +73,7 @@ def main(
     gae_lambda: float = 1.0,
     ent_coef: float = 0.01,
     vf_coef: float = 0.5,
-    max_grad_norm: float = 0.5,
+    max_grad_norm: float = 40.0,
     worker_counts: tuple[int, ...] = (1, 2, 4),
     speed_frames: int = 5_000,
     eval_episodes: int = 20,
@@ -97,7 +97,8 @@ def main(
         gae_lambda: Lambda of the advantages; 1 for n-step returns.
         ent_coef: Weight of the entropy.
         vf_coef: Weight of the critic's loss.
-        max_grad_norm: Length that gradients are cut to.
+        max_grad_norm: Length that gradients are cut to. A short one lets the critic's
+            error, which is most of the length, shrink the actor's steps.
         worker_counts: Numbers of workers to measure the speed of; none to skip it.
         speed_frames: Environment steps to measure it by.
         eval_episodes: Episodes to play at the end.
