@@ -68,7 +68,8 @@ class Environments:
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
         # A copy here and in each step: some write all of them to the same memory.
-        return np.array(obs) if self.is_vector else np.array(obs)[None]
+        obs = np.array(obs)
+        return obs if self.is_vector else obs[None]
 
     def step(self, actions: np.ndarray) -> Step:
         """Acts in each environment, with `actions` of shape (N, ...)."""
@@ -99,9 +100,9 @@ class Environments:
         )
 
     def _step_vector(self, actions):
-        obs, *arrays, info = self.env.step(actions)
-        reward, terminated, truncated = map(np.array, arrays)
-        obs = np.array(obs)
+        obs, reward, *flags, info = self.env.step(actions)
+        obs, reward = np.array(obs), np.array(reward, np.float32)
+        terminated, truncated = map(np.array, flags)
         next_obs, valid = obs, None
         ended: Any = terminated | truncated
         if self._resets_next:
@@ -116,9 +117,7 @@ class Environments:
         elif ended.any():
             next_obs = obs
             obs = np.array(self.env.reset(options={"reset_mask": ended})[0])
-        return Step(
-            next_obs, obs, np.asarray(reward, np.float32), terminated, truncated, valid
-        )
+        return Step(next_obs, obs, reward, terminated, truncated, valid)
 
 
 def play_episodes(
