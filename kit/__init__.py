@@ -4,6 +4,18 @@ Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and
 stands on four functions: `compiled`, `minimize`, `gradient` and `scan`.
 """
 
+try:
+    import keras  # noqa: F401
+except ModuleNotFoundError as error:
+    missing = str(error.name).partition(".")[0]
+    if missing not in ("tensorflow", "jax", "torch"):
+        raise
+    raise ImportError(
+        f"kit: Keras is to run on {missing}, which isn't installed. Install it, or "
+        "name a backend that is, as with the environment variable KERAS_BACKEND=jax "
+        "(or torch, or tensorflow)."
+    ) from error
+
 from kit import (
     data,
     decoding,

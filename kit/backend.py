@@ -37,7 +37,7 @@ import numpy as np
 import optree
 from keras import ops
 
-from kit import kernels
+from kit import kernels, torch_calls
 from kit.memory import keep_freed_memory
 
 __all__ = [
@@ -1200,6 +1200,11 @@ class _TorchEngine:
             keras.src.backend.core, "cond", self.cond, lambda: _context.tracing
         )
         _use_kernel(keras.src.backend.core, "slice_update", kernels.torch_slice_update)
+        _use_kernel(
+            keras.src.optimizers.base_optimizer,
+            "clip_by_global_norm",
+            kernels.torch_clip_by_global_norm,
+        )
         if torch.get_default_device().type == "cpu" and not torch.cuda.is_available():
             layers = keras.src.backend
             _use_kernel(
@@ -1420,15 +1425,22 @@ class _TorchGraph:
             self.loops = _context.frame  # the graph knows them by number only
         finally:
             _context.frame = around
+        # Without the guard of a trace around this one.
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            self._rewrite(held, in_loop)
+
+    def _rewrite(self, held, in_loop):
         self._lift(held)
         for node in self.module.graph.find_nodes(
-            op="call_function", target=torch.ops.aten.mkldnn_rnn_layer.default
+            op="call_function", target=self.torch.ops.aten.mkldnn_rnn_layer.default
         ):
             node.target = kernels.torch_lstm_forward
         self._simplify()
         self._own_outputs()
         self.module.graph.eliminate_dead_code()
         self._work_in_place(in_loop)
+        torch_calls.hold_numbers(self.module)
+        torch_calls.call_directly(self.module)
         self.module.recompile()
 
     def _lift(self, held):
@@ -1452,6 +1464,8 @@ class _TorchGraph:
             with here:
                 placeholder = graph.placeholder(f"lifted_{nodes[0].name}")
             here = graph.inserting_after(placeholder)
+            value = getattr(owner, "_value", owner)
+            placeholder.meta["val"] = self.torch.empty_like(value, device="meta")
             if isinstance(owner, keras.Variable):
                 self.source_nodes[placeholder] = owner
             for node in nodes:
@@ -1465,18 +1479,21 @@ class _TorchGraph:
         """Takes out copies that nobody needs, and what is computed twice."""
         torch, graph = self.torch, self.module.graph
         changed = self._changed_in_place()
+        literals = self._literals()
         seen: dict[tuple, Any] = {}
         for node in list(graph.nodes):
             if node.op != "call_function":
                 continue
             source: Any = node.args[0] if node.args else None
             if (
+                node.target is torch.ops.aten.lift_fresh_copy.default
+                and node not in changed
+            ):
+                # A copy of a constant, in case that somebody changes it.
+                replacement = literals.get(source, source)
+            elif (
                 node.target is torch.ops.aten.detach.default
-                or (
-                    # A copy of a constant, in case that somebody changes it.
-                    node.target is torch.ops.aten.lift_fresh_copy.default
-                    and node not in changed
-                )
+                or (changed.isdisjoint((node, source)) and self._does_nothing(node))
                 or (
                     node.target is torch.ops.aten.clone.default
                     and source in self.source_nodes
@@ -1496,10 +1513,12 @@ class _TorchGraph:
                     replacement = graph.call_function(
                         torch.ops.aten.addmm.default, (bias, *product.args)
                     )
+                    replacement.meta = product.meta
                     if shape:
                         replacement = graph.call_function(
                             torch.ops.aten.view.default, (replacement, *shape)
                         )
+                        replacement.meta = node.meta
             elif (
                 node.target is torch.ops.aten.view.default
                 and source.target is torch.ops.aten.view.default
@@ -1509,6 +1528,7 @@ class _TorchGraph:
                     replacement = graph.call_function(
                         node.target, (source.args[0], node.args[1])
                     )
+                    replacement.meta = node.meta
             elif (
                 isinstance(node.target, torch._ops.OpOverload)
                 and not node.target._schema.is_mutable
@@ -1523,6 +1543,39 @@ class _TorchGraph:
             if replacement is not node:
                 node.replace_all_uses_with(replacement)
                 graph.erase_node(node)
+
+    def _literals(self):
+        """Inputs that hold a number which another one holds already -> that one."""
+        first: dict[tuple, Any] = {}
+        same = {}
+        inputs = list(self.module.graph.find_nodes(op="placeholder"))
+        constants = inputs[len(inputs) - len(self.captured) - len(self.sources) :]
+        for node, value in zip(constants, self.captured, strict=False):
+            # A number in the code is copied each time that it is used; what a loop
+            # takes from around it isn't, and has another value at each call.
+            copied = all(
+                user.target is self.torch.ops.aten.lift_fresh_copy.default
+                for user in node.users
+            )
+            if copied and value.ndim == 0:
+                key = (value.dtype, value.device, repr(value.item()))
+                same[node] = first.setdefault(key, node)
+        return same
+
+    def _does_nothing(self, node):
+        """Whether a call returns what it is given."""
+        aten = self.torch.ops.aten
+        if node.target is aten.pow.Tensor_Scalar:
+            return node.args[1] == 1 and self._keeps(node, "dtype")
+        if node.target in (aten.view.default, aten.squeeze.dim, aten.expand.default):
+            return self._keeps(node, "shape")
+        return False
+
+    def _keeps(self, node, attribute):
+        source = node.args[0].meta.get("val")
+        return source is not None and getattr(source, attribute) == getattr(
+            node.meta["val"], attribute
+        )
 
     def _work_in_place(self, in_loop):
         """Has optimizers change the variables themselves, not copies of them.

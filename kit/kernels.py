@@ -325,6 +325,22 @@ def torch_slice_update(original, inputs, start_indices, updates):
     return torch.index_copy(inputs, axis, start_indices[axis] + places, updates)
 
 
+def torch_clip_by_global_norm(original, value_list, clip_norm):
+    """Gradients shortened together, in a call for all of them instead of one for each.
+
+    As Keras has it, they become NaN where the norm isn't finite.
+    """
+    import torch
+
+    values = [_as_tensor(value) for value in value_list if value is not None]
+    if not values:
+        return original(value_list, clip_norm)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
+    scale = clip_norm / torch.clamp(norm, min=clip_norm) + (norm - norm)
+    clipped = iter(torch._foreach_mul(values, scale))
+    return [None if value is None else next(clipped) for value in value_list]
+
+
 def torch_lstm(
     original,
     inputs,

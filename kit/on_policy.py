@@ -363,8 +363,14 @@ class Rollouts:
         self.envs = envs
         self.num_steps = num_steps
         shape = (num_steps, envs.num_envs)
-        # One call for a rollout: to draw costs more than the numbers do.
-        self.draw = compiled(lambda: agent.distribution.noise(agent.random, shape))
+        # One call for a rollout: to draw costs more than the numbers do. The agent
+        # keeps the program, for the next `fit`.
+        draws = agent.__dict__.setdefault("_draws", {})
+        if shape not in draws:
+            draws[shape] = compiled(
+                lambda: agent.distribution.noise(agent.random, shape)
+            )
+        self.draw = draws[shape]
         self.obs = envs.reset(seed)
 
     def play(self) -> Rollout:

@@ -263,17 +263,17 @@ class PPO(OnPolicy):
             batch = {k: ops.take(x, indices, axis=0) for k, x in data.items()}
             return goes_on, self._gradient_step(batch, goes_on)
 
-        def one_pass(goes_on, _):
-            order = random.permutation(self.random, size)[:used]
-            order = ops.reshape(order, (self.num_minibatches, -1))  # (., M)
+        def one_pass(goes_on, order):
             goes_on, logs = scan(minibatch, goes_on, order)
             if self.target_kl is not None:
                 near = logs["approx_kl"][-1] <= self.target_kl
                 goes_on = ops.logical_and(goes_on, near)
             return goes_on, logs
 
-        goes_on = ops.ones((), "bool")
-        _, logs = scan(one_pass, goes_on, length=self.num_epochs)
+        # All orders at once, a row for each minibatch: one draw instead of many.
+        orders = random.permutation(self.random, size, self.num_epochs)[:, :used]
+        orders = ops.reshape(orders, (self.num_epochs, self.num_minibatches, -1))
+        _, logs = scan(one_pass, ops.ones((), "bool"), orders)
         logs = {name: ops.mean(values) for name, values in logs.items()}
         logs["explained_variance"] = self.explained(data)
         self.update_statistics(rollout)

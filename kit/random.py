@@ -403,8 +403,8 @@ def categorical(key: "Tensor | Generator", logits: Tensor, axis: int = -1) -> Te
     return ops.min(ops.where(others, size, index), axis=axis)
 
 
-def permutation(key: "Tensor | Generator", n: int) -> Tensor:
-    """Draws an order of the integers 0 to n - 1.
+def permutation(key: "Tensor | Generator", n: int, num: int | None = None) -> Tensor:
+    """Draws an order of the integers 0 to n - 1, or several.
 
     The order that sorts n random words. Equal words keep their order, so that every
     backend gives the same; that any two are equal has a probability of about
@@ -413,16 +413,18 @@ def permutation(key: "Tensor | Generator", n: int) -> Tensor:
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
         n: Integer, at least 1.
+        num: Integer, number of orders, each drawn anew. Defaults to `None`: one.
 
     Returns:
-        int32 of shape (n,), each of 0 to n - 1 once.
+        int32 of shape (n,), each of 0 to n - 1 once; with `num`, (num, n).
 
     Raises:
-        TypeError: If `key` or `n` is of another type.
-        ValueError: If `n` < 1.
+        TypeError: If `key`, `n` or `num` is of another type.
+        ValueError: If `n` or `num` < 1.
     """
+    shape = (_count("n", n),) if num is None else (_count("num", num), _count("n", n))
     # `keras.ops.argsort` is stable on all three; a test keeps watch over that.
-    return ops.cast(ops.argsort(bits(key, (_count("n", n),))), "int32")
+    return ops.cast(ops.argsort(bits(key, shape)), "int32")
 
 
 def orthogonal(

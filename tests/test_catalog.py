@@ -1,6 +1,8 @@
 """What `python -m kit list` tells, and the command line around it."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,3 +78,20 @@ def test_bad_input_ends_with_its_message_and_no_traceback(tmp_path):
     with pytest.raises(SystemExit, match=r"^python -m kit copy: There is no recipe"):
         __main__.main(["copy", "dqm", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backend_that_is_not_installed_is_named():
+    """As where KERAS_BACKEND isn't set, and TensorFlow isn't there."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); sys.modules['torch'] = None; "
+        "import kit"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT)],
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.match("ImportError: kit: .*torch, which isn't installed.*KERAS_B", last)

@@ -210,7 +210,7 @@ def test_gradients_of_gradients(layers_):
 KERNELS = {
     "jax": ["nn.max_pool", "lstm", "gru"],
     "tensorflow": ["lstm", "gru"],
-    "torch": ["nn._transpose_spatial_inputs", "lstm", "gru"],
+    "torch": ["nn._transpose_spatial_inputs", "lstm", "gru", "core.slice_update"],
 }
 
 

@@ -259,13 +259,23 @@ def test_permutation():
     assert to_numpy(random.permutation(random.key(0), 1)).tolist() == [0]
 
 
+def test_permutations():
+    orders = to_numpy(random.permutation(random.key(0), 3, 300))
+    np.testing.assert_array_equal(np.sort(orders), [[0, 1, 2]] * 300)
+    _, classes = np.unique(orders @ [9, 3, 1], return_inverse=True)
+    assert abs(chi_square(classes, [1 / 6] * 6)) < 4
+    first = to_numpy(random.permutation(random.key(0), 9, 1))
+    np.testing.assert_array_equal(first, [to_numpy(random.permutation([0, 0], 9))])
+
+
 @pytest.mark.parametrize(
     "transform", [lambda fn: fn, compiled], ids=["plain", "compiled"]
 )
 def test_the_backends_argsort_is_stable_as_permutation_needs(transform):
-    x = np.random.default_rng(0).integers(-3, 3, 4096).astype("int32")
-    order = to_numpy(transform(ops.argsort)(ops.convert_to_tensor(x)))
-    np.testing.assert_array_equal(order, np.argsort(x, kind="stable"))
+    x = np.random.default_rng(0).integers(-3, 3, (3, 4096)).astype("int32")
+    for draws in (x[0], x):
+        order = to_numpy(transform(ops.argsort)(ops.convert_to_tensor(draws)))
+        np.testing.assert_array_equal(order, np.argsort(draws, kind="stable"))
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (3, 2, 4)])
@@ -377,6 +387,7 @@ KEY = [0, 1]
         (lambda: random.randint(KEY, (2,), -5, 2**31 - 1), ValueError, "difference"),
         (lambda: random.categorical(KEY, [[0.0]], 2), ValueError, "axis=2"),
         (lambda: random.permutation(KEY, 0), ValueError, "n.*0"),
+        (lambda: random.permutation(KEY, 2, 1.0), TypeError, "num.*float"),
         (lambda: random.orthogonal(KEY, (3,)), ValueError, r"shape.*\(3,\)"),
     ],
 )
