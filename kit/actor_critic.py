@@ -267,8 +267,3 @@ class A2C(OnPolicy):
             - self.ent_coef * logs["entropy"]
         )
         return loss, logs
-
-    def get_config(self):
-        """Returns the constructor's arguments, for saving."""
-        config = {"normalize_advantages": self.normalize_advantages}
-        return {**super().get_config(), **config}

@@ -28,7 +28,7 @@ from kit.replay import ReplayBuffer
 from kit.training import check_options, turns
 
 # What the numbers that an agent is made of may be.
-RANGES = {
+RANGES: dict[str, Any] = {
     "gamma": (0, 1),
     "buffer_size": (1, math.inf),
     "batch_size": (1, math.inf),
@@ -40,6 +40,7 @@ RANGES = {
     "epsilon_start": (0, 1),
     "epsilon_end": (0, 1),
     "exploration_fraction": (1e-9, 1),
+    "double": bool,
 }
 
 

@@ -27,12 +27,15 @@ Tensor = Any
 Rollout = dict[str, np.ndarray]
 
 # What the numbers that these agents are made of may be.
-RANGES = {
+RANGES: dict[str, Any] = {
     "gamma": (0, 1),
     "gae_lambda": (0, 1),
     "num_steps": (1, math.inf),
     "ent_coef": (0.0, 1e9),
     "vf_coef": (0.0, 1e9),
+    "normalize_advantages": bool,
+    "normalize_observations": bool,
+    "normalize_rewards": bool,
 }
 
 
@@ -341,11 +344,8 @@ class OnPolicy(WithParts, keras.Model):
 
     def get_config(self):
         """Returns the constructor's arguments, for saving."""
-        names = ("normalize_observations", "normalize_rewards", "seed")
-        return {
-            **super().get_config(),
-            **{name: getattr(self, name) for name in (*self.ranges, *names)},
-        }
+        names = (*self.ranges, "seed")
+        return {**super().get_config(), **{x: getattr(self, x) for x in names}}
 
 
 class Rollouts:

@@ -335,15 +335,17 @@ class Gaussian(Distribution):
         return {**super().get_config(), **config}
 
 
-def distribution(action_space: Any) -> Distribution:
+def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distribution:
     """Returns the layer for a Gymnasium action space.
 
     Args:
         action_space: `Discrete`, `MultiDiscrete` or `MultiBinary` in one dimension,
             or `Box` of real numbers.
+        initial_log_std: Of real numbers, the logarithm of their standard deviations
+            at the start. Defaults to 0.
 
     Raises:
-        ValueError: If the space is of another kind.
+        ValueError: If the space is of another kind, or has no standard deviations.
 
     Example:
 
@@ -353,12 +355,19 @@ def distribution(action_space: Any) -> Distribution:
     """
     from gymnasium.spaces import Box, Discrete
 
+    if isinstance(action_space, Box) and np.issubdtype(action_space.dtype, np.floating):
+        return Gaussian(
+            action_space.low, action_space.high, initial_log_std, name="policy"
+        )
+    if initial_log_std:
+        raise ValueError(
+            f"`initial_log_std` is {initial_log_std}, but actions of {action_space} "
+            "have no standard deviation; those of a Box of real numbers do."
+        )
     if isinstance(action_space, Discrete):
         return Categorical(int(action_space.n), int(action_space.start), name="policy")
     if choices := _choices_of(action_space):
         return MultiCategorical(*choices, name="policy")
-    if isinstance(action_space, Box) and np.issubdtype(action_space.dtype, np.floating):
-        return Gaussian(action_space.low, action_space.high, name="policy")
     raise ValueError(
         f"The action space {action_space} isn't supported; Discrete, MultiDiscrete and "
         "MultiBinary (in one dimension) and Box (of real numbers) are."
@@ -402,6 +411,7 @@ def policy_network(
     action_space: Any,
     units: Sequence[int] = (64, 64),
     activation: str = "tanh",
+    initial_log_std: float = 0.0,
 ) -> keras.Sequential:
     """Builds an actor: Dense layers, behind a convolution for images.
 
@@ -414,6 +424,7 @@ def policy_network(
         action_space: Gymnasium's; see `distribution`.
         units: Sizes of the hidden layers. Defaults to `(64, 64)`.
         activation: Of the hidden layers. Defaults to `"tanh"`.
+        initial_log_std: See `distribution`. Defaults to 0.
 
     Returns:
         A `keras.Sequential` from `(B, *obs_shape)` to what describes the policy.
@@ -427,7 +438,7 @@ def policy_network(
     actor = kit.policy_network((4,), gymnasium.spaces.Discrete(2))
     ```
     """
-    head = distribution(action_space)
+    head = distribution(action_space, initial_log_std)
     layers = [
         *hidden_layers("policy_network", obs_shape, units, activation, math.sqrt(2)),
         keras.layers.Dense(head.num_inputs, kernel_initializer=_orthogonal(0.01)),
@@ -454,6 +465,7 @@ def shared_network(
     action_space: Any,
     units: Sequence[int] = (64, 64),
     activation: str = "tanh",
+    initial_log_std: float = 0.0,
 ) -> keras.Model:
     """Builds actor and critic in one, with the hidden layers in common.
 
@@ -463,7 +475,7 @@ def shared_network(
         A `keras.Model` from `(B, *obs_shape)` to what describes the policy, and to
         values `(B, 1)`.
     """
-    head = distribution(action_space)
+    head = distribution(action_space, initial_log_std)
     inputs = x = keras.Input(tuple(obs_shape))
     for layer in hidden_layers(
         "shared_network", obs_shape, units, activation, math.sqrt(2)

@@ -139,6 +139,7 @@ class PPO(OnPolicy):
         **RANGES,
         "num_minibatches": (1, math.inf),
         "num_epochs": (1, math.inf),
+        "clip_value_loss": bool,
     }
 
     def __init__(
@@ -339,12 +340,11 @@ class PPO(OnPolicy):
 
     def get_config(self):
         """Returns the constructor's arguments, for saving."""
-        names = ("clip_value_loss", "normalize_advantages", "target_kl")
         clip_coef = self.clip_coef
         if isinstance(clip_coef, LearningRateSchedule):
             clip_coef = keras.saving.serialize_keras_object(clip_coef)
         return {
             **super().get_config(),
-            **{name: getattr(self, name) for name in names},
+            "target_kl": self.target_kl,
             "clip_coef": clip_coef,
         }

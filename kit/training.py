@@ -13,29 +13,37 @@ from keras import ops
 
 
 def check_options(
-    agent: str, options: Mapping[str, Any], ranges: Mapping[str, tuple]
+    agent: str, options: Mapping[str, Any], ranges: Mapping[str, Any]
 ) -> None:
-    """Raises an error if a number that an agent is made of isn't one or out of range.
+    """Raises an error if an option of an agent is of another type or out of range.
 
     Args:
         agent: Name of the agent's class.
         options: Values by name; what has no range is left alone.
         ranges: Lowest and highest value by name; numbers without an upper end, up to
-            infinity, are integers.
+            infinity, are integers. `bool` for what is to be `True` or `False`.
 
     Raises:
         TypeError: If a value is of another type.
         ValueError: If a value is out of its range.
     """
-    for name, (low, high) in ranges.items():
+    for name, accepted in ranges.items():
         value = options[name]
-        kind: Any = numbers.Integral if high == math.inf else numbers.Real
-        if not isinstance(value, kind):
+        kind: Any
+        if accepted is bool:
+            kind, what = bool, "True or False"
+        elif accepted[1] == math.inf:
+            kind, what = numbers.Integral, "an integer"
+        else:
+            kind, what = numbers.Real, "a number"
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise TypeError(
-                f"{agent}: `{name}` must be "
-                f"{'an integer' if kind is numbers.Integral else 'a number'}, "
-                f"received {value!r} of type {type(value).__name__}."
+                f"{agent}: `{name}` must be {what}, received {value!r} of type "
+                f"{type(value).__name__}."
             )
+        if accepted is bool:
+            continue
+        low, high = accepted
         if not low <= value <= high:
             raise ValueError(
                 f"{agent}: `{name}` must lie between {low} and {high}, received "

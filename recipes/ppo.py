@@ -60,6 +60,8 @@ def main(
     learning_rate: float = 1e-3,
     anneal_learning_rate: bool = True,
     units: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    initial_log_std: float = 0.0,
     gamma: float = 0.98,
     gae_lambda: float = 0.8,
     clip_coef: float = 0.2,
@@ -89,6 +91,9 @@ def main(
         learning_rate: Step size of Adam.
         anneal_learning_rate: Let it fall linearly to 0.
         units: Sizes of the hidden layers of actor and critic.
+        activation: Of these layers.
+        initial_log_std: Logarithm of the standard deviations of continuous actions at
+            the start.
         gamma: Discount factor.
         gae_lambda: Lambda of the generalized advantages.
         clip_coef: How far the ratio of probabilities may be from 1.
@@ -112,8 +117,10 @@ def main(
     run = Run("ppo", seed=seed, output_dir=output_dir, config=locals())
     envs = make_envs(env, num_envs)
     obs_shape = envs.single_observation_space.shape
-    actor = kit.policy_network(obs_shape, envs.single_action_space, units)
-    critic = kit.value_network(obs_shape, units)
+    actor = kit.policy_network(
+        obs_shape, envs.single_action_space, units, activation, initial_log_std
+    )
+    critic = kit.value_network(obs_shape, units, activation)
     kit.initialize_weights(actor, seed)
     kit.initialize_weights(critic, seed + 1)
     turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up

@@ -378,6 +378,10 @@ def test_numbers_out_of_range_are_refused(kind):
             make_agent(kind, **{name: value})
     with pytest.raises(TypeError, match="`num_steps` must be an integer"):
         make_agent(kind, num_steps=2.5)
+    with pytest.raises(TypeError, match="`num_steps` must be an integer, .*True"):
+        make_agent(kind, num_steps=True)
+    with pytest.raises(TypeError, match="`normalize_advantages` must be True or Fal"):
+        make_agent(kind, normalize_advantages="no")
     agent = make_agent(kind)
     with pytest.raises(ValueError, match="call `compile"):
         agent.fit(Scripted(), 100)

@@ -128,6 +128,17 @@ def test_other_spaces_are_refused(space):
         distribution(space)
 
 
+def test_standard_deviations_begin_where_they_are_said_to():
+    space = Box(-1, 1, (2,))
+    for build in (kit.policy_network, kit.shared_network):
+        model = build((3,), space, (8,), "relu", -2.0)
+        outputs = model(np.zeros((1, 3)))
+        outputs = outputs[0] if isinstance(outputs, list | tuple) else outputs
+        np.testing.assert_array_equal(numpy(outputs)[0, 2:], [-2.0, -2.0])
+        with pytest.raises(ValueError, match="`initial_log_std` is -2.0, but actions"):
+            build((3,), Discrete(2), (8,), "relu", -2.0)
+
+
 def test_wrong_numbers_are_refused():
     with pytest.raises(ValueError, match="`num_actions` must be positive"):
         Categorical(0)
