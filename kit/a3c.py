@@ -42,6 +42,7 @@ from kit.on_policy import Rollouts
 from kit.training import check_options, turns
 
 ENGINES = ("threads", "ray")
+CLOSE_SECONDS = 10.0  # for Ray's workers, to close their environments
 Pushes = Generator[tuple["Push", int], None, None]
 
 
@@ -544,6 +545,10 @@ def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
             if late is not None:
                 yield push, late
     finally:
+        # After the rollout that each is in the middle of; what hangs is ended.
+        closed = [worker.close.remote() for worker in playing.values()]
+        if closed:
+            ray.wait(closed, num_returns=len(closed), timeout=CLOSE_SECONDS)
         for worker in playing.values():
             ray.kill(worker)
         if started:

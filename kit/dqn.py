@@ -22,6 +22,7 @@ from keras import ops
 from kit import random
 from kit.backend import compiled, minimize, scan
 from kit.environments import Environments, play_episodes
+from kit.exploration import linear_epsilon, uniform_rows
 from kit.models import WithParts
 from kit.policies import hidden_layers
 from kit.replay import ReplayBuffer
@@ -317,12 +318,18 @@ class DQN(WithParts, keras.Model):
         # Two random numbers a step, to explore or not and how, and one a sampled
         # transition.
         steps = self.train_freq * envs.num_envs
-        numbers = self._random_rows(2 * steps + self.gradient_steps * self.batch_size)
+        size = 2 * steps + self.gradient_steps * self.batch_size
+        numbers = uniform_rows(self.random, (size,))
         for turn, uniform in zip(progress, numbers, strict=False):
             play, chosen = np.split(uniform, [2 * steps])
             play = play.reshape(2, self.train_freq, envs.num_envs)[:, : turn.num_steps]
             at = turn.start + envs.num_envs * np.arange(turn.num_steps)
-            epsilon = self._epsilon(at / total_timesteps)
+            epsilon = linear_epsilon(
+                at / total_timesteps,
+                self.epsilon_start,
+                self.epsilon_end,
+                self.exploration_fraction,
+            )
             explore = play[0] < epsilon[:, None]  # (T, N)
             obs = self._play(envs, buffer, obs, explore, play[1])
             turn.logs["epsilon"] = epsilon[-1]
@@ -337,23 +344,6 @@ class DQN(WithParts, keras.Model):
     def finalize_optimizers(self) -> None:
         """Ends a training, as Keras' own `fit` does (`use_ema`)."""
         self.optimizer.finalize_variable_values(self.trainable_variables)
-
-    def _random_rows(self, size):
-        """Yields rows of random numbers in [0, 1), with 32 bits each.
-
-        A call to draw costs more than the numbers do: it makes many rows. A large
-        buffer needs more bits than a float32 has.
-        """
-        rows = max(1, 2**14 // size)
-        draw = compiled(lambda: random.bits(self.random, (rows, size)))
-        while True:
-            yield from ops.convert_to_numpy(draw()).view(np.uint32) / 2.0**32
-
-    def _epsilon(self, progress):
-        """Linear from `epsilon_start` to `epsilon_end`; progress in [0, 1]."""
-        done = np.minimum(progress / self.exploration_fraction, 1.0)
-        change = self.epsilon_end - self.epsilon_start
-        return (self.epsilon_start + change * done).astype(np.float32)
 
     def _play(self, envs, buffer, obs, explore, uniform):
         """Plays a turn, epsilon-greedily; returns what to act on next."""
@@ -506,7 +496,7 @@ class DQN(WithParts, keras.Model):
         """Returns the constructor's arguments, for saving."""
         return {
             **super().get_config(),
-            **{name: getattr(self, name) for name in (*RANGES, "double", "seed")},
+            **{name: getattr(self, name) for name in (*RANGES, "seed")},
         }
 
 

@@ -12,7 +12,6 @@ over the policy. Shapes: S states, A actions, N environments, T environment step
 in a turn, B = T N transitions.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from keras import ops
 from kit import random
 from kit.backend import compiled, scan
 from kit.environments import Environments, play_episodes
+from kit.exploration import linear_epsilon, uniform_rows
 from kit.training import check_options, turns
 
 # What the numbers that an agent is made of may be.
@@ -247,12 +247,19 @@ class QLearning(keras.Model):
         )
         state = envs.reset(self.seed if seed is None else seed)
         state = state - envs.observation_space.start
-        draws = self._random_rows(envs.num_envs)
+        # Two a step: to explore or not, and how.
+        draws = uniform_rows(self.random, (self.train_freq, 2, envs.num_envs))
         table = ops.convert_to_numpy(self.table)
-        action = self._choose(table, state, self._epsilon(np.zeros(())), next(draws)[0])
+        epsilon = np.float32(self.epsilon_start)
+        action = self._choose(table, state, epsilon, next(draws)[0])
         for turn, uniform in zip(progress, draws, strict=False):
             at = turn.start + envs.num_envs * np.arange(turn.num_steps)
-            epsilon = self._epsilon(at / total_timesteps)  # (T,)
+            epsilon = linear_epsilon(
+                at / total_timesteps,
+                self.epsilon_start,
+                self.epsilon_end,
+                self.exploration_fraction,
+            )  # (T,)
             steps, state, action = self._play(envs, state, action, epsilon, uniform)
             loss, q_value, alpha = self._learn(steps, self.gamma)
             turn.logs.update(loss=loss, q_value=q_value, alpha=alpha)
@@ -261,23 +268,6 @@ class QLearning(keras.Model):
 
     def finalize_optimizers(self) -> None:
         """Ends a training; a plain SGD has nothing to do for that."""
-
-    def _random_rows(self, num_envs):
-        """Yields random numbers in [0, 1) for a turn, (T, 2, N).
-
-        Two a step: to explore or not, and how. A call to draw costs more than the
-        numbers do: it makes many turns.
-        """
-        turn = (self.train_freq, 2, num_envs)
-        shape = (max(1, 2**14 // math.prod(turn)), *turn)
-        while True:
-            yield from ops.convert_to_numpy(_uniform(shape)(self.random.next()))
-
-    def _epsilon(self, progress):
-        """Linear from `epsilon_start` to `epsilon_end`; progress in [0, 1]."""
-        done = np.minimum(progress / self.exploration_fraction, 1.0)
-        change = self.epsilon_end - self.epsilon_start
-        return (self.epsilon_start + change * done).astype(np.float32)
 
     def _choose(self, table, state, epsilon, uniform):
         """Returns epsilon-greedy actions (N,) for states (N,); `uniform`: (2, N)."""
@@ -454,12 +444,6 @@ class QLearning(keras.Model):
         """Returns the constructor's arguments, for saving."""
         names = (*RANGES, "algorithm", "seed")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-@functools.lru_cache(maxsize=8)
-def _uniform(shape):
-    """The program that draws so many numbers from a key: one for all agents."""
-    return compiled(lambda key: random.uniform(key, shape))
 
 
 def _read(variable, entry):

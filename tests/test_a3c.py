@@ -441,7 +441,7 @@ def test_ray_is_asked_for_only_where_it_is_needed(monkeypatch):
 
 
 class Telling(gymnasium.Wrapper):
-    """Writes the number of its process into a folder once it plays."""
+    """Writes the number of its process into a folder once it plays, and at the end."""
 
     def __init__(self, folder):
         super().__init__(gymnasium.make("CartPole-v1"))
@@ -453,6 +453,11 @@ class Telling(gymnasium.Wrapper):
         if self.steps == 1:
             (self.folder / str(os.getpid())).touch()
         return super().step(action)
+
+    def close(self):
+        if self.steps:
+            (self.folder / f"{os.getpid()}-closed").touch()
+        super().close()
 
 
 def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
@@ -466,7 +471,7 @@ def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
         addresses.add(ray.util.get_node_ip_address())
         # Once both play, and one of them has to go on alone until it is replaced.
         if len(agent.pushes) == 2 and not killed:
-            killed.append(int(min(tmp_path.iterdir()).name))
+            killed.append(int(min(path.name for path in tmp_path.iterdir())))
             os.kill(killed[0], signal.SIGKILL)
         agent.stop_training = len(agent.pushes) == 3 or agent.updates == 10**5
 
@@ -484,8 +489,12 @@ def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
     assert agent.restarts == 1
     assert set(agent.pushes) == {0, 1, 2}
     assert agent.updates == agent.staleness.total()
-    processes = {path.name for path in tmp_path.iterdir()}
+    names = {path.name for path in tmp_path.iterdir()}
+    processes = {name for name in names if "-" not in name}
     assert len(processes) == 3 and str(os.getpid()) not in processes
+    assert names - processes == {
+        f"{process}-closed" for process in processes if int(process) != killed[0]
+    }
     assert set(history.history) == LOGS
     assert addresses == {"127.0.0.1"}  # nobody else is told
     assert not ray.is_initialized()

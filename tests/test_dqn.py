@@ -287,14 +287,6 @@ def test_q_network_shapes(dueling):
 # --- Exploration ------------------------------------------------------------
 
 
-def test_epsilon_by_hand():
-    agent = agent_for(
-        network(), epsilon_start=0.9, epsilon_end=0.1, exploration_fraction=0.4
-    )
-    got = agent._epsilon(np.array([0.0, 0.1, 0.2, 0.4, 0.7, 1.0]))
-    np.testing.assert_allclose(got, [0.9, 0.7, 0.5, 0.1, 0.1, 0.1], rtol=1e-6)
-
-
 def test_the_environment_sees_the_epsilon_schedule():
     # Greedy is action 0, always; one of four random ones is 0 too.
     q_network = linear(np.zeros((3, 4)))

@@ -246,12 +246,10 @@ def test_a_run_agrees_with_plain_python(algorithm):
     np.testing.assert_array_equal(visits_of(agent), n)
 
 
-def test_epsilon_by_hand_and_as_the_environment_sees_it():
+def test_the_environment_sees_the_epsilon_schedule():
     options = {"epsilon_start": 0.8, "epsilon_end": 0.2, "exploration_fraction": 0.5}
     # Greedy is action 0; half of the random ones are 0 too.
     agent = agent_for(table=[[1e6, 0]] * 5, learning_rate=0.0, **options)
-    got = agent._epsilon(np.array([0.0, 0.25, 0.5, 1.0]))
-    np.testing.assert_allclose(got, [0.8, 0.5, 0.2, 0.2], rtol=1e-6)
     env = Ring()
     logs = agent.fit(env, 4000, steps_per_epoch=1000, verbose=0).history
     rates = np.array(env.actions).reshape(4, 1000).mean(axis=1) / 0.5
