@@ -22,7 +22,8 @@ import kit  # noqa: F401 (registers its classes)
 
 ROOT = Path(__file__).parents[1]
 
-RUNS = {  # name of the run: recipe and arguments
+TINY_GAN = {"epochs": 1, "judge_epochs": 1, "vae_epochs": 1, "num_samples": 100}
+RUNS: dict = {  # name of the run: recipe and arguments
     "mlp": ("mlp", {"folds": 2, "epochs": 2}),
     "mlp_regression": ("mlp", {"dataset": "diabetes", "folds": 2, "epochs": 2}),
     "cnn": ("cnn", {"epochs": 1, "filters": (4, 4, 4), "svc_examples": 200}),
@@ -55,16 +56,8 @@ RUNS = {  # name of the run: recipe and arguments
     "autoencoder": ("autoencoder", {"epochs": 1}),
     "denoising": ("autoencoder", {"variant": "denoising", "epochs": 1}),
     "variational": ("autoencoder", {"variant": "variational", "epochs": 1}),
-    "gan": (
-        "gan",
-        {
-            "architecture": "dense",
-            "epochs": 1,
-            "judge_epochs": 1,
-            "vae_epochs": 1,
-            "num_samples": 100,
-        },
-    ),
+    "gan": ("gan", TINY_GAN),
+    "gan_dense": ("gan", {**TINY_GAN, "architecture": "dense"}),
     "dbn": (
         "dbn",
         {
