@@ -80,7 +80,12 @@ def mlp(steps: int, seed: int) -> list[float]:
 
 
 def cnn(steps: int, seed: int) -> list[float]:
-    """Classifies images, with batch normalization."""
+    """Classifies images, with batch normalization.
+
+    Where rounding decides a ReLU or the maximum of a window otherwise, a gradient jumps:
+    losses that differ by 1e-7 differ by 1e-4 to 1e-3 some twenty steps later (seeds 0,
+    2, 3). With tanh and average pooling, they stay within 1e-6.
+    """
     rng = np.random.default_rng(seed)
     x = rng.uniform(0, 1, (NUM_BATCHES, BATCH_SIZE, 28, 28, 1))
     model = kit.cnn(filters=(8, 16, 16), units=(32,), batch_normalization=True)
