@@ -1077,18 +1077,25 @@ class _TensorFlowEngine:
             # TensorFlow's graphs, and in loops longer still.
             program = make(jit_compile=False)
 
+        def call(arrays):
+            tensors = list(map(tf.convert_to_tensor, arrays))
+            # What `program(*tensors)` comes to, without comparing each argument with
+            # what was traced, which takes longer than a small network: arguments of
+            # another kind have a program of their own. Private in TensorFlow;
+            # test_backend.py has a test that names it.
+            return unflatten(program._call_flat(tensors, program.captured_inputs))
+
         def run(arrays):
             nonlocal program
-            tensors = list(map(tf.convert_to_tensor, arrays))
             try:
-                return unflatten(program(*tensors))
+                return call(arrays)
             except tf.errors.InvalidArgumentError as error:
                 if "unsupported operations" not in error.message:
                     raise
             # XLA lacks some operations, such as those that turn images.
             with _tracing():
                 program = make(jit_compile=False)
-            return unflatten(program(*tensors))
+            return call(arrays)
 
         return run
 

@@ -1254,6 +1254,24 @@ def test_the_private_name_that_the_core_reads_is_there():
     np.testing.assert_array_equal(ops.convert_to_numpy(v._value), [1, 1])
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow only")
+def test_the_private_call_that_programs_make_on_tensorflow_is_there():
+    """With all arguments in their order, also where there are more than ten."""
+    offset = keras.Variable(0.5)
+    weights = 10.0 ** np.arange(12)
+
+    @kit.compiled
+    def fn(x, *rest, last):
+        values = [x, *rest, last]
+        total = sum(v * float(w) for v, w in zip(values, weights, strict=True))
+        return {"sum": total + offset}
+
+    values = np.arange(12.0) % 5
+    for _ in range(2):
+        result = fn(*values[:-1], last=values[-1])["sum"]
+        assert float(result) == pytest.approx(values @ weights + 0.5, rel=1e-6)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch only")
 def test_the_private_functions_that_are_wrapped_on_pytorch_are_there():
     from keras.src.backend.torch import random as keras_random
