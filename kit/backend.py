@@ -575,6 +575,7 @@ def _name_dtype(dtype):
     return name
 
 
+_SAME = ("float32", "int32", "uint8", "bool")  # dtypes that PyTorch has as they are
 _NARROW = {"float64": None, "int64": "int32", "uint64": "uint32"}
 
 
@@ -1212,7 +1213,8 @@ class _TorchEngine:
             "clip_by_global_norm",
             kernels.torch_clip_by_global_norm,
         )
-        if torch.get_default_device().type == "cpu" and not torch.cuda.is_available():
+        self.on_cpu = ops.zeros(()).device.type == "cpu"
+        if self.on_cpu:
             layers = keras.src.backend
             _use_kernel(
                 layers.nn, "_transpose_spatial_inputs", kernels.torch_transpose_inputs
@@ -1265,8 +1267,11 @@ class _TorchEngine:
         return run
 
     def tensor(self, x):
-        if isinstance(x, np.ndarray) and not x.flags.writeable:
-            x = x.copy()  # PyTorch shares the memory, and warns
+        if isinstance(x, np.ndarray):
+            if not x.flags.writeable:
+                x = x.copy()  # PyTorch shares the memory, and warns
+            if self.on_cpu and x.dtype.name in _SAME and x.flags.c_contiguous:
+                return self.torch.from_numpy(x)  # what Keras comes to, 20 us sooner
         # A graph is recorded for contiguous inputs.
         return ops.convert_to_tensor(x).contiguous()
 
