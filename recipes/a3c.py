@@ -14,8 +14,8 @@ one processor: more of them don't play faster. Ray's processes (`pip install
 "ray>=2.50"`) do, up to the number of processors. `speed.png` shows it.
 
 To expect on CartPole-v1: a return of 500 from both, after 200,000 steps each, and a
-mean staleness of 0.7 to 0.9 updates with two threads. Runs differ: of eight on the
-three backends, one of A3C's last policies had fallen back to 423.
+mean staleness of 0.7 to 0.9 updates with two threads. Runs differ: of eleven on
+the three backends, one of A3C's last policies had fallen back to 423.
 
 Paper: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. The score is that of the
 last policy, which always takes the likeliest action.
