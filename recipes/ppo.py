@@ -33,8 +33,8 @@ Any Gymnasium environment with discrete, multi-discrete or continuous actions go
 To expect on CartPole-v1: a return of 500, the most that it gives, after 100,000 steps
 and 10 to 15 seconds on one core (seeds 0 to 2 on each backend; once 484.8, on
 TensorFlow). By the commands above: -80 to -86 on Acrobot, -126 to -205 on Pendulum, 218
-to 266 on LunarLander (seeds 0 to 2 on each backend), 5,770 to 6,187 on HalfCheetah (JAX,
-seeds 0 to 2).
+to 266 on LunarLander (seeds 0 to 2 on each backend), 5,770 to 6,187 on HalfCheetah
+(seeds 0 to 2 on JAX).
 
 Paper: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. The hyper-parameters
 are after RL Baselines3 Zoo, and the learning rate falls but on LunarLander and
