@@ -250,8 +250,7 @@ class QLearning(keras.Model):
         # Two a step: to explore or not, and how.
         draws = uniform_rows(self.random, (self.train_freq, 2, envs.num_envs))
         table = ops.convert_to_numpy(self.table)
-        epsilon = np.float32(self.epsilon_start)
-        action = self._choose(table, state, epsilon, next(draws)[0])
+        action = self._choose(table, state, self.epsilon_start, next(draws)[0])
         for turn, uniform in zip(progress, draws, strict=False):
             at = turn.start + envs.num_envs * np.arange(turn.num_steps)
             epsilon = linear_epsilon(
