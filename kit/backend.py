@@ -1565,7 +1565,7 @@ class _TorchGraph:
         for node, value in zip(constants, self.captured, strict=False):
             # A number in the code is copied each time that it is used; what a loop
             # takes from around it isn't, and has another value at each call.
-            copied = all(
+            copied = node.users and all(
                 user.target is self.torch.ops.aten.lift_fresh_copy.default
                 for user in node.users
             )
