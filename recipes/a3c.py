@@ -11,7 +11,9 @@ for the slowest: the same networks, the same number of frames.
 
 Threads share one Python, and so, where environment and networks are as small as here,
 one processor: more of them don't play faster. Ray's processes (`pip install
-"ray>=2.50"`) do, up to the number of processors. `speed.png` shows it.
+"ray>=2.50"`) do, up to the number of processors. `speed.png` shows it: on JAX and two
+cores, 1, 2 and 4 threads make 16,100, 12,100 and 9,400 steps a second, Ray's processes
+5,200, 8,200 and 7,500, as weights and gradients travel there.
 
 To expect on CartPole-v1: a return of 500 from both, after 200,000 steps each, and a
 mean staleness of 0.7 to 0.9 updates with two threads. Runs differ: of eleven on
