@@ -527,32 +527,40 @@ def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
         worker = remote.remote(*arguments, next(numbers))
         playing[worker.get_ready.remote()] = worker
 
+    def close(workers):
+        """Closes environments after the rollouts under way; what hangs is ended."""
+        try:
+            closed = [worker.close.remote() for worker in workers]
+            if closed:
+                ray.wait(closed, num_returns=len(closed), timeout=CLOSE_SECONDS)
+        finally:
+            for worker in workers:
+                ray.kill(worker)
+
     try:
         for _ in range(num_workers):
             start()
         while True:
             (done,), _ = ray.wait(list(playing), num_returns=1)
-            worker = playing.pop(done)
+            worker = playing[done]
             try:
                 push = ray.get(done)
             except ray.exceptions.RayError as error:
-                ray.kill(worker)
+                close([playing.pop(done)])
                 agent.replace(error)
                 start()
                 continue
             late = None if push is None else agent.push(push)
+            del playing[done]
             playing[worker.play.remote(*agent.pull())] = worker
             if late is not None:
                 yield push, late
     finally:
-        # After the rollout that each is in the middle of; what hangs is ended.
-        closed = [worker.close.remote() for worker in playing.values()]
-        if closed:
-            ray.wait(closed, num_returns=len(closed), timeout=CLOSE_SECONDS)
-        for worker in playing.values():
-            ray.kill(worker)
-        if started:
-            ray.shutdown()
+        try:
+            close(list(playing.values()))
+        finally:
+            if started:
+                ray.shutdown()
 
 
 def _start_ray(ray, num_cpus):

@@ -1231,6 +1231,28 @@ def test_a_product_and_a_variable_are_added_as_anywhere():
         np.testing.assert_allclose(to_numpy(add(x, kernel)), expected)
 
 
+def test_arrays_stay_their_owners():
+    """What NumPy holds changes neither programs nor results, nor is it changed."""
+    constant, init, data = (np.ones(3, "float32") for _ in range(3))
+    add = kit.compiled(lambda x: kit.scan(lambda s, v: (s + v, None), x, constant)[0])
+    assert float(add(0.0)) == 3
+    constant[:] = 5
+    assert float(add(0.0)) == 3
+
+    carry, _ = kit.scan(lambda s, _: (s, s), init, length=2)
+    init[:] = 9
+    np.testing.assert_array_equal(ops.convert_to_numpy(carry), np.ones(3))
+
+    @kit.compiled
+    def in_place(x):
+        x += 1
+        return x
+
+    for _ in range(2):
+        np.testing.assert_array_equal(ops.convert_to_numpy(in_place(data)), [2] * 3)
+    np.testing.assert_array_equal(data, np.ones(3))
+
+
 def test_a_copy_keeps_an_old_value():
     v = keras.Variable(1.0)
 
