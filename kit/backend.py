@@ -1268,10 +1268,11 @@ class _TorchEngine:
 
     def tensor(self, x):
         if isinstance(x, np.ndarray):
-            # PyTorch would share the memory. Keras copies it as well, in 10 us.
-            x = x.copy()
+            # A copy: PyTorch would share the memory. Keras makes one too, in 10 us.
             if x.dtype.name in _SAME and self.device() == "cpu":
-                return self.torch.from_numpy(x)
+                return self.torch.from_numpy(x.copy())
+            if not x.flags.writeable:
+                x = x.copy()  # or PyTorch warns
         # A graph is recorded for contiguous inputs.
         return ops.convert_to_tensor(x).contiguous()
 
