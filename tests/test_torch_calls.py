@@ -47,7 +47,10 @@ INTEGERS = torch.tensor([[-(2**31), -1, 0], [1, 77, 2**31 - 1]], dtype=torch.int
         (lambda x: (x + 2, x * 3, x - 7, x == -1, x > 0), INTEGERS),
         (lambda x: (x << 5, x >> 3, x & 255, x | 4, x ^ 0x1BD11BDA), INTEGERS),
         (lambda x: (x / 2, x + 0.5, x * 0.1), INTEGERS),  # become floats
-        (lambda x: (x * 0.1 + 1.0, x > 0.3), FLOATS.to(torch.bfloat16)),
+        (
+            lambda x: (x * 0.1 + 1.0, x > 0.3),
+            torch.linspace(-3, 3, 999, dtype=torch.bfloat16),
+        ),
         (lambda x: (x * 0.1 + 1.0, x > 0.3), FLOATS.to(torch.float64)),
         (lambda x: (x * 0.0, x * -0.0, x * 0.0), FLOATS),
         (lambda x: (x * float("inf"), x + float("nan")), FLOATS),
@@ -133,7 +136,8 @@ def test_gradients_are_cut_together_as_keras_does(length):
     values = [rng.normal(size=shape).astype("float32") for shape in [(3, 4), (5,), ()]]
     cut = base_optimizer.clip_by_global_norm
     assert cut.__wrapped__.__module__ == base_optimizer.__name__
-    for case in (values, [v * 0 for v in values], [v * np.inf for v in values]):
+    infinite = [values[0] * np.inf, *values[1:]]  # finite ones become NaN, too
+    for case in (values, [v * 0 for v in values], infinite):
         case = [ops.convert_to_tensor(v) for v in case]
         expected = cut([case[0], None, *case[1:]], length)
         result = kit.compiled(lambda *x: cut([x[0], None, *x[1:]], length))(*case)
@@ -141,3 +145,13 @@ def test_gradients_are_cut_together_as_keras_does(length):
         for a, b in zip(expected, result, strict=True):
             if a is not None:
                 np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_number_in_the_code_is_not_what_has_its_value_at_first():
+    @kit.compiled
+    def fn(x, a):
+        turn = lambda c, _: (ops.maximum(c + a, 2.0), None)  # noqa: E731
+        return kit.scan(turn, x, length=1)[0]
+
+    for a, expected in [(2.0, 2.0), (-1.0, 2.0), (5.0, 5.0)]:
+        assert float(fn(0.0, a)) == expected
