@@ -218,6 +218,22 @@ def test_momentum_weight_decay_and_sparsity_by_hand():
         np.testing.assert_allclose(w - without, 0.5 * (first[i] - start[i]), atol=1e-6)
 
 
+def test_momentum_adds_up_over_three_updates():
+    # The data are 0. From them h = 0, from that v = 1, and from that h = 1, whatever is
+    # drawn: all three gradients are 0 - 1.
+    rbm = make_rbm((1, 1), learning_rate=0.1, momentum=0.5)
+    start = [[[40.0]], [20.0], [-20.0]]
+    for w, value in zip(
+        (rbm.kernel, rbm.visible_bias, rbm.hidden_bias), start, strict=True
+    ):
+        w.assign(value)
+    # Steps of 0.1, 0.1 + 0.05, and 0.1 + 0.075.
+    for moved in (-0.1, -0.25, -0.425):
+        rbm.contrastive_divergence(np.zeros((4, 1), "float32"))
+        for w, value in zip(weights_of(rbm), start, strict=True):
+            np.testing.assert_allclose(w - value, np.full(w.shape, moved), atol=1e-5)
+
+
 def test_reconstruction_error_by_hand():
     rbm = RBM(1)
     rbm.build((None, 2))

@@ -208,8 +208,17 @@ def test_gradient_steps_by_hand():
     np.testing.assert_allclose((loss, q_value), (3.6**2, 7.6), rtol=1e-5)
 
 
+def test_huber_by_hand():
+    q = np.array([1.0, 0.0, 0.0, 2.0, 0.0], "float32")
+    td_target = np.array([1.0, 0.5, -1.0, 3.5, -3.0], "float32")
+    # Errors 0, 1/2 and 1: e^2 / 2. Beyond, 3/2 and 3: e - 1/2.
+    losses = ops.convert_to_numpy(kit.dqn.huber(td_target, q))
+    np.testing.assert_allclose(losses, [0, 0.125, 0.5, 1.0, 2.5], rtol=1e-6)
+
+
 def test_the_default_loss_is_huber_and_a_batch_is_averaged():
-    agent = agent_for(linear([[2, 0], [0, 4]]), keras.optimizers.SGD(0.1), gamma=0.5)
+    agent = agent_for(linear([[2, 0], [0, 4]]), gamma=0.5)
+    agent.compile(keras.optimizers.SGD(0.1))
     # Errors 4 (loss 3.5, gradient 1) and 0.5 (loss 0.125, gradient 0.5).
     batch = batches(
         [[[1, 2], [1, 0]]],

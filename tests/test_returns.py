@@ -97,6 +97,19 @@ def test_running_statistics_are_those_of_all_that_was_seen():
     np.testing.assert_allclose(normal.std(axis=0), np.ones((2, 3)), rtol=1e-3)
 
 
+def test_statistics_of_two_batches_by_hand():
+    layer = RunningNormalization()
+    layer.build((None,))
+    layer.update(floats([0, 2]))  # mean 1, variance 1
+    layer.update(floats([9, 9, 9, 9, 11, 13]))  # mean 10, variance (4 + 1 + 9) / 6
+    # Of all eight the mean is (2 + 60) / 8. Variance: that within the two, and that
+    # between them, 2/8 * 6/8 * (10 - 1)^2.
+    assert numpy(layer.mean) == 7.75
+    within = (2 * 1 + 14) / 8
+    assert numpy(layer.variance) == pytest.approx(within + 3 / 16 * 81, rel=1e-6)
+    assert numpy(layer.count) == 8
+
+
 def test_normalization_cuts_and_keeps_signs():
     layer = RunningNormalization(center=False, clip=2.0)
     layer.build((None,))

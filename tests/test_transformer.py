@@ -170,6 +170,15 @@ def test_sinusoids_are_the_papers():
     np.testing.assert_allclose(later, waves[3], atol=1e-6)
 
 
+def test_learned_positions_are_added_by_hand():
+    layer = PositionEmbedding(3)
+    layer.build((None, None, 2))
+    layer.embeddings.assign([[1, 2], [3, 4], [5, 6]])
+    x = np.array([[[10, 20], [30, 40]]], "float32")
+    np.testing.assert_allclose(numpy(layer(x)), [[[11, 22], [33, 44]]])
+    np.testing.assert_allclose(numpy(layer(x, start=1)), [[[13, 24], [35, 46]]])
+
+
 # Blocks
 
 
