@@ -1190,7 +1190,10 @@ class _TorchEngine:
         import torch
         import torch.fx.experimental.proxy_tensor as proxy_tensor
 
+        from kit import torch_branches
+
         self.torch = torch
+        self.branches = torch_branches
         self.make_fx = proxy_tensor.make_fx
         self.untraced = proxy_tensor.disable_proxy_modes_tracing
         self.loops: Any = weakref.WeakValueDictionary()
@@ -1229,7 +1232,7 @@ class _TorchEngine:
             """Keeps what a trace would take as a constant from becoming one."""
 
             def __torch_function__(self, function, types, args=(), kwargs=None):
-                kwargs = dict(kwargs or {})
+                args, kwargs = torch_branches.resolve((args, dict(kwargs or {})))
                 if function in values:
                     raise TypeError(
                         "A compiled function asked for the value of an array (as "
@@ -1354,9 +1357,15 @@ class _TorchEngine:
         if not torch.is_tensor(pred):
             return original(pred, true_fn, false_fn)
         ways: list[Any] = []
-        for fn in (true_fn, false_fn):
-            with _Scope(_outer_read()) as scope:
+        branches = self.branches
+        yes_branch, no_branch = branches.Branch(), branches.Branch()
+        read = _outer_read()
+        for fn, branch in ((true_fn, yes_branch), (false_fn, no_branch)):
+            # What is first read in a branch, all read later: it isn't the branch's.
+            with branch, _Scope(lambda v, b=branch: b.share(read(v))) as scope:
                 leaves, spec = _flatten(fn())
+                leaves = branches.resolve(leaves)
+                scope.state_mapping = branches.resolve(scope.state_mapping)
             ways.append((leaves, spec, scope))
         (yes, spec, yes_scope), (no, no_spec, no_scope) = ways
         if spec != no_spec:
@@ -1375,6 +1384,7 @@ class _TorchEngine:
             scopes = (yes_scope, no_scope)
             after = (scope.state_mapping.get(key, before) for scope in scopes)
             variable.assign(choose(*after))
+        branches.merge(pred, yes_branch, no_branch)
         return spec.unflatten([choose(a, b) for a, b in zip(yes, no, strict=True)])
 
     def scan(self, body, carry, slices, length, reverse):
@@ -1428,11 +1438,11 @@ class _TorchGraph:
             with _Scope(read) as scope:
                 results, self.unflatten = fn(tensors)
                 self.written, updates = scope.updates()
-            return [*updates, *results]
+            return engine.branches.resolve([*updates, *results])
 
         around, _context.frame = _context.frame, []
         try:
-            with torch.no_grad(), engine.guard():
+            with torch.no_grad(), engine.guard(), engine.branches.Region():
                 tensors = [x.detach().clone() for x in tensors]
                 self.module = engine.make_fx(flat)(*tensors)
             self.loops = _context.frame  # the graph knows them by number only

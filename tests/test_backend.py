@@ -1,6 +1,7 @@
 """The core: what `compiled`, `minimize`, `gradient` and `scan` promise."""
 
 import shutil
+import sys
 import threading
 import time
 
@@ -573,6 +574,164 @@ def test_cond_assigns_in_its_way_only():
     assert (number(up), number(down)) == (3, -4)
 
 
+def _operator(x, view, twice):
+    x -= 1.0
+    return x * 1.0
+
+
+def _method(x, view, twice):
+    x.mul_(3.0)
+    return ops.sum(x) + view
+
+
+def _view(x, view, twice):
+    view += 10.0
+    return ops.tanh(x)
+
+
+def _item(x, view, twice):
+    x[1:] = 5.0
+    return x[0]
+
+
+def _out(x, view, twice):
+    return ops.sum(view) + sys.modules["torch"].add(x, 1.0, out=x)
+
+
+def _list(x, view, twice):
+    sys.modules["torch"]._foreach_mul_([x, twice], 3.0)
+    return view + x[0]
+
+
+def _data(x, view, twice):
+    x.data.sub_(twice)
+    return view * x
+
+
+def _inside(x, view, twice):
+    y = ops.reshape(x, (2, 2)) * 2.0
+    y += 1.0
+    y[0] *= 7.0
+    return ops.reshape(y, (4,)) * view
+
+
+def _nested(x, view, twice):
+    def inner(amount):
+        x.add_(amount)
+        return x * view
+
+    return ops.cond(twice[0] > 5, lambda: inner(1.0), lambda: inner(2.0))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="operators in place are PyTorch's"
+)
+@pytest.mark.parametrize("first", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "change",
+    [_operator, _method, _view, _item, _out, _list, _data, _inside, _nested],
+    ids=lambda f: f.__name__.strip("_"),
+)
+def test_cond_changes_in_place_in_its_way_only(change, first):
+    def both_ways(x):
+        x = x * 1.0
+        rest = (x, x[:1], x * 2.0)
+        return (
+            ops.cond(x[0] > 0, lambda: change(*rest), lambda: ops.sum(x) + 0.0 * x),
+            ops.cond(x[0] <= 0, lambda: ops.sum(x) + 0.0 * x, lambda: change(*rest)),
+            *rest,
+        )
+
+    x = np.array([first, 2.0, 3.0, 4.0], "float32")
+    expected = to_numpy(both_ways(ops.convert_to_tensor(x)))
+    for got, wanted in zip(kit.compiled(both_ways)(x), expected, strict=True):
+        np.testing.assert_allclose(*np.broadcast_arrays(to_numpy(got), wanted), 1e-6)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="operators in place are PyTorch's"
+)
+def test_gradients_of_a_way_that_changes_in_place():
+    def loss(x):
+        y, z = x * 2.0, x * 3.0
+
+        def change():
+            y.mul_(z)
+            return ops.sum(y * y)
+
+        return ops.cond(z[0] > 0, change, lambda: ops.sum(y * x)) + ops.sum(y)
+
+    slope = kit.compiled(lambda x: kit.gradient(loss, x))
+    for x in (np.array([1, 2], "float32"), np.array([-1, 2], "float32")):
+        expected = kit.gradient(loss, ops.convert_to_tensor(x))
+        np.testing.assert_allclose(to_numpy(slope(x)), to_numpy(expected), 1e-6)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="operators in place are PyTorch's"
+)
+def test_a_loop_in_a_way_sees_what_the_way_changed_in_place():
+    def way(x, change):
+        if change:
+            x.add_(1.0)
+        return kit.scan(lambda c, _: (c + x, c * x), x * 1.0, length=3)
+
+    @kit.compiled
+    def both(x):
+        x = x * 1.0
+        results = ops.cond(x > 0, lambda: way(x, True), lambda: way(x, False))
+        return results, x
+
+    for x, y in ((1.0, 2.0), (-1.0, -1.0)):
+        (last, ys), after = to_numpy(both(x))
+        assert (last, after) == (4 * y, y)
+        assert ys.tolist() == [y * y, 2 * y * y, 3 * y * y]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="operators in place are PyTorch's"
+)
+def test_a_variable_first_read_in_a_way_that_changes_its_value_in_place():
+    variable = keras.Variable([1.0, 2.0])
+
+    @kit.compiled
+    def step(x):
+        def change():
+            value = variable.value
+            value += x
+            return value
+
+        return ops.cond(x > 0, change, lambda: variable.value * 1.0)
+
+    assert to_numpy(step(3.0)).tolist() == [4, 5]
+    variable.assign([1.0, 2.0])
+    assert to_numpy(step(-3.0)).tolist() == [1, 2]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX's branches can't assign"
+)
+def test_cond_trains_in_its_way_only():
+    variables = [keras.Variable(1.0), keras.Variable(1.0)]
+    optimizers = [keras.optimizers.Adam(0.5), keras.optimizers.SGD(0.25)]
+    for variable, optimizer in zip(variables, optimizers, strict=True):
+        optimizer.build([variable])
+
+    @kit.compiled
+    def step(x):
+        def train(i):
+            v = variables[i]
+            return kit.minimize(lambda: v * v * v, [v], optimizers[i])
+
+        return ops.cond(x > 0, lambda: train(0), lambda: train(1))
+
+    step(1.0)
+    np.testing.assert_allclose([number(v) for v in variables], [0.5, 1.0], 1e-5)
+    step(-1.0)
+    np.testing.assert_allclose([number(v) for v in variables], [0.5, 0.25], 1e-5)
+    assert number(optimizers[0].iterations) == number(optimizers[1].iterations) == 1
+
+
 def test_a_schedule_with_warm_up():
     x = keras.Variable([3.0, -4.0])
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -606,6 +765,44 @@ def test_learning_rate_schedules_and_changes_of_the_rate():
             optimizer.learning_rate = change
         step()
         np.testing.assert_allclose(number(v), -0.21, rtol=1e-5)
+
+
+SCHEDULES = [
+    keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5),
+    keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5, staircase=True),
+    keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [0.5, 0.25, 0.125]),
+    keras.optimizers.schedules.PolynomialDecay(0.5, 3, 0.01, power=2.0),
+    keras.optimizers.schedules.PolynomialDecay(0.5, 2, 0.01, cycle=True),
+    keras.optimizers.schedules.InverseTimeDecay(0.5, 2, 0.5),
+    keras.optimizers.schedules.InverseTimeDecay(0.5, 2, 0.5, staircase=True),
+    keras.optimizers.schedules.CosineDecay(0.5, 4, alpha=0.1),
+    keras.optimizers.schedules.CosineDecay(0.1, 4, warmup_target=0.5, warmup_steps=2),
+    keras.optimizers.schedules.CosineDecayRestarts(0.5, 2),
+    keras.optimizers.schedules.CosineDecayRestarts(0.5, 2, t_mul=1.0, m_mul=0.5),
+    keras.optimizers.schedules.CosineDecayRestarts(0.5, 2, t_mul=1.5, alpha=0.1),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_schedules_of_keras_give_the_rates_that_they_give_eagerly(schedule):
+    expected = [float(to_numpy(schedule(i))) for i in range(8)]
+    rate = kit.compiled(lambda step: schedule(step))
+    got = [float(to_numpy(rate(i))) for i in range(8)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+    v = keras.Variable(0.0)
+    optimizer = keras.optimizers.SGD(schedule)
+
+    @kit.compiled
+    def train():
+        def step(before, _):
+            kit.minimize(lambda: v * 1.0, [v], optimizer)
+            return v.value * 1.0, before - v
+
+        return kit.scan(step, v.value * 1.0, length=4)[1]
+
+    changes = np.concatenate([to_numpy(train()), to_numpy(train())])
+    np.testing.assert_allclose(changes, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
