@@ -60,6 +60,7 @@ class _Context(threading.local):
 
     def __init__(self):
         self.tracing = False  # inside a compiled function that is being traced
+        self.compiled: Any = None  # that function, while its first trace runs
         self.scope: Any = None  # the innermost `_Scope`, on JAX and PyTorch
         self.depth = 0  # of functions inside each other that are differentiated
         self.frame: Any = None  # the `scan` body that is being traced, on JAX
@@ -92,7 +93,9 @@ def compiled(
     32-bit (floats: `keras.config.floatx()`), as on JAX. Booleans, strings and
     `None` are part of the program: `training=True` and `training=False` are
     two. A number that `fn` takes from elsewhere (a closure, `self`) is frozen
-    at the first call: pass it, or keep it in a `keras.Variable`.
+    at the first call: pass it, or keep it in a `keras.Variable`. Layers that change
+    otherwise than in their variables' values (`quantize`, `enable_lora`, another
+    `dtype_policy`) are compiled again.
 
     Args:
         fn: The function, or a method of a class. Everything it uses has to be
@@ -505,7 +508,51 @@ class _Compiled:
 
     def _trace(self, fn, arrays):
         with _tracing():
-            return _engine.trace(fn, arrays, self._inductor)
+            _context.compiled = self
+            try:
+                return _engine.trace(fn, arrays, self._inductor)
+            finally:
+                _context.compiled = None
+
+    def forget_programs(self):
+        """Has the next call of each signature compile again."""
+        self._programs.clear()
+        self._shortcuts.clear()
+
+
+# Layer -> the compiled functions whose programs call it.
+_users: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _forget_programs_of_changed_layers():
+    """Has functions compiled again when a layer that they call becomes another one.
+
+    Such as by `quantize` and `enable_lora`, which add and take away variables and set
+    the dtype policy. Layers say so, thus calls need not look. What is hooked is private
+    in Keras; test_backend.py has a test that names it.
+    """
+    cls = keras.layers.Layer
+
+    def call(original, layer, *args, **kwargs):
+        function = _context.compiled
+        if function not in _users.get(layer, ()):
+            for part in layer._flatten_layers():
+                _users.setdefault(part, weakref.WeakSet()).add(function)
+        return original(layer, *args, **kwargs)
+
+    def change(original, layer, *args):
+        original(layer, *args)
+        for function in list(_users.get(layer, ())):
+            function.forget_programs()
+
+    def has_users():
+        return len(_users) > 0
+
+    kernels.replace(cls, "__call__", call, lambda: _context.compiled is not None)
+    kernels.replace(cls, "_track_variable", change, has_users)
+    kernels.replace(cls, "_untrack_variable", change, has_users)
+    policy = cls.dtype_policy
+    cls.dtype_policy = policy.setter(functools.partial(change, policy.fset))
 
 
 @contextlib.contextmanager
@@ -1900,4 +1947,5 @@ def _make_engine():
 
 
 keep_freed_memory()
+_forget_programs_of_changed_layers()
 _engine: Any = _make_engine()

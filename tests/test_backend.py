@@ -1473,6 +1473,13 @@ def test_the_private_name_that_the_core_reads_is_there():
     np.testing.assert_array_equal(ops.convert_to_numpy(v._value), [1, 1])
 
 
+def test_the_private_methods_by_which_layers_change_are_there():
+    layer = keras.layers.Layer
+    for method in (layer.__call__, layer._track_variable, layer._untrack_variable):
+        assert hasattr(method, "__wrapped__")
+    assert layer()._flatten_layers()
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow only")
 def test_the_private_call_that_programs_make_on_tensorflow_is_there():
     """With all arguments in their order, also where there are more than ten."""
@@ -1506,6 +1513,58 @@ def test_the_private_functions_that_are_wrapped_on_pytorch_are_there():
     ]:
         function = getattr(keras_random, name, None)
         assert hasattr(function, "__wrapped__"), f"kit.backend no longer wraps {name}"
+
+
+# --- layers that change ------------------------------------------------------
+
+
+def _quantize(model):
+    model.layers[0].quantize("int8")
+
+
+def _add_lora(model):
+    model.layers[0].enable_lora(2)
+    model.layers[0].lora_kernel_b.assign(np.ones((2, 16)))
+
+
+def _lower_precision(model):
+    model.layers[0].dtype_policy = "mixed_bfloat16"
+
+
+@pytest.mark.parametrize("change", [_quantize, _add_lora, _lower_precision])
+def test_layers_that_change_are_compiled_again(change, traces):
+    model, other = make_mlp(), make_mlp(1)
+    x, _ = make_batch()
+
+    @kit.compiled
+    def fn(x):
+        traces()
+        return model(x)
+
+    before, same = fn(x), kit.compiled(lambda x: (traces(), other(x))[1])
+    same(x)
+    change(model)
+    expected = to_numpy(model(x))
+    assert np.abs(to_numpy(before) - expected).max() > 1e-4
+    count = len(traces)
+    np.testing.assert_allclose(to_numpy(fn(x)), expected, rtol=1e-4, atol=1e-5)
+    assert len(traces) > count
+    count = len(traces)
+    fn(x), same(x)
+    assert len(traces) == count  # once, and those that call other layers never
+
+
+def test_layers_inside_of_layers_that_change_are_compiled_again():
+    cell = keras.layers.SimpleRNNCell(3)
+    model = keras.Sequential([keras.Input((5, 4)), keras.layers.RNN(cell)])
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    outer = keras.Sequential([model, inner])
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    fn = kit.compiled(lambda x: outer(x))
+    fn(x)
+    inner.layers[0].enable_lora(1)
+    inner.layers[0].lora_kernel_b.assign([[1.0, 2.0]])
+    np.testing.assert_allclose(to_numpy(fn(x)), to_numpy(outer(x)), 1e-4, 1e-5)
 
 
 # --- networks ---------------------------------------------------------------

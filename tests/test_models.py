@@ -815,6 +815,34 @@ def test_layers_frozen_and_freed_between_fits(data):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.parametrize("mode", ["int8", "lora"])
+def test_layers_that_change_are_compiled_again(mode, data):
+    """Where the trainable variables stay the same, too."""
+    x, y = data
+    model = dense(activation="relu")
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    model.fit(x, y, BATCH, verbose=0)
+    before = model.evaluate(x, y, verbose=0)
+    if mode == "int8":
+        model.layers[0].quantize(mode)
+    else:
+        model.layers[0].enable_lora(2)
+        model.layers[0].lora_kernel_b.assign(np.ones((2, 4)))
+    expected = np.mean((ops.convert_to_numpy(model(x)) - y) ** 2)
+    assert abs(before - expected) > 1e-5
+    np.testing.assert_allclose(model.evaluate(x, y, verbose=0), expected, 1e-4)
+
+    theirs = keras.Sequential(model.layers)
+    weights = model.get_weights()
+    results = []
+    for each in (model, theirs):
+        each.set_weights(weights)
+        each.compile("sgd", "mse")
+        results.append(each.fit(x, y, BATCH, 2, 0, shuffle=False).history["loss"])
+    np.testing.assert_allclose(*results, 1e-4)
+
+
 def test_compiled_anew_between_fits(data):
     model = dense()
     model.compile(keras.optimizers.SGD(0.0), "mse")
