@@ -43,6 +43,7 @@ from kit.backend import (
     minimize,
     run_eagerly,
     scan,
+    set_random_seed,
 )
 from kit.callbacks import EpochTimer, Evaluation
 from kit.capsnet import (
@@ -126,6 +127,7 @@ __all__ = [
     "run_eagerly",
     "scan",
     "seq2seq",
+    "set_random_seed",
     "shared_network",
     "squash",
     "transformer",

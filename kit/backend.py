@@ -25,6 +25,7 @@ import contextlib
 import functools
 import itertools
 import operator
+import random as python_random
 import sys
 import threading
 import time
@@ -49,6 +50,7 @@ __all__ = [
     "minimize",
     "run_eagerly",
     "scan",
+    "set_random_seed",
 ]
 
 _NOT_GIVEN: Any = object()
@@ -351,6 +353,46 @@ def run_eagerly(eager: bool = True) -> None:
         eager: `True` to run uncompiled, `False` to compile again.
     """
     _settings["eager"] = bool(eager)
+
+
+def set_random_seed(seed: int) -> None:
+    """Seeds the random numbers of Python, NumPy, Keras and the running backend.
+
+    The draws that follow are those after `keras.utils.set_random_seed`. That function
+    also imports TensorFlow wherever it is installed: under another backend, some 500
+    MB of memory and two to three seconds for nothing.
+
+    Args:
+        seed: Integer, 0 <= seed < 2**32.
+
+    Raises:
+        TypeError: If `seed` is not an integer.
+        ValueError: If `seed` is out of range.
+    """
+    accepted = "set_random_seed: `seed` must be an integer, 0 <= seed < 2**32"
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"{accepted}, received {seed!r} of type {type(seed).__name__}.")
+    seed = int(seed)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{accepted}, received {seed}.")
+    python_random.seed(seed)
+    np.random.seed(seed)
+    state = keras.src.backend.common.global_state
+    state.set_global_attribute(keras.src.utils.rng_utils.GLOBAL_RANDOM_SEED, seed)
+    # Keras makes its global generator anew, from the seed, at the next draw.
+    generator = keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR
+    state.set_global_attribute(generator, None)
+    _engine.set_random_seed(seed)
+
+
+def import_no_other_framework() -> None:
+    """Keeps Keras from importing another framework only to look for its objects.
+
+    When Keras saves or copies a model, it imports TensorFlow under every backend, to
+    see whether a setting is one of TensorFlow's types. From now on it does so only if
+    somebody has imported TensorFlow: before that, no such object can exist.
+    """
+    _engine.import_no_other_framework()
 
 
 def compile_seconds() -> float:
@@ -876,6 +918,8 @@ class _JaxEngine:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         self.jax = jax
         self.tensor = ops.convert_to_tensor
+        self.set_random_seed = lambda seed: None  # JAX has no generator of its own
+        self.import_no_other_framework = _only_if_imported
         self.discovering = False
         variable = keras.Variable(0.0)
         self.own_references = _count_references([variable._value])[0]
@@ -1083,6 +1127,8 @@ class _TensorFlowEngine:
 
         self.tf = tf
         self.tensor = tf.convert_to_tensor  # Keras' hands variables back as they are
+        self.set_random_seed = tf.random.set_seed
+        self.import_no_other_framework = lambda: None  # Keras imports no other
         # What XLA doesn't compile, TensorFlow optimizes, and this pass then lets a
         # variable be assigned before all that should see its old value has read it.
         tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
@@ -1241,6 +1287,8 @@ class _TorchEngine:
 
         self.torch = torch
         self.branches = torch_branches
+        self.set_random_seed = torch.manual_seed
+        self.import_no_other_framework = _only_if_imported
         self.make_fx = proxy_tensor.make_fx
         self.untraced = proxy_tensor.disable_proxy_modes_tracing
         self.loops: Any = weakref.WeakValueDictionary()
@@ -1929,6 +1977,26 @@ def _use_kernel(module, name, kernel, **options):
         functools.partial(kernel, **options),
         lambda: _context.tracing and _context.depth < 2,
     )
+
+
+class _OnlyIfImported:
+    """Stands in Keras for a module that is available only if it is imported already."""
+
+    def __init__(self, module):
+        self._module = module
+
+    @property
+    def available(self):
+        return self._module.name in sys.modules and self._module.available
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+def _only_if_imported():
+    library = keras.src.saving.serialization_lib
+    if not isinstance(library.tf, _OnlyIfImported):
+        library.tf = _OnlyIfImported(library.tf)
 
 
 def _make_engine():

@@ -184,7 +184,7 @@ class CompiledFit(Mixin):
         """Trains the model; arguments and results are those of `keras.Model.fit`.
 
         The order of the examples is drawn from NumPy's global seed, which
-        `keras.utils.set_random_seed` sets: the same order on every backend. A
+        `kit.set_random_seed` sets: the same order on every backend. A
         callback that asks for single batches gets them, at one program a batch;
         `compile(steps_per_execution=...)` sets the number of batches in a program.
 

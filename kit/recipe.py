@@ -25,6 +25,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kit.backend import import_no_other_framework, set_random_seed
+
 
 class Run:
     """One run of a recipe: sets the seeds, owns the folder, reports at the end.
@@ -76,7 +78,8 @@ class Run:
                 f"output_dir={str(self.output_dir)!r} cannot be written to "
                 f"({error}). Choose another folder with --output-dir."
             ) from error
-        keras.utils.set_random_seed(seed)
+        import_no_other_framework()  # It would count in seconds and memory.
+        set_random_seed(seed)
         self._start = time.perf_counter()
 
     def finish(

@@ -271,7 +271,7 @@ def train(
     verbose: int,
 ) -> keras.callbacks.History:
     """Trains capsules or a CNN in the same way, from the seed on."""
-    keras.utils.set_random_seed(seed)  # the same order of the images for each model
+    kit.set_random_seed(seed)  # the same order of the images for each model
     kit.initialize_weights(model, seed)
     steps = epochs * -(-len(data.x_train) // batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)

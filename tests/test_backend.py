@@ -1,5 +1,6 @@
 """The core: what `compiled`, `minimize`, `gradient` and `scan` promise."""
 
+import random
 import shutil
 import sys
 import threading
@@ -1461,6 +1462,59 @@ def test_a_copy_keeps_an_old_value():
 
     assert float(fn()) == 1.0
     assert number(v) == 5.0
+
+
+# --- seeds ------------------------------------------------------------------
+
+
+def draw_from_all():
+    """Draws from everything that has a global state."""
+    drawn = [random.random(), *np.random.rand(2)]
+    drawn += to_numpy(keras.random.normal((2,))).tolist()
+    drawn += to_numpy(keras.layers.Dense(2)(np.ones((1, 3)))).ravel().tolist()
+    if keras.backend.backend() == "torch":
+        import torch
+
+        drawn += torch.rand(2).tolist()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        drawn += tf.random.uniform((2,)).numpy().tolist()
+    return drawn
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_seeds_are_those_of_keras(seed):
+    keras.utils.set_random_seed(seed)
+    expected = draw_from_all()
+    assert draw_from_all() != expected
+    kit.set_random_seed(seed)
+    assert keras.src.utils.rng_utils.get_random_seed() == seed
+    assert draw_from_all() == expected
+    kit.set_random_seed(np.int64(seed))
+    assert draw_from_all() == expected
+
+
+@pytest.mark.parametrize(
+    "seed, error", [(1.0, TypeError), (True, TypeError), (-1, ValueError)]
+)
+def test_seeds_that_cannot_be_are_refused_and_change_nothing(seed, error):
+    kit.set_random_seed(3)
+    expected = draw_from_all()
+    kit.set_random_seed(3)
+    with pytest.raises(error, match=r"`seed` must be .* received (1.0|True|-1)"):
+        kit.set_random_seed(seed)
+    assert draw_from_all() == expected
+
+
+def test_objects_of_another_framework_are_saved_as_before():
+    tf = pytest.importorskip("tensorflow")
+    settings = [tf.float32, tf.TensorShape([None, 3]), tf.TensorSpec([2], tf.int32)]
+    expected = [keras.saving.serialize_keras_object(x) for x in settings]
+    for _ in range(2):
+        kit.backend.import_no_other_framework()
+        found = [keras.saving.serialize_keras_object(x) for x in settings]
+        assert found == expected
 
 
 # --- what is private in Keras -----------------------------------------------

@@ -318,3 +318,45 @@ print(names & {"gymnasium", "matplotlib", "moviepy", "pandas", "rich", "tyro"})
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="TensorFlow is loaded anyway"
+)
+def test_a_run_imports_tensorflow_under_no_other_backend(tmp_path):
+    code = """
+import importlib.abc, importlib.machinery, sys
+
+class FakeTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    imports = 0
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow":  # installed or not
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def exec_module(self, module):
+        FakeTensorFlow.imports += 1
+        raise ImportError("what is imported anyway")
+
+sys.meta_path.insert(0, FakeTensorFlow())
+import keras, numpy
+import kit
+from kit.recipe import Run
+
+run = Run("mlp", output_dir=sys.argv[1])
+model = kit.mlp((4,), 2, (8,))
+model.compile("adam", "sparse_categorical_crossentropy")
+history = model.fit(numpy.zeros((8, 4)), numpy.zeros(8, "int32"), verbose=0)
+model.save(run.output_dir / "model.keras")
+keras.saving.load_model(run.output_dir / "model.keras")
+keras.models.clone_model(model)
+run.finish(history=history, metrics={}, baselines={}, throughput=(1, "x"))
+print(FakeTensorFlow.imports, "imports")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["0 imports"], done.stderr
