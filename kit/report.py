@@ -6,7 +6,8 @@
 
 `backends.json` has every figure, `backends.md` and `backends.html` show them;
 kit/scores.py says which figure of a recipe counts. A spread is the standard deviation
-over seeds, an interval Student's t interval of the mean at 95 %.
+over seeds, an interval Student's t interval of the mean at 95 %. Backends are called
+equal if Welch's t-test doesn't part them: that is no proof that they are.
 """
 
 import collections
@@ -31,6 +32,9 @@ BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
 TEMPLATES = Path(__file__).with_name("templates")
 
 Record = dict[str, Any]
+
+SIGNIFICANCE = 0.05  # Backends are called equal from this p-value on.
+ROUNDING = 1e-6  # Relative differences up to this are taken for rounding.
 
 
 def report(
@@ -191,27 +195,58 @@ def short(value: float) -> float:
     return float(f"{value:.8g}")
 
 
-def leaders(estimates: Mapping[str, Record], larger_is_better: bool) -> list[str]:
-    """Returns the backends that are not clearly behind the best mean.
+def welch(a: Record, b: Record) -> float | None:
+    """Returns the p-value of Welch's t-test: could two means be one?
 
-    Those whose interval overlaps that of the best are equal to it; so are those whose
-    mean differs by rounding only. Nobody leads, if that can't be told: with one seed
-    there is no interval.
+    Args:
+        a: What `estimate` returned, with a mean.
+        b: Another one.
+
+    Returns:
+        The p-value, two-sided; 1 for means that differ by rounding only. None if it
+        can't be told: one of them is a single value, or neither varies.
+    """
+    from scipy import stats
+
+    if math.isclose(a["mean"], b["mean"], rel_tol=ROUNDING):
+        return 1.0
+    if a["n"] < 2 or b["n"] < 2:
+        return None
+    if all(x["sd"] <= ROUNDING * abs(x["mean"]) for x in (a, b)):
+        return None
+    given = [x[name] for x in (a, b) for name in ("mean", "sd", "n")]
+    return short(float(stats.ttest_ind_from_stats(*given, equal_var=False).pvalue))
+
+
+def against_best(estimates: Mapping[str, Record], larger_is_better: bool) -> Record:
+    """Compares each backend's mean with the best one.
+
+    Returns:
+        `best`, the backend with the best mean, and `p`, the p-value of `welch` for
+        each of the others.
     """
     known = {name: x for name, x in estimates.items() if x["mean"] is not None}
     if len(known) < 2:
-        return []
+        return {"best": None, "p": {}}
     sign = 1 if larger_is_better else -1
-    best = known[max(known, key=lambda name: sign * known[name]["mean"])]
-    found = []
-    for name, x in known.items():
-        if math.isclose(x["mean"], best["mean"], rel_tol=1e-6):
-            found.append(name)
-        elif x["low"] is None or best["low"] is None:
-            return []
-        elif x["low"] <= best["high"] and best["low"] <= x["high"]:
-            found.append(name)
-    return found
+    best = max(known, key=lambda name: sign * known[name]["mean"])
+    others = {name: x for name, x in known.items() if name != best}
+    return {
+        "best": best,
+        "p": {name: welch(x, known[best]) for name, x in others.items()},
+    }
+
+
+def leaders(estimates: Mapping[str, Record], larger_is_better: bool) -> list[str]:
+    """Returns the backends that Welch's t-test doesn't part from the best mean.
+
+    Nobody leads, if that can't be told of one of them.
+    """
+    found = against_best(estimates, larger_is_better)
+    if not found["best"] or None in found["p"].values():
+        return []
+    p = {found["best"]: 1.0, **found["p"]}
+    return [name for name in estimates if p.get(name, 0) >= SIGNIFICANCE]
 
 
 def verdict(estimates: Mapping[str, Record], larger_is_better: bool) -> str:
@@ -221,7 +256,8 @@ def verdict(estimates: Mapping[str, Record], larger_is_better: bool) -> str:
     if len(known) < 2:
         return f"only {NAMES[known[0]]}" if known else "no figures"
     if not found:
-        return "too few seeds to tell"
+        few = any(estimates[name]["n"] < 2 for name in known)
+        return "too few seeds to tell" if few else "no spread over seeds to tell by"
     names = [NAMES[name] for name in found]
     if len(found) == len(known):
         return "equal"
@@ -310,9 +346,12 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
         for backend in BACKENDS
     }
 
-    def verdict_on(name: str, larger_is_better: bool) -> str:
-        estimates = {b: x[name] for b, x in by_backend.items()}
-        return verdict(estimates, larger_is_better)
+    def compare(name: str, figure: str, larger_is_better: bool) -> Record:
+        estimates = {b: x[figure] for b, x in by_backend.items()}
+        return {
+            name: verdict(estimates, larger_is_better),
+            f"{name}_test": against_best(estimates, larger_is_better),
+        }
 
     names = {name for run in done for name in baselines_of(run, metric)}
     baselines = {name: estimate_of_seeds(done, name) for name in sorted(names)}
@@ -342,11 +381,14 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
             {"figure": x.figure, "source": x.source}
             for x in references(runs[0]["recipe"], config)
         ],
-        "best_score": verdict_on("score", score.larger_is_better),
-        "shortest_time": (
-            verdict_on("wall_seconds", False)
+        **compare("best_score", "score", score.larger_is_better),
+        **(
+            compare("shortest_time", "wall_seconds", False)
             if len(machines) < 2
-            else "not on one machine"
+            else {
+                "shortest_time": "not on one machine",
+                "shortest_time_test": against_best({}, False),
+            }
         ),
     }
 
@@ -493,6 +535,7 @@ def render(template: str, **values: Any) -> str:
         "figure": figure,
         "mean": mean_text,
         "interval": interval_text,
+        "p_values": p_text,
     }
     return environment.get_template(template).render(**values)
 
@@ -518,6 +561,16 @@ def interval_text(x: Record) -> str:
     if x["low"] is None:
         return f"none, n = {x['n']}" if x["n"] else "–"
     return f"{figure(x['low'])} to {figure(x['high'])}"
+
+
+def p_text(x: Record) -> str:
+    """Returns the p-values of a comparison: `p against JAX: PyTorch 0.23`."""
+    known = [
+        f"{NAMES[backend]} {figure(p, 2) if p >= 0.001 else '< 0.001'}"
+        for backend, p in x["p"].items()
+        if p is not None
+    ]
+    return f"p against {NAMES[x['best']]}: {', '.join(known)}" if known else ""
 
 
 def update_readme(readme: Path, source: Path, check: bool) -> int:

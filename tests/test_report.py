@@ -5,13 +5,23 @@ import json
 import math
 import pathlib
 import re
+import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from kit import report as module
-from kit.report import estimate, figure, leaders, mean_text, report, verdict
+from kit.report import (
+    against_best,
+    estimate,
+    figure,
+    leaders,
+    mean_text,
+    report,
+    verdict,
+    welch,
+)
 from kit.scores import references, score_of
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -162,13 +172,34 @@ def estimates(**values):
     return {name: estimate(x) for name, x in values.items()}
 
 
-def test_leaders_are_those_whose_intervals_overlap_the_best():
+def test_leaders_are_those_that_welchs_test_does_not_part_from_the_best():
     x = estimates(jax=[10, 11, 12], tensorflow=[11, 12, 13], torch=[30, 31, 32])
     assert leaders(x, larger_is_better=False) == ["jax", "tensorflow"]
     assert verdict(x, larger_is_better=False) == "JAX and TensorFlow, equal"
     assert verdict(x, larger_is_better=True) == "PyTorch"
     x["torch"] = estimate([10, 10.5, 12])
     assert verdict(x, larger_is_better=True) == "equal"
+
+
+def test_intervals_that_overlap_are_not_equal_yet():
+    a, b = [10, 11, 12], [13, 14, 15]
+    x = estimates(jax=a, torch=b)
+    assert x["jax"]["high"] > x["torch"]["low"]
+    p = stats.ttest_ind(a, b, equal_var=False).pvalue  # 0.021
+    found = against_best(x, larger_is_better=True)
+    assert found == {"best": "torch", "p": {"jax": pytest.approx(p)}}
+    assert verdict(x, larger_is_better=True) == "PyTorch"
+
+
+@pytest.mark.parametrize(
+    "a, b", [([1.0, 2.0], [4.0, 9.0, 5.0]), ([500.0] * 3, [500.0, 500.0, 488.9])]
+)
+def test_p_values_are_scipys(a, b):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SciPy's, where a sample doesn't vary
+        expected = stats.ttest_ind(a, b, equal_var=False).pvalue
+    assert welch(estimate(a), estimate(b)) == pytest.approx(expected)
+    assert welch(estimate(b), estimate(a)) == pytest.approx(expected)
 
 
 def test_one_seed_tells_nothing_unless_the_figures_are_the_same():
@@ -181,11 +212,15 @@ def test_one_seed_tells_nothing_unless_the_figures_are_the_same():
     assert verdict(estimates(jax=[], torch=[]), True) == "no figures"
 
 
-def test_equal_up_to_rounding_are_equal_though_their_intervals_are_points():
+def test_what_does_not_vary_is_equal_up_to_rounding_or_cannot_be_told():
     x = estimates(jax=[0.54199998] * 3, torch=[0.542] * 3)
     assert verdict(x, larger_is_better=True) == "equal"
-    x["torch"] = estimate([0.543] * 3)
-    assert verdict(x, larger_is_better=True) == "PyTorch"
+    assert against_best(x, larger_is_better=True)["p"] == {"jax": 1.0}
+    x["torch"] = estimate([0.543, 0.543, 0.54300001])
+    assert verdict(x, larger_is_better=True) == "no spread over seeds to tell by"
+    assert against_best(x, larger_is_better=True)["p"] == {"jax": None}
+    x["tensorflow"] = estimate([0.1])
+    assert verdict(x, larger_is_better=True) == "too few seeds to tell"
 
 
 def test_figures_as_people_read_them():
@@ -242,6 +277,9 @@ def test_json_has_all_figures(folder):
     assert x["throughput_unit"] == "env steps/s"
     assert x["seeds"] == [0, 1, 2]
     assert dqn["best_score"] == "TensorFlow and JAX, equal"
+    p = dqn["best_score_test"]
+    assert p["best"] == "jax" and list(p["p"]) == ["tensorflow", "torch"]
+    assert p["p"]["tensorflow"] == pytest.approx(0.2254033)
     assert dqn["shortest_time"] == "JAX"
     assert dqn["quick"] and data["quick"]
     # A seed counts once, though its baseline was measured under three backends.
@@ -374,10 +412,15 @@ def test_the_table_in_markdown(folder):
         "| `dqn` (quick) | eval_return, higher is better "
         "| 490 ± 25 (n = 3); 21 ± 2.5 s | 500 ± 0 (n = 3); 11 ± 2.5 s "
         "| 101 ± 2.5 (n = 3); 31 ± 2.5 s "
+        "| TensorFlow and JAX, equal; p against JAX: TensorFlow 0.23, PyTorch < 0.001 "
         "| random_return 23 | 488.7 ± 16.1 (PyTorch), 498.4 ± 2.3 (JAX) (CleanRL, "
         "500,000 steps); 500 (RL Baselines3 Zoo, 50,000 steps) |"
     )
-    assert rows[1] == "| `dqn` (quick) | TensorFlow and JAX, equal | JAX |"
+    assert rows[1] == (
+        "| `dqn` (quick) "
+        "| TensorFlow and JAX, equal; p against JAX: TensorFlow 0.23, PyTorch < 0.001 "
+        "| JAX; p against JAX: TensorFlow < 0.001, PyTorch < 0.001 |"
+    )
     (row, *_) = (line for line in text.splitlines() if line.startswith("| `mine`"))
     assert "| interrupted | not installed | 1; 30 s (timed out: 2 of 3) |" in row
     assert "Rows marked **quick**" in text
@@ -430,6 +473,7 @@ def test_the_page_is_whole_and_needs_no_network(folder):
     assert "&lt;b&gt;boom" in text and "<b>boom" not in text
     words = " ".join(" ".join(page.text).split())
     assert "490 ± 25" in words
+    assert "p against JAX: TensorFlow 0.23" in words
     assert "not installed" in words
     assert "Quick run." in words
     assert "of 3 recipes: too few seeds to tell (1); JAX (1); only" in words
