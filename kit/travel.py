@@ -58,6 +58,9 @@ def copy(
 ) -> None:
     """Copies a recipe and what it needs of the kit, to run where the kit isn't.
 
+    The folder may be a link. Links inside it are not followed, even with `force`:
+    nothing is written outside the folder.
+
     Args:
         recipe: Name of the recipe; `python -m kit list` has them.
         folder: Folder to write to, made where it is missing.
@@ -75,6 +78,11 @@ def copy(
     if folder.exists() and not folder.is_dir():
         raise ValueError(
             f"folder={str(folder)!r} is a file; give a folder, or a new one."
+        )
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(
+            f"folder={str(folder)!r} is a link to {str(folder.readlink())!r}, which "
+            "doesn't exist; make that folder, or give another one."
         )
     listed = requirements(needs.packages)
     script = rename_paths(moved(source, package), package, recipe, needs.modules)
@@ -368,8 +376,16 @@ def write(files: dict[Path, str], init: Path, names: set[str], force: bool) -> N
     """Writes files, after a check that nobody's work is lost by it.
 
     Raises:
-        FileExistsError: If there are other files in their places, without `force`.
+        FileExistsError: If there are other files in their places, without `force`; or
+            a link, in the place of a file or of the package.
     """
+    links = [path for path in [init.parent, init, *files] if path.is_symlink()]
+    if links:
+        named = ", ".join(f"{path} (to {path.readlink()})" for path in links)
+        raise FileExistsError(
+            f"There are links, through which nothing is written: {named}. Remove them, "
+            "or choose another folder or --package."
+        )
     # A package that several recipes share gets the names of all. As long as it is as
     # `make_init` wrote it, nothing is lost when it is written again.
     text = init.read_text("utf-8", "replace") if init.exists() else ""

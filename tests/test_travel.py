@@ -303,6 +303,65 @@ def test_files_of_others_stay(tmp_path):
     copied("dqn", tmp_path, to="notebook")  # beside them
 
 
+def tree(folder):
+    """What is below a folder, with the content of files."""
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "link",
+    ["dqn.py", "requirements-dqn.txt", "dqn_kit/dqn.py", "dqn_kit/__init__.py"],
+)
+@pytest.mark.parametrize("target", ["file", "copy", "nothing"])
+def test_links_to_files_are_not_written_through(tmp_path, link, target, force):
+    outside, project = tmp_path / "outside", tmp_path / "project"
+    outside.mkdir()
+    copied("dqn", project)
+    place = project / link
+    if target == "copy":  # the same content, which would be no file lost
+        (outside / "target").write_bytes(place.read_bytes())
+    elif target == "file":
+        (outside / "target").write_text("mine")
+    place.unlink()
+    place.symlink_to(outside / "target")
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError, match=rf"links.*{re.escape(str(place))} \(to"):
+        copied("dqn", project, force=force)
+    assert tree(tmp_path) == before
+    assert place.is_symlink()
+
+
+@pytest.mark.parametrize("target", ["there", "nowhere"])
+def test_a_link_in_the_place_of_the_package_is_not_followed(tmp_path, target):
+    (tmp_path / "there").mkdir()
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "dqn_kit").symlink_to(tmp_path / target)
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError, match=rf"links.*dqn_kit \(to .*{target}"):
+        copied("dqn", project, force=True)
+    assert tree(tmp_path) == before
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    copied("rnn", tmp_path / "link")
+    copied("rnn", tmp_path / "link" / "below")
+    assert (tmp_path / "real" / "rnn.py").is_file()
+    assert (tmp_path / "real" / "below" / "rnn_kit" / "recurrent.py").is_file()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        ValueError, match=r"folder='.*dangling' is a link to '.*nowhere"
+    ):
+        copied("rnn", tmp_path / "dangling")
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"folder='.*file' is a file"):
