@@ -86,17 +86,65 @@ def report(
 
 # --- Reading ------------------------------------------------------------------
 
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+}
+# The forms of what kit.recipe.Run and kit.compare write, as far as it is read here.
+METRICS_JSON: Record = {
+    "recipe": str,
+    "backend": str,
+    "seed": int,
+    "config": dict,
+    "metrics": dict,
+    "baselines": dict,
+    "throughput": {"value": float, "unit": str},
+    "compile_seconds": float,
+    "wall_seconds": float,
+    "peak_memory_mb": float,
+    "versions": dict,
+    "losses": dict,
+}
+RUN_JSON: Record = {
+    "status": str,
+    "machine": str,
+    "last_lines": list,
+    "job": {
+        "recipe": str,
+        "backend": str,
+        "seed": int,
+        "quick": bool,
+        "arguments": list,
+    },
+}
+
 
 def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
     """Returns the runs in a folder, and apart those of kit/parity.py.
 
     A run has the content of its `metrics.json`, if it was finished, and of its
-    `run.json`, if `compare` made it.
+    `run.json`, if `compare` made it. A damaged file is named, and counts as missing;
+    without its figures, a run has failed.
     """
     runs = []
     for path in sorted(folder.glob("*")):
-        record, figures = read_json(path / "run.json"), read_json(path / "metrics.json")
-        job = record.get("job", {})
+        record, fault = read_object(path / "run.json", RUN_JSON)
+        tell(path / "run.json", fault)
+        figures, fault = read_object(path / "metrics.json", METRICS_JSON)
+        needed = ["recipe", "backend", "seed"]
+        needed += ["losses" if figures.get("recipe") == PARITY else "metrics"]
+        missing = [name for name in needed if figures.get(name) is None]
+        if not fault and missing and (path / "metrics.json").exists():
+            fault = f"{', '.join(map(repr, missing))} missing"
+        if not fault and figures.get("backend", BACKENDS[0]) not in BACKENDS:
+            fault = f"'backend' must be one of {', '.join(BACKENDS)}"
+        tell(path / "metrics.json", fault)
+        figures = {} if fault else figures
+        job = record.get("job") or {}
         recipe = job.get("recipe") or figures.get("recipe")
         backend = figures.get("backend", job.get("backend"))
         if not recipe or backend not in BACKENDS:
@@ -108,19 +156,20 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
             status = "failed"
         elif status == "running":  # still, or its `compare` was killed
             status = "interrupted"
+        lines = [f"metrics.json: {fault}"] if fault else record.get("last_lines") or []
         runs.append(
             {
                 **{k: v for k, v in figures.items() if v is not None},
                 "recipe": recipe,
                 "backend": backend,
                 "seed": figures.get("seed", job.get("seed")),
-                "quick": job.get("quick", False),
+                "quick": job.get("quick") or False,
                 "machine": record.get("machine"),
                 "status": status,
-                "last_lines": [without_paths(x) for x in record.get("last_lines", [])],
+                "last_lines": [without_paths(str(line)) for line in lines],
                 "history": read_history(path / "history.csv") if figures else [],
                 # Runs are compared that were called alike.
-                "arguments": list(job.get("arguments", [])),
+                "arguments": [str(x) for x in job.get("arguments") or []],
                 "called": json.dumps(
                     [job.get("arguments"), job.get("signature"), job.get("file")]
                     if job
@@ -132,12 +181,68 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
     return [run for run in runs if run["recipe"] != PARITY], parity
 
 
+def read_object(path: Path, form: Mapping[str, Any]) -> tuple[Record, str | None]:
+    """Returns the object in a JSON file, and what is wrong with it.
+
+    Args:
+        path: The file.
+        form: What the values of some of its names have to be: a type, or the form of
+            an object. Null is accepted everywhere.
+
+    Returns:
+        The object, empty if the file is missing or damaged; a sentence's end, or None.
+    """
+    try:
+        # NaN and infinities, which no JSON has, are no numbers here either.
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=lambda _: None,
+            parse_float=number,
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, None
+    except UnicodeDecodeError as error:
+        return {}, f"not UTF-8 ({error.reason} at byte {error.start})"
+    except ValueError as error:
+        return {}, f"not JSON ({error})"
+    except OSError as error:
+        return {}, f"can't be read ({error.strerror})"
+    fault = fault_of(content, form, "the file")
+    return ({}, fault) if fault else (content, None)
+
+
+def fault_of(value: Any, form: Any, name: str) -> str | None:
+    """Returns in words how a value departs from its form; None, if it doesn't."""
+    kind = dict if isinstance(form, Mapping) else form
+    accepted = (int, float) if kind is float else kind
+    # Python takes a Boolean for an integer, JSON doesn't.
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        return f"{name} must be {KINDS[kind]}, received {str(value)[:40]!r}"
+    parts = form.items() if isinstance(form, Mapping) else ()
+    faults = (
+        fault_of(value[key], part, repr(key))
+        for key, part in parts
+        if value.get(key) is not None
+    )
+    return next(filter(None, faults), None)
+
+
+def tell(path: Path, fault: str | None) -> None:
+    """Prints what is wrong with a file, if anything is."""
+    if fault:
+        print(f"{path} is left out: {fault}.")
+
+
 def read_history(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a `history.csv`; none, if there is no such file."""
+    """Returns the rows of a `history.csv`; none, if it is missing or damaged."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        tell(path, str(error))
+        return []
 
 
 def without_paths(line: str) -> str:
@@ -466,7 +571,8 @@ def summarize_parity(runs: Sequence[Record]) -> list[Record]:
     trainings = {name: None for backend in backends for name in losses[backend]}
     rows = []
     for name in trainings:
-        series = {b: losses[b][name] for b in backends if losses[b].get(name)}
+        series = {b: losses[b].get(name) for b in backends}
+        series = {b: x for b, x in series.items() if isinstance(x, list) and x}
         first: Sequence[Any] = next(iter(series.values()), [])
         rows.append(
             {

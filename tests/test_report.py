@@ -352,6 +352,100 @@ def test_damaged_figures_do_not_stop_the_report(tmp_path):
     assert dqn["backends"]["jax"]["state"] == "failed: 1 of 2"
 
 
+@pytest.mark.parametrize("with_record", [True, False])
+@pytest.mark.parametrize(
+    "content, fault",
+    [
+        ('{"recipe": "dqn", "met', "not JSON (Unterminated string"),
+        ("", "not JSON (Expecting value"),
+        ("[]", "the file must be an object, received '[]'"),
+        ("null", "the file must be an object, received 'None'"),
+        (b'{"recipe": "\xff"}', "not UTF-8 (invalid start byte at byte 12)"),
+        ("{}", "'recipe', 'backend', 'seed', 'metrics' missing"),
+        ({"metrics": None}, "'metrics' missing"),
+        ({"metrics": [500.0]}, "'metrics' must be an object, received '[500.0]'"),
+        ({"baselines": 22}, "'baselines' must be an object, received '22'"),
+        ({"versions": "all"}, "'versions' must be an object, received 'all'"),
+        ({"config": []}, "'config' must be an object, received '[]'"),
+        ({"throughput": 8}, "'throughput' must be an object, received '8'"),
+        ({"throughput": {"unit": []}}, "'unit' must be a string, received '[]'"),
+        ({"recipe": 3}, "'recipe' must be a string, received '3'"),
+        ({"backend": ["jax"]}, "'backend' must be a string, received"),
+        ({"backend": "jaxx"}, "'backend' must be one of tensorflow, jax, torch"),
+        ({"seed": "0"}, "'seed' must be an integer, received '0'"),
+        ({"seed": True}, "'seed' must be an integer, received 'True'"),
+        ({"wall_seconds": "long"}, "'wall_seconds' must be a number, received 'long'"),
+        ({"recipe": "parity", "losses": 1}, "'losses' must be an object, received '1'"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_others_count(
+    tmp_path, capsys, content, fault, with_record
+):
+    make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    path = make_run(tmp_path, "dqn", "jax", 1, 100.0)
+    if isinstance(content, dict):
+        figures = json.loads((path / "metrics.json").read_text())
+        content = json.dumps(figures | content)
+    data = content if isinstance(content, bytes) else content.encode()
+    (path / "metrics.json").write_bytes(data)
+    if not with_record:
+        (path / "run.json").unlink()
+        (tmp_path / "runs" / "dqn-jax-0" / "run.json").unlink()
+    assert report(output_dir=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert f"{path / 'metrics.json'} is left out: {fault}" in out
+    found = entry(read(tmp_path), "dqn")["backends"]["jax"]
+    assert found["score"]["values"] == [500.0]
+    if with_record:
+        assert found["state"] == "failed: 1 of 2"
+        (line,) = found["failures"][0]["last_lines"]
+        assert line.startswith(f"metrics.json: {fault}")
+
+
+@pytest.mark.parametrize(
+    "record, fault",
+    [
+        ([], "the file must be an object"),
+        ({"job": "dqn"}, "'job' must be an object, received 'dqn'"),
+        ({"job": {"arguments": 3}}, "'arguments' must be a list, received '3'"),
+        ({"status": 3}, "'status' must be a string, received '3'"),
+        ({"last_lines": "boom"}, "'last_lines' must be a list, received 'boom'"),
+    ],
+)
+def test_a_damaged_record_is_named_and_the_figures_count(
+    tmp_path, capsys, record, fault
+):
+    path = make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    (path / "run.json").write_text(json.dumps(record))
+    report(output_dir=tmp_path)
+    assert f"{path / 'run.json'} is left out: {fault}" in capsys.readouterr().out
+    found = entry(read(tmp_path), "dqn")["backends"]["jax"]
+    assert found["score"]["values"] == [500.0]
+
+
+def test_a_damaged_history_is_named_and_has_no_curve(tmp_path, capsys):
+    path = make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    (path / "history.csv").write_bytes(b"timesteps,return\n1,\xff\n")
+    report(output_dir=tmp_path)
+    assert f"{path / 'history.csv'} is left out: 'utf-8'" in capsys.readouterr().out
+    assert "<svg" not in (tmp_path / "backends.html").read_text()
+
+
+def test_numbers_that_json_lacks_do_not_stop_the_report(tmp_path):
+    path = make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    text = (path / "metrics.json").read_text()
+    for number in ("NaN", "-Infinity", "1e999"):
+        (path / "metrics.json").write_text(text.replace("50000", number))
+        report(output_dir=tmp_path)
+        assert entry(read(tmp_path), "dqn")["config"]["total_timesteps"] is None
+
+
+def test_losses_of_parity_that_are_no_lists_are_told_as_no_difference(tmp_path):
+    make_parity(tmp_path, {"jax": {"mlp": 5}, "torch": {"mlp": [1.0, "x"]}})
+    report(output_dir=tmp_path)
+    assert read(tmp_path)["parity"][0]["differences"] == {}
+
+
 def test_runs_that_diverged_are_counted_and_change_no_score(tmp_path):
     for seed, value in enumerate((500.0, None, None)):
         make_run(tmp_path, "dqn", "jax", seed, value)
