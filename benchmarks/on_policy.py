@@ -81,8 +81,9 @@ def train_kit(
         env = gymnasium.make_vec("CartPole-v1", NUM_ENVS, vectorization_mode="sync")
     actor = kit.policy_network((4,), env.single_action_space)
     critic = kit.value_network((4,))
-    for number, network in enumerate((actor, critic)):
-        kit.initialize_weights(network, seed + number)
+    seeds = kit.random.split_seed(seed)
+    for network, network_seed in zip((actor, critic), seeds, strict=True):
+        kit.initialize_weights(network, network_seed)
     agent: Any
     if algorithm == "ppo":
         agent = kit.PPO(

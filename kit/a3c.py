@@ -382,7 +382,7 @@ class Worker:
         config: What the shared agent's `get_config` returned.
         weights: What its `get_weights` returned: also those that aren't trained.
         make_env: Function that makes the environment.
-        seed: Seed of the environment of worker 0.
+        seed: Seed of the environments of all workers.
         number: Which worker it is: no two see or draw the same.
     """
 
@@ -397,13 +397,12 @@ class Worker:
     ):
         self.number = number
         config = copy.deepcopy(config)  # Keras may take it apart; others need it too
-        config["seed"] = (config["seed"] + 1 + number) % 2**32
+        config["seed"] = _nth_seed(config["seed"], number)
         self.agent = kind.from_config(config)
         self.agent.set_weights(weights)
         self.envs = Environments(make_env())
-        # Vector environments count up from their seed: leave them room.
         self.rollouts = Rollouts(
-            self.agent, self.envs, self.agent.num_steps, seed + 1_000_000 * number
+            self.agent, self.envs, self.agent.num_steps, _nth_seed(seed, number)
         )
 
     def get_ready(self) -> None:
@@ -447,6 +446,11 @@ class Worker:
         )
         logs["explained_variance"] = agent.explained(batch)
         return _to_vector(gradients), ops.stack([logs[name] for name in LOGS])
+
+
+def _nth_seed(seed, number):
+    """The seed of a worker, independent of the other workers'."""
+    return random.split_seed(seed, number + 1)[number]
 
 
 def _to_vector(arrays):

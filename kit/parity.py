@@ -148,8 +148,9 @@ def ppo(steps: int, seed: int) -> list[float]:
     rng = np.random.default_rng(seed)
     space = gymnasium.spaces.Discrete(2)
     actor, critic = kit.policy_network((4,), space), kit.value_network((4,))
-    kit.initialize_weights(actor, seed)
-    kit.initialize_weights(critic, seed + 1)
+    seeds = kit.random.split_seed(seed)
+    for network, network_seed in zip((actor, critic), seeds, strict=True):
+        kit.initialize_weights(network, network_seed)
     agent = kit.PPO(actor, critic, num_epochs=1, num_minibatches=1, seed=seed)
     agent.compile(keras.optimizers.Adam(1e-3, global_clipnorm=0.5))
     shape, losses = (16, 4), []  # (T, N)

@@ -4,6 +4,7 @@ A key is an int32 array of shape (2,). Every function here is a pure function of
 its key, so a draw can be repeated, compiled, and compared between backends:
 
 - `key(seed)` makes a key, `split(key, num)` makes several of one;
+- `split_seed(seed, num)` makes several seeds of one, for what takes an integer;
 - `bits`, `uniform`, `normal`, `truncated_normal`, `bernoulli`, `randint`,
   `categorical`, `permutation` and `orthogonal` draw;
 - `Generator(seed)` hands out a fresh key at each draw: pass it in place of a key.
@@ -40,6 +41,7 @@ __all__ = [
     "permutation",
     "randint",
     "split",
+    "split_seed",
     "truncated_normal",
     "uniform",
 ]
@@ -112,6 +114,38 @@ def split(key: "Tensor | Generator", num: int = 2) -> Tensor:
     """
     num = _count("num", num)
     return ops.stack(_threefry(_take(key), 0, ops.arange(num, dtype="int32")), axis=1)
+
+
+def split_seed(seed: "int | Generator", num: int = 2) -> list[int]:
+    """Makes several seeds of one, which are independent of each other.
+
+    For the parts of an experiment that each take an integer seed: two networks, or
+    an environment. `seed` and `seed + 1` won't do: the second part of one run would
+    be the first part of the next. The i-th seed does not depend on `num`.
+
+    Args:
+        seed: Integer, 0 <= seed < 2**32, or a `Generator`, from which they are drawn.
+        num: Integer, how many, at least 1. Defaults to 2.
+
+    Returns:
+        Integers in [0, 2**31 - 1).
+
+    Raises:
+        TypeError: If `seed` or `num` is of another type.
+        ValueError: If `seed` is out of range or `num` < 1.
+
+    Example:
+
+    ```python
+    for network, network_seed in zip((actor, critic), kit.random.split_seed(0)):
+        kit.initialize_weights(network, network_seed)
+    ```
+    """
+    source = seed if isinstance(seed, Generator) else key(seed)
+    num = _count("num", num)
+    # Few sizes, since eager JAX compiles each operation anew for each shape.
+    drawn = randint(source, (-(-num // 16) * 16,), 0, 2**31 - 1)
+    return ops.convert_to_numpy(drawn)[:num].tolist()
 
 
 @keras.saving.register_keras_serializable(package="kit")

@@ -123,8 +123,9 @@ def main(
             kit.policy_network(shape, space, units),
             kit.value_network(shape, units),
         ]
-        for number, network in enumerate(networks):
-            kit.initialize_weights(network, seed + number)
+        seeds = kit.random.split_seed(seed)
+        for network, network_seed in zip(networks, seeds, strict=True):
+            kit.initialize_weights(network, network_seed)
         agent = kind(
             *networks,
             gamma=gamma,

@@ -98,8 +98,9 @@ def main(
             kit.policy_network(obs_shape, action_space, units),
             kit.value_network(obs_shape, units),
         ]
-    for number, network in enumerate(networks):
-        kit.initialize_weights(network, seed + number)
+    seeds = kit.random.split_seed(seed, len(networks))
+    for network, network_seed in zip(networks, seeds, strict=True):
+        kit.initialize_weights(network, network_seed)
     agent = kit.A2C(
         *networks,
         gamma=gamma,

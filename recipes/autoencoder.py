@@ -210,7 +210,9 @@ def train(
     valid = x[-max(1, len(x) // 10) :]
     x, target = x[: -len(valid)], valid
     if isinstance(model, DenoisingAutoencoder):  # validated on what it is for
-        valid = add_noise(valid, model.noise_stddev, seed + 1)
+        # Not the noise of the test images.
+        (noise_seed,) = kit.random.split_seed(seed, 1)
+        valid = add_noise(valid, model.noise_stddev, noise_seed)
     steps = epochs * -(-len(x) // batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(keras.optimizers.Adam(schedule))

@@ -238,16 +238,16 @@ def main(
     sizes = [*sorted(labels), len(data.y_train)]
     for size in sizes:
         scores: dict[str, list[float]] = {name: [] for name in NAMES}
-        for draw in range(repeats):
+        for draw, weights_seed in enumerate(kit.random.split_seed(seed, repeats)):
             train, valid = draw_labelled(data, size, seed=1000 * seed + draw)
             for name, features in (
                 ("pixels", lambda x: x),
                 ("sklearn_rbm", sklearn_rbm.transform),
             ):
                 scores[name].append(score_logistic(features, train, valid, data))
-            kit.initialize_weights(network, seed + draw)
+            kit.initialize_weights(network, weights_seed)
             scores["no_pretraining"].append(fine_tune(train, valid))
-            pretrained = dbn.to_classifier(num_classes, seed=seed + draw)
+            pretrained = dbn.to_classifier(num_classes, seed=weights_seed)
             network.set_weights(pretrained.get_weights())
             scores["dbn"].append(fine_tune(train, valid))
         for name, values in scores.items():

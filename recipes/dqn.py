@@ -123,8 +123,9 @@ def main(
     test_env = gymnasium.make_vec(
         env, num_envs=10, wrappers=[flat_observations], vectorization_mode="sync"
     )
+    (test_seed,) = kit.random.split_seed(seed, 1)
     keep_best = [
-        kit.Evaluation(test_env, episodes=10, seed=20_000 + seed),
+        kit.Evaluation(test_env, episodes=10, seed=test_seed),
         keras.callbacks.EarlyStopping(
             monitor="eval_return",
             mode="max",

@@ -123,8 +123,9 @@ def main(
         obs_shape, envs.single_action_space, units, activation, initial_log_std
     )
     critic = kit.value_network(obs_shape, units, activation)
-    kit.initialize_weights(actor, seed)
-    kit.initialize_weights(critic, seed + 1)
+    seeds = kit.random.split_seed(seed)
+    for network, network_seed in zip((actor, critic), seeds, strict=True):
+        kit.initialize_weights(network, network_seed)
     turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
     gradient_steps = turns * num_epochs * num_minibatches
 

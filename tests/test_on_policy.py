@@ -10,6 +10,7 @@ from keras import ops
 from worlds import Identity
 
 import kit
+from kit import parity
 from kit.environments import Environments
 from kit.on_policy import Rollouts
 
@@ -235,6 +236,34 @@ def test_normalized_agents_learn(kind):
     agent.fit(env, 8_000, verbose=0)
     np.testing.assert_allclose(numpy(agent.obs_statistics.mean), [50, 50], atol=5)
     assert agent.evaluate(env, 16, seed=1)["return"] >= -1500
+
+
+# --- Seeds --------------------------------------------------------------------
+
+
+class Begun(Exception):
+    """Raised where training would begin."""
+
+
+def begin(*args, **kwargs):
+    raise Begun
+
+
+@pytest.mark.parametrize("recipe", ["ppo", "actor_critic", "a3c", "parity"])
+def test_no_two_networks_of_two_seeds_have_the_same_weights(
+    recipe, load_recipe, tmp_path, monkeypatch
+):
+    seeds = []
+    monkeypatch.setattr(kit, "initialize_weights", lambda _, seed: seeds.append(seed))
+    for agent in (*AGENTS.values(), kit.A3C):
+        monkeypatch.setattr(agent, "compile", begin)
+    for seed in range(3):
+        with pytest.raises(Begun):
+            if recipe == "parity":
+                parity.ppo(1, seed)
+            else:
+                load_recipe(recipe).main(seed=seed, output_dir=tmp_path, verbose=0)
+    assert len(seeds) == len(set(seeds)) == 6
 
 
 # --- Files --------------------------------------------------------------------

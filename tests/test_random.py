@@ -117,6 +117,7 @@ GOLDEN = {
     "categorical": [0, 1, 3, 4, 0, 2, 1, 3],
     "permutation": [5, 6, 1, 3, 0, 4, 2, 7],
 }
+SEEDS = [1857591733, 1730761204]
 GOLDEN_ORTHOGONAL = [[1.985121011734, 0.24350436031], [0.24350436031, -1.985121011734]]
 
 
@@ -144,6 +145,19 @@ def test_the_first_keys_of_a_split_do_not_depend_on_how_many_there_are():
     few, many = to_numpy(random.split(key, 3)), to_numpy(random.split(key, 100))
     np.testing.assert_array_equal(few, many[:3])
     assert len(np.unique(many, axis=0)) == 100
+
+
+def test_seeds_of_one_seed_are_independent_of_those_of_the_next():
+    assert random.split_seed(1234, 2) == SEEDS
+    assert random.split_seed(1234, 40)[:2] == SEEDS
+    # Those of 50 runs: none twice, and none the seed of a run.
+    seeds = [seed for run in range(50) for seed in random.split_seed(run, 40)]
+    assert len({*seeds, *range(50)}) == 2050
+    assert all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds)
+    generator = random.Generator(3)
+    drawn = [random.split_seed(generator, 1) for _ in range(3)]
+    assert len(set(map(tuple, drawn))) == 3
+    assert to_numpy(generator.state).tolist() == [0, 3, 3]
 
 
 # --- Distributions --------------------------------------------------------------
@@ -380,6 +394,8 @@ KEY = [0, 1]
         (lambda: random.bits(KEY, (2**16, 2**16)), ValueError, r"shape.*2\*\*31"),
         (lambda: random.split(KEY, 0), ValueError, "num.*0"),
         (lambda: random.split(KEY, 1.5), TypeError, "num.*float"),
+        (lambda: random.split_seed(KEY), TypeError, "`seed`"),
+        (lambda: random.split_seed(0, 0), ValueError, "num.*0"),
         (lambda: random.uniform(KEY, (2,), 1.0, 0.0), ValueError, "minval.*maxval=0.0"),
         (lambda: random.normal(KEY, (2,), dtype="int32"), ValueError, "dtype.*int32"),
         (lambda: random.bernoulli(KEY, (2,), 1.5), ValueError, "p=1.5"),
