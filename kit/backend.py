@@ -835,12 +835,14 @@ def _raw(variable):
 class _Scope(keras.StatelessScope):
     """The values of variables while a function is traced; scopes nest."""
 
-    def __init__(self, read, values=()):
+    def __init__(self, read, values=(), differentiated=False):
         super().__init__(collect_losses=True)
         self._read = read  # called for a variable this scope has no value of
         self.read = {}  # id -> variable, in the order of first use
         self.written = {}
         self.state_mapping = {id(variable): value for variable, value in values}
+        # What gradients are taken with respect to.
+        self.inputs = dict(self.state_mapping) if differentiated else {}
 
     def get_current_value(self, variable):
         key = id(variable)
@@ -852,7 +854,24 @@ class _Scope(keras.StatelessScope):
     def add_update(self, update):
         variable, value = update
         self.written[id(variable)] = variable
+        if _context.depth:
+            value = self._assigned(variable, value)
         self.state_mapping[id(variable)] = value
+
+    def _assigned(self, variable, value):
+        """A value without gradient but the variable's own, as everywhere in Keras.
+
+        On TensorFlow, and on PyTorch run eagerly, gradients don't go through an
+        assignment: they are those with respect to what is read, before and after it.
+        """
+        value = ops.stop_gradient(value)
+        scope: Any = self
+        while scope and id(variable) not in scope.inputs:
+            scope = scope._around
+        if scope:
+            x = scope.inputs[id(variable)]
+            value += x - ops.stop_gradient(x)
+        return value
 
     def __enter__(self):
         self._around, _context.scope = _context.scope, self
@@ -997,7 +1016,7 @@ class _JaxEngine:
             nonlocal written
             with _differentiating():
                 values = zip(variables, values, strict=True)
-                with _Scope(read, values) as scope:
+                with _Scope(read, values, differentiated=True) as scope:
                     out = fn()
                 written, updates = scope.updates()
             return out, updates
@@ -1379,7 +1398,9 @@ class _TorchEngine:
         with (
             self.torch.enable_grad(),
             _differentiating(),
-            _Scope(_outer_read(), zip(variables, values, strict=True)) as scope,
+            _Scope(
+                _outer_read(), zip(variables, values, strict=True), differentiated=True
+            ) as scope,
         ):
             results = fn()
         return results, scope.updates()

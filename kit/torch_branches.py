@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-_open: list["Region"] = []  # what is being recorded, the innermost last
+_open: list[Any] = []  # what is being recorded, the innermost last
 
 
 class Region:

@@ -1,5 +1,6 @@
 """The core: what `compiled`, `minimize`, `gradient` and `scan` promise."""
 
+import functools
 import random
 import shutil
 import sys
@@ -839,6 +840,40 @@ def test_keras_optimizers_compile_as_they_run_eagerly(optimizer):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_schedule_free_adamw_is_the_papers_where_keras_reads_before_it_assigns(eager):
+    """What differs between backends is Keras': ours do as its own `fit` does.
+
+    Keras keeps `momentum.value` as the old z, then assigns the new one. On TensorFlow
+    and on PyTorch run eagerly, what it kept is the variable itself, and so the new z.
+    """
+    lr, beta_1, beta_2, epsilon = 0.1, 0.9, 0.99, 1e-7
+    optimizer = keras.optimizers.ScheduleFreeAdamW(
+        lr, beta_1, beta_2, epsilon, warmup_steps=0, weight_decay=None
+    )
+    backend = keras.backend.backend()
+    reads_late = backend == "tensorflow" or (backend == "torch" and eager)
+    y = np.array([1.0, -2.0])
+    v = keras.Variable(y)
+    optimizer.build([v])
+
+    @functools.partial(kit.compiled, eager=eager)
+    def step():
+        return kit.minimize(lambda: ops.sum(v**2), [v], optimizer)
+
+    z, velocity = y, 0.0
+    for k in range(1, 5):
+        gradient = 2 * y
+        velocity = beta_2 * velocity + (1 - beta_2) * gradient**2
+        rms = np.sqrt(velocity / (1 - beta_2**k)) + epsilon
+        old_z, z = z, z - lr * gradient / rms
+        x = (y - (1 - beta_1) * (z if reads_late else old_z)) / beta_1
+        x = (1 - 1 / k) * x + z / k
+        y = (1 - beta_1) * z + beta_1 * x
+        step()
+        np.testing.assert_allclose(to_numpy(v.value), y, rtol=1e-4)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="compiles elsewhere")
 @pytest.mark.parametrize(
     "optimizer",
@@ -924,6 +959,56 @@ def test_unseeded_dropout_layers_are_fresh_too():
     first, second = to_numpy(call(x)), to_numpy(call(x))
     assert (first != second).mean() > 0.2
     np.testing.assert_allclose(first[first != 0], 2.0)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_gradients_do_not_go_through_assignments(eager):
+    """They are those with respect to the values that are read, by hand."""
+    w, state = keras.Variable(3.0), keras.Variable(0.0)
+    optimizer = keras.optimizers.SGD(0.1)
+
+    def loss_fn():
+        first = w * w  # d/dw = 2 * 3
+        w.assign(w * w + 1.0)
+        state.assign(5.0 * w)
+        return first + 7.0 * w + state  # d/dw = 7, read when w is 10
+
+    @functools.partial(kit.compiled, eager=eager)
+    def step():
+        return kit.minimize(loss_fn, [w], optimizer)
+
+    assert float(step()) == 9 + 70 + 50
+    np.testing.assert_allclose(number(w), 10 - 0.1 * (6 + 7), rtol=1e-6)
+    assert number(state) == 50
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_assignments_in_a_loop_and_a_gradient_inside_a_loss(eager):
+    w, state = keras.Variable(2.0), keras.Variable(1.0)
+
+    def loss_fn():
+        def turn(total, _):
+            w.assign(w + 1.0)
+            state.assign(state * w)
+            return total + w * state, None
+
+        total, _ = kit.scan(turn, 0.0, length=2)  # 3 * 3 + 4 * 12, d/dw = 3 + 12
+
+        def inner(x):
+            w.assign(w * 2.0)  # 8
+            return x * x * w
+
+        return total + kit.gradient(inner, 5.0)  # 2 * 5 * 8, d/dw = 10
+
+    optimizer = keras.optimizers.SGD(1.0)
+
+    @functools.partial(kit.compiled, eager=eager)
+    def step():
+        return kit.minimize(loss_fn, [w], optimizer)
+
+    assert float(step()) == 9 + 48 + 80
+    np.testing.assert_allclose(number(w), 8 - (3 + 12 + 10), rtol=1e-6)
+    assert number(state) == 12
 
 
 @pytest.mark.parametrize(
