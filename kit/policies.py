@@ -233,6 +233,9 @@ class Gaussian(Distribution):
         high: Largest value of each.
         initial_log_std: Logarithm of the standard deviations at the start. Defaults
             to 0.
+        action_dtype: Type of the actions that the environment takes, in which they
+            are cut off: rounded otherwise, a bound may lie outside of the space.
+            Defaults to `"float32"`.
 
     Input shape: `(B, A)`, the means.
 
@@ -243,10 +246,16 @@ class Gaussian(Distribution):
     """
 
     def __init__(
-        self, low: Any, high: Any, initial_log_std: float = 0.0, **kwargs: Any
+        self,
+        low: Any,
+        high: Any,
+        initial_log_std: float = 0.0,
+        action_dtype: str = "float32",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.low, self.high = np.asarray(low, "float32"), np.asarray(high, "float32")
+        self.action_dtype = np.dtype(action_dtype).name
+        self.low, self.high = (np.asarray(x, self.action_dtype) for x in (low, high))
         if self.low.shape != self.high.shape or not self.low.size:
             raise ValueError(
                 "Gaussian: `low` and `high` must have the same shape, received "
@@ -313,16 +322,17 @@ class Gaussian(Distribution):
     def to_env(self, action):
         """Cuts actions at the bounds, in the shape of the environment's."""
         action = np.reshape(action, (*np.shape(action)[:-1], *self.low.shape))
-        return np.clip(action, self.low, self.high)
+        return np.clip(action.astype(self.action_dtype), self.low, self.high)
 
     def fits(self, space):
-        """Whether the space is a Box with these bounds."""
+        """Whether the space is a Box with these bounds, and takes these actions."""
         from gymnasium.spaces import Box
 
         return (
             isinstance(space, Box)
-            and np.array_equal(space.low.astype("float32"), self.low)
-            and np.array_equal(space.high.astype("float32"), self.high)
+            and np.can_cast(self.action_dtype, space.dtype)
+            and np.array_equal(space.low, self.low)
+            and np.array_equal(space.high, self.high)
         )
 
     def get_config(self):
@@ -331,6 +341,7 @@ class Gaussian(Distribution):
             "low": self.low.tolist(),
             "high": self.high.tolist(),
             "initial_log_std": self.initial_log_std,
+            "action_dtype": self.action_dtype,
         }
         return {**super().get_config(), **config}
 
@@ -357,7 +368,11 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
 
     if isinstance(action_space, Box) and np.issubdtype(action_space.dtype, np.floating):
         return Gaussian(
-            action_space.low, action_space.high, initial_log_std, name="policy"
+            action_space.low,
+            action_space.high,
+            initial_log_std,
+            action_space.dtype.name,
+            name="policy",
         )
     if initial_log_std:
         raise ValueError(

@@ -36,6 +36,27 @@ def test_categorical_beside_scipy():
     np.testing.assert_array_equal(numpy(layer.mode(LOGITS)), LOGITS.argmax(1))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_actions_stay_in_a_box_of_any_real_type(dtype):
+    # float32(0.3) > 0.3, and float16(0.1) < 0.1.
+    box = Box(np.array([-0.3, 0.1], dtype), np.array([0.3, 0.7], dtype), dtype=dtype)
+    layer = distribution(box)
+    assert layer.fits(box)
+    actions = np.array([[-9, -9], [0, 0.5], [9, 9], [-0.3, 0.1], [0.3, 0.7]], "float32")
+    for action in layer.to_env(actions):
+        assert box.contains(action) and action.dtype == dtype
+    again = Gaussian.from_config(layer.get_config())
+    np.testing.assert_array_equal(again.to_env(actions), layer.to_env(actions))
+    assert again.fits(box)
+
+
+def test_bounds_that_are_rounded_otherwise_are_those_of_another_space():
+    wide = Box(-1, 1, (1,), np.float64)
+    assert Gaussian([-1.0], [1.0]).fits(wide)  # float32 is among float64
+    assert not distribution(wide).fits(Box(-1, 1, (1,), np.float32))
+    assert not Gaussian([-0.3], [0.3]).fits(Box(-0.3, 0.3, (1,), np.float64))
+
+
 def test_multi_categorical_beside_scipy():
     layer = MultiCategorical((2, 3))
     action = np.array([[0, 2], [1, 0], [1, 1], [0, 0], [0, 1], [1, 2]])
