@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from kit.environments import share_environment
+
 
 class Evaluation(keras.callbacks.Callback):
     """Plays greedily at the end of each epoch, and adds the outcome to the logs.
@@ -18,6 +20,9 @@ class Evaluation(keras.callbacks.Callback):
             environment plays its episodes side by side, which is faster.
         episodes: Number of episodes. Defaults to 10.
         seed: Seed of the first reset, the same in each epoch. Defaults to 0.
+
+    Raises:
+        ValueError: As a training begins, if it plays in the same environment.
 
     Example:
 
@@ -40,6 +45,15 @@ class Evaluation(keras.callbacks.Callback):
         self.env = env
         self.episodes = episodes
         self.seed = seed
+
+    def on_train_begin(self, logs=None):
+        """Checks that the environment isn't the training's."""
+        if share_environment(self.env, self.params.get("env")):
+            raise ValueError(
+                "Evaluation: `env` is the environment of the training, whose episode "
+                "an evaluation would break off. Make another one for it: "
+                f"`kit.Evaluation(gymnasium.make(...))`; received {self.env!r}."
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds `eval_return` to the logs."""

@@ -165,6 +165,20 @@ def play_episodes(
     }
 
 
+def share_environment(first: Any, second: Any) -> bool:
+    """Whether two environments or vector environments play in a common one.
+
+    However they are wrapped: a step in one of them is then a step in the other.
+    """
+
+    def parts(env):
+        env = getattr(env, "unwrapped", env)
+        inner = getattr(env, "envs", ())  # of a vector environment
+        return {id(x) for x in (env, *(getattr(x, "unwrapped", x) for x in inner))}
+
+    return None not in (first, second) and not parts(first).isdisjoint(parts(second))
+
+
 def random_policy(env: Any, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the policy that draws each action from the action space."""
     envs = Environments(env)

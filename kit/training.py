@@ -145,6 +145,7 @@ def _turns(
         add_history=True,
         add_progbar=verbose != 0,
         model=agent,
+        env=getattr(envs, "env", None),  # for `kit.Evaluation`
         verbose=verbose,
         epochs=epochs,
         steps=per_epoch,
