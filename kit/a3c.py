@@ -207,7 +207,8 @@ class A3C(A2C):
                 while they run.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environments. Defaults to the agent's.
+            seed: Seed of the environments. Defaults to one that the agent draws,
+                another one in each call.
 
         Returns:
             The `History` of the epochs' logs.
@@ -239,7 +240,7 @@ class A3C(A2C):
         self.max_restarts = max_restarts
         self._count_anew()
         run = _run_threads if engine == "threads" else _run_ray
-        seed = self.seed if seed is None else seed
+        seed = self.env_seed(seed)
         # Closed, workers end, also where an error or Ctrl-C ends this.
         with closing(run(self, env, num_workers, seed, address)) as pushes:
             for turn in self._undisturbed(progress):
@@ -261,8 +262,7 @@ class A3C(A2C):
     def for_workers(self, make_env: Callable[[], Any], seed: int) -> Any:
         """Returns the arguments of `Worker`, but for its number."""
         # The next `fit` has other draws.
-        drawn = ops.convert_to_numpy(random.randint(self.random, (), 0, 2**31 - 1))
-        config = {**self.get_config(), "seed": int(drawn)}
+        config = {**self.get_config(), "seed": self.env_seed(None)}
         return (type(self), config, self.get_weights(), make_env, seed)
 
     # --- What workers ask of the shared agent ---------------------------------
@@ -410,13 +410,20 @@ class Worker:
 
         Weights that were pulled before it would grow old meanwhile.
         """
-        self.play(*self.agent.pull())
+        self.play(self.agent.numbers(), *self.agent.pull())
 
-    def play(self, version: int, weights: np.ndarray) -> Push:
-        """Plays a rollout by the weights, and returns what is to be pushed."""
+    def play(self, numbers: np.ndarray, version: int, weights: np.ndarray) -> Push:
+        """Plays a rollout by the weights, and returns what is to be pushed.
+
+        Args:
+            numbers: The shared agent's `numbers`, which callbacks may change.
+            version: What its `pull` returned first.
+            weights: What it returned second.
+        """
         self._load(weights)
+        rollout = self.rollouts.play()
         gradients, logs = map(
-            ops.convert_to_numpy, self._differentiate(self.rollouts.play())
+            ops.convert_to_numpy, self._differentiate(rollout, numbers)
         )
         episodes = list(self.envs.episodes)
         self.envs.episodes.clear()
@@ -436,14 +443,15 @@ class Worker:
             variable.assign(value)
 
     @compiled
-    def _differentiate(self, rollout):
+    def _differentiate(self, rollout, numbers):
         """Returns the gradients (P,), and the figures that `LOGS` names."""
         agent = self.agent
         zeros = ops.zeros((self.envs.num_envs,))  # rewards aren't normalized
-        batch, _ = agent.experience(rollout, zeros)
-        (_, logs), gradients = loss_gradients(
-            lambda: agent.losses(batch), agent.trainable_variables
-        )
+        with agent.using(numbers):
+            batch, _ = agent.experience(rollout, zeros)
+            (_, logs), gradients = loss_gradients(
+                lambda: agent.losses(batch), agent.trainable_variables
+            )
         logs["explained_variance"] = agent.explained(batch)
         return _to_vector(gradients), ops.stack([logs[name] for name in LOGS])
 
@@ -482,7 +490,7 @@ def _run_threads(agent, make_env, num_workers, seed, address) -> Pushes:
             with closing(Worker(*arguments, number)) as worker:
                 worker.get_ready()
                 while True:
-                    push = worker.play(*agent.pull())
+                    push = worker.play(agent.numbers(), *agent.pull())
                     if (late := agent.push(push)) is None:
                         return
                     results.put((push, late))
@@ -556,7 +564,7 @@ def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
                 continue
             late = None if push is None else agent.push(push)
             del playing[done]
-            playing[worker.play.remote(*agent.pull())] = worker
+            playing[worker.play.remote(agent.numbers(), *agent.pull())] = worker
             if late is not None:
                 yield push, late
     finally:

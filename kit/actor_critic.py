@@ -17,10 +17,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from kit.backend import compiled, minimize
-from kit.on_policy import RANGES, OnPolicy
+from kit.agent import compiled_with_numbers
+from kit.backend import minimize
+from kit.on_policy import OnPolicy
 from kit.returns import normalized, weighted_mean
-from kit.training import check_options
 
 LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
 
@@ -93,8 +93,6 @@ class A2C(OnPolicy):
     continued by the critic's estimate of the state that it ended in.
     """
 
-    ranges = RANGES
-
     def __init__(
         self,
         actor: keras.Model,
@@ -111,7 +109,6 @@ class A2C(OnPolicy):
         seed: int = 0,
         **kwargs: Any,
     ):
-        check_options(type(self).__name__, locals(), self.ranges)
         super().__init__(
             actor,
             critic,
@@ -194,7 +191,8 @@ class A2C(OnPolicy):
             callbacks: Keras callbacks; a batch is a turn to them.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environment. Defaults to the agent's.
+            seed: Seed of the environment. Defaults to one that the agent draws,
+                another one in each call.
 
         Returns:
             The `History` of the epochs' logs.
@@ -222,7 +220,7 @@ class A2C(OnPolicy):
         self.optimizer.finalize_variable_values(self.actor.trainable_variables)
         self.critic_optimizer.finalize_variable_values(self.critic.trainable_variables)
 
-    @compiled
+    @compiled_with_numbers
     def _learn(self, rollout, discounted):
         """Makes one gradient step on a rollout, arrays (T, N, ...)."""
         batch, discounted = self.experience(rollout, discounted)

@@ -19,14 +19,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit.agent import Agent, compiled_with_numbers
 from kit.backend import compiled, minimize, scan
 from kit.environments import Environments, play_episodes
 from kit.exploration import linear_epsilon, uniform_rows
 from kit.models import WithParts
 from kit.policies import hidden_layers
 from kit.replay import ReplayBuffer
-from kit.training import check_options, turns
+from kit.training import turns
 
 # What the numbers that an agent is made of may be.
 RANGES: dict[str, Any] = {
@@ -42,6 +42,7 @@ RANGES: dict[str, Any] = {
     "epsilon_end": (0, 1),
     "exploration_fraction": (1e-9, 1),
     "double": bool,
+    "action_start": (-math.inf, math.inf),
 }
 
 
@@ -119,7 +120,7 @@ def huber(td_target, q):
 
 
 @keras.saving.register_keras_serializable(package="kit")
-class DQN(WithParts, keras.Model):
+class DQN(WithParts, Agent):
     """Deep Q-network agent for discrete actions.
 
     In turns, it plays `train_freq` steps epsilon-greedily into a replay buffer,
@@ -146,6 +147,8 @@ class DQN(WithParts, keras.Model):
         double: If `True`, the network chooses the next action and the target
             network rates it, which removes the overestimation that comes of
             taking a maximum (van Hasselt et al., 2015). Defaults to `False`.
+        action_start: What the environment calls the first action; `fit` takes it
+            from its environment. Defaults to 0.
         seed: Seed of exploration and minibatches, the same draws on every
             backend. Defaults to 0.
 
@@ -170,6 +173,7 @@ class DQN(WithParts, keras.Model):
     """
 
     parts = ("q_network",)
+    ranges = RANGES
 
     def __init__(
         self,
@@ -187,10 +191,11 @@ class DQN(WithParts, keras.Model):
         epsilon_end: float = 0.05,
         exploration_fraction: float = 0.5,
         double: bool = False,
+        action_start: int = 0,
         seed: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(seed=seed, **kwargs)
         if not isinstance(q_network, keras.Model):
             raise TypeError(
                 "DQN: `q_network` must be a keras.Model, received "
@@ -201,7 +206,6 @@ class DQN(WithParts, keras.Model):
                 "DQN: `q_network` must be a built model from observations to Q-values "
                 "of shape (batch, actions); begin it with `keras.Input(obs_shape)`."
             )
-        check_options("DQN", locals(), RANGES)
         self.q_network = q_network
         self.gamma = gamma
         self.buffer_size = buffer_size
@@ -215,12 +219,11 @@ class DQN(WithParts, keras.Model):
         self.epsilon_end = epsilon_end
         self.exploration_fraction = exploration_fraction
         self.double = double
-        self.seed = seed
+        self.action_start = action_start
         self.num_actions = q_network.output_shape[-1]
         self.target_network = keras.models.clone_model(q_network)
         self.target_network.set_weights(q_network.get_weights())
         self.target_network.trainable = False
-        self.random = random.Generator(seed)
         self.build(q_network.input_shape)
 
     def build(self, input_shape):
@@ -287,7 +290,8 @@ class DQN(WithParts, keras.Model):
             callbacks: Keras callbacks; a batch is a turn to them.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environment. Defaults to the agent's.
+            seed: Seed of the environment. Defaults to one that the agent draws,
+                another one in each call.
 
         Returns:
             The `History` of the epochs' logs.
@@ -301,6 +305,7 @@ class DQN(WithParts, keras.Model):
         self._check_spaces(envs)
         if not self.compiled:
             raise ValueError("DQN: call `compile(optimizer=...)` before `fit`.")
+        self.action_start = int(envs.action_space.start)
         space = envs.observation_space
         buffer = ReplayBuffer(self.buffer_size, space.shape, space.dtype, envs.num_envs)
         progress = turns(
@@ -313,7 +318,7 @@ class DQN(WithParts, keras.Model):
             callbacks=callbacks,
             verbose=verbose,
         )
-        obs = envs.reset(self.seed if seed is None else seed)
+        obs = envs.reset(self.env_seed(seed))
         buffer.reset(obs)
         # Two random numbers a step, to explore or not and how, and one a sampled
         # transition.
@@ -336,7 +341,7 @@ class DQN(WithParts, keras.Model):
             if turn.end >= self.learning_starts:
                 chosen = chosen.reshape(self.gradient_steps, self.batch_size)
                 batches = buffer.gather(buffer.indices(chosen))
-                loss, q_value = self._learn(batches, self.gamma)
+                loss, q_value = self._learn(batches)
                 turn.logs.update(loss=loss, q_value=q_value)
                 self._update_target(turn.start, turn.end)
         return self.history
@@ -347,14 +352,13 @@ class DQN(WithParts, keras.Model):
 
     def _play(self, envs, buffer, obs, explore, uniform):
         """Plays a turn, epsilon-greedily; returns what to act on next."""
-        first = envs.action_space.start
         random_action = (uniform * self.num_actions).astype(np.int32)
         for t in range(len(explore)):
             action = random_action[t]  # (N,)
             if not explore[t].all():
                 greedy = ops.convert_to_numpy(self._greedy(obs))
                 action = np.where(explore[t], action, greedy)
-            step = envs.step(action + first)
+            step = envs.step(action + self.action_start)
             buffer.add(
                 action,
                 step.reward,
@@ -371,18 +375,18 @@ class DQN(WithParts, keras.Model):
     def _greedy(self, obs):
         return ops.argmax(self.q_network(obs, training=False), axis=-1)
 
-    @compiled
-    def _learn(self, batches, gamma):
+    @compiled_with_numbers
+    def _learn(self, batches):
         """Makes G gradient steps on batches (G, B, ...)."""
 
         def gradient_step(carry, batch):
-            return carry, self._gradient_step(batch, gamma)
+            return carry, self._gradient_step(batch)
 
         _, (losses, q_values) = scan(gradient_step, None, batches)
         return ops.mean(losses), ops.mean(q_values)
 
-    def _gradient_step(self, batch, gamma):
-        td_target = self._td_target(batch, gamma)
+    def _gradient_step(self, batch):
+        td_target = self._td_target(batch)
 
         def loss_fn():
             q = self.q_network(batch["obs"], training=True)  # (B, A)
@@ -391,7 +395,7 @@ class DQN(WithParts, keras.Model):
 
         return minimize(loss_fn, self.q_network.trainable_variables, self.optimizer)
 
-    def _td_target(self, batch, gamma):
+    def _td_target(self, batch):
         """Y = r + gamma (1 - terminated) Q_target(s', a'), shape (B,).
 
         Only `terminated` ends what is to come: an episode that was truncated
@@ -404,7 +408,7 @@ class DQN(WithParts, keras.Model):
         else:
             next_q = ops.max(next_q, axis=-1)
         goes_on = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
-        return batch["reward"] + gamma * goes_on * next_q
+        return batch["reward"] + self.gamma * goes_on * next_q
 
     def _update_target(self, before, timesteps):
         """Moves the target network as often as its period ended in this turn."""
@@ -429,19 +433,20 @@ class DQN(WithParts, keras.Model):
             obs: One observation, or a batch of them (B, ...).
 
         Returns:
-            An integer for one observation, else an integer array (B,). Actions
-            count from 0: add the `start` of an action space that has another.
+            An action as the environment takes it for one observation, an integer,
+            else an integer array (B,).
         """
         obs = np.asarray(obs)
         expected = tuple(self.q_network.input_shape[1:])
         if obs.shape == expected:
-            return int(ops.convert_to_numpy(self._greedy(obs[None]))[0])
+            action = ops.convert_to_numpy(self._greedy(obs[None]))[0]
+            return int(action) + self.action_start
         if obs.shape[1:] != expected:
             raise ValueError(
                 f"DQN: `obs` must have shape {expected}, or a batch axis before it, "
                 f"received {obs.shape}."
             )
-        return ops.convert_to_numpy(self._greedy(obs))
+        return ops.convert_to_numpy(self._greedy(obs)) + self.action_start
 
     def evaluate(
         self, env: Any, episodes: int = 20, seed: int | None = None
@@ -491,13 +496,6 @@ class DQN(WithParts, keras.Model):
                 f"DQN: the environment has {envs.action_space.n} actions, `q_network` "
                 f"rates {self.num_actions}."
             )
-
-    def get_config(self):
-        """Returns the constructor's arguments, for saving."""
-        return {
-            **super().get_config(),
-            **{name: getattr(self, name) for name in (*RANGES, "seed")},
-        }
 
 
 def _rates_actions(model):

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit.agent import Agent
 from kit.backend import compiled
 from kit.environments import Environments, play_episodes
 from kit.models import WithParts
@@ -39,7 +39,7 @@ RANGES: dict[str, Any] = {
 }
 
 
-class OnPolicy(WithParts, keras.Model):
+class OnPolicy(WithParts, Agent):
     """An actor and a critic as one Keras model, that plays and is saved.
 
     Args:
@@ -55,6 +55,8 @@ class OnPolicy(WithParts, keras.Model):
     """
 
     parts = ("actor", "critic")
+    ranges = RANGES
+    fixed = ("normalize_observations", "normalize_rewards")
 
     def __init__(
         self,
@@ -66,15 +68,13 @@ class OnPolicy(WithParts, keras.Model):
         seed: int,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(seed=seed, **kwargs)
         name = type(self).__name__
         self.distribution = _check_networks(name, actor, critic)
         self.actor = actor
         self.critic: Any = critic
         self.normalize_observations = normalize_observations
         self.normalize_rewards = normalize_rewards
-        self.seed = seed
-        self.random = random.Generator(seed)
         if normalize_observations:
             self.obs_statistics = RunningNormalization(name="obs_statistics")
             self.obs_statistics.build(actor.input_shape)
@@ -245,7 +245,7 @@ class OnPolicy(WithParts, keras.Model):
             total_timesteps: Number of environment steps, all environments together.
             log_names: Names of what `_learn` logs.
             num_minibatches: Parts that it divides a rollout into.
-            seed: Seed of the environment; `None` for the agent's.
+            seed: Seed of the environment; `None` for one that the agent draws.
             **reporting: See `kit.training.turns`.
 
         Returns:
@@ -277,9 +277,7 @@ class OnPolicy(WithParts, keras.Model):
             whole_turns=True,
             **reporting,
         )
-        rollouts = Rollouts(
-            self, envs, self.num_steps, self.seed if seed is None else seed
-        )
+        rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
         discounted = ops.zeros((envs.num_envs,))
         for turn in progress:
             logs, discounted = self._learn(rollouts.play(), discounted)
@@ -341,11 +339,6 @@ class OnPolicy(WithParts, keras.Model):
     def explained(self, batch: dict) -> Tensor:
         """Returns the share of the returns' variance that the critic had foreseen."""
         return explained_variance(batch["value"], batch["returns"], batch["weight"])
-
-    def get_config(self):
-        """Returns the constructor's arguments, for saving."""
-        names = (*self.ranges, "seed")
-        return {**super().get_config(), **{x: getattr(self, x) for x in names}}
 
 
 class Rollouts:

@@ -139,7 +139,7 @@ def dqn(steps: int, seed: int) -> list[float]:
         if i % 10 == 0:
             agent.target_network.set_weights(agent.q_network.get_weights())
         part = {name: x[i : i + 1] for name, x in batch.items()}
-        losses.append(number(agent._learn(part, agent.gamma)[0]))
+        losses.append(number(agent._learn(part)[0]))
     return losses
 
 

@@ -24,10 +24,10 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kit import random
-from kit.backend import compiled, minimize, scan
+from kit.agent import compiled_with_numbers
+from kit.backend import minimize, scan
 from kit.on_policy import RANGES, OnPolicy
 from kit.returns import normalized, weighted_mean
-from kit.training import check_options
 
 LOGS = (
     "policy_loss",
@@ -137,6 +137,8 @@ class PPO(OnPolicy):
 
     ranges = {
         **RANGES,
+        "clip_coef": (1e-9, 1e9, LearningRateSchedule),
+        "target_kl": (0.0, 1e9, type(None)),
         "num_minibatches": (1, math.inf),
         "num_epochs": (1, math.inf),
         "clip_value_loss": bool,
@@ -163,13 +165,6 @@ class PPO(OnPolicy):
         seed: int = 0,
         **kwargs: Any,
     ):
-        check_options("PPO", locals(), self.ranges)
-        if target_kl is not None:
-            check_options("PPO", {"target_kl": target_kl}, {"target_kl": (0.0, 1e9)})
-        if isinstance(clip_coef, dict):  # as `get_config` wrote it
-            clip_coef = keras.saving.deserialize_keras_object(clip_coef)
-        if not isinstance(clip_coef, LearningRateSchedule):
-            check_options("PPO", {"clip_coef": clip_coef}, {"clip_coef": (1e-9, 1e9)})
         super().__init__(
             actor,
             critic,
@@ -183,6 +178,8 @@ class PPO(OnPolicy):
         self.num_steps = num_steps
         self.num_minibatches = num_minibatches
         self.num_epochs = num_epochs
+        if isinstance(clip_coef, dict):  # as `get_config` wrote it
+            clip_coef = keras.saving.deserialize_keras_object(clip_coef)
         self.clip_coef = clip_coef
         self.clip_value_loss = clip_value_loss
         self.normalize_advantages = normalize_advantages
@@ -232,7 +229,8 @@ class PPO(OnPolicy):
             callbacks: Keras callbacks; a batch is a turn to them.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environment. Defaults to the agent's.
+            seed: Seed of the environment. Defaults to one that the agent draws,
+                another one in each call.
 
         Returns:
             The `History` of the epochs' logs.
@@ -253,7 +251,7 @@ class PPO(OnPolicy):
             seed=seed,
         )
 
-    @compiled
+    @compiled_with_numbers
     def _learn(self, rollout, discounted):
         """Makes all passes over a rollout, arrays (T, N, ...)."""
         data, discounted = self.experience(rollout, discounted)
@@ -343,8 +341,4 @@ class PPO(OnPolicy):
         clip_coef = self.clip_coef
         if isinstance(clip_coef, LearningRateSchedule):
             clip_coef = keras.saving.serialize_keras_object(clip_coef)
-        return {
-            **super().get_config(),
-            "target_kl": self.target_kl,
-            "clip_coef": clip_coef,
-        }
+        return {**super().get_config(), "clip_coef": clip_coef}

@@ -20,29 +20,32 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
-from kit.backend import compiled, scan
+from kit.agent import Agent, compiled_with_numbers
+from kit.backend import scan
 from kit.environments import Environments, play_episodes
 from kit.exploration import linear_epsilon, uniform_rows
-from kit.training import check_options, turns
+from kit.training import turns
 
 # What the numbers that an agent is made of may be.
-RANGES = {
+ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")
+RANGES: dict[str, Any] = {
     "num_states": (1, math.inf),
     "num_actions": (1, math.inf),
     "gamma": (0, 1),
-    "horizon": (0, 1e30),
+    "horizon": (0, 1e30, type(None)),
     "initial_value": (-1e30, 1e30),
     "train_freq": (1, math.inf),
     "epsilon_start": (0, 1),
     "epsilon_end": (0, 1),
     "exploration_fraction": (1e-9, 1),
+    "algorithm": ALGORITHMS,
+    "state_start": (-math.inf, math.inf),
+    "action_start": (-math.inf, math.inf),
 }
-ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")
 
 
 @keras.saving.register_keras_serializable(package="kit")
-class QLearning(keras.Model):
+class QLearning(Agent):
     """Agent with a table of Q-values, for discrete states and actions.
 
     In turns, it plays `train_freq` steps epsilon-greedily, then learns from them
@@ -75,6 +78,9 @@ class QLearning(keras.Model):
         epsilon_end: The same at the end of exploration. Defaults to 0.05.
         exploration_fraction: Part of `total_timesteps` over which epsilon falls,
             linearly, in (0, 1]. Defaults to 0.5.
+        state_start: What the environment calls the first state; `fit` takes it, and
+            `action_start`, from its environment. Defaults to 0.
+        action_start: What the environment calls the first action. Defaults to 0.
         seed: Seed of exploration, the same draws on every backend. Defaults to 0.
 
     Raises:
@@ -98,6 +104,9 @@ class QLearning(keras.Model):
     by the table of the last turn; with `train_freq=1`, of the last step.
     """
 
+    ranges = RANGES
+    fixed = ("num_states", "num_actions", "initial_value")
+
     def __init__(
         self,
         num_states: int,
@@ -111,17 +120,12 @@ class QLearning(keras.Model):
         epsilon_start: float = 1.0,
         epsilon_end: float = 0.05,
         exploration_fraction: float = 0.5,
+        state_start: int = 0,
+        action_start: int = 0,
         seed: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        if algorithm not in ALGORITHMS:
-            raise ValueError(
-                f"QLearning: `algorithm` must be one of {', '.join(ALGORITHMS)}, "
-                f"received {algorithm!r}."
-            )
-        options = locals() | {"horizon": 0 if horizon is None else horizon}
-        check_options("QLearning", options, RANGES)
+        super().__init__(seed=seed, **kwargs)
         self.num_states = num_states
         self.num_actions = num_actions
         self.algorithm = algorithm
@@ -132,8 +136,8 @@ class QLearning(keras.Model):
         self.epsilon_start = epsilon_start
         self.epsilon_end = epsilon_end
         self.exploration_fraction = exploration_fraction
-        self.seed = seed
-        self.random = random.Generator(seed)
+        self.state_start = state_start
+        self.action_start = action_start
         self.table = self._add_table("table", initial_value)
         # Floats count exactly up to 2^24, where they stay. Without a horizon they
         # aren't needed, and stay 0.
@@ -221,7 +225,8 @@ class QLearning(keras.Model):
             callbacks: Keras callbacks; a batch is a turn to them.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environment. Defaults to the agent's.
+            seed: Seed of the environment. Defaults to one that the agent draws,
+                another one in each call.
 
         Returns:
             The `History` of the epochs' logs.
@@ -235,6 +240,8 @@ class QLearning(keras.Model):
         self._check_spaces(envs)
         if not self.compiled:
             raise ValueError("QLearning: call `compile(optimizer=...)` before `fit`.")
+        self.state_start = int(envs.observation_space.start)
+        self.action_start = int(envs.action_space.start)
         progress = turns(
             self,
             envs,
@@ -245,8 +252,8 @@ class QLearning(keras.Model):
             callbacks=callbacks,
             verbose=verbose,
         )
-        state = envs.reset(self.seed if seed is None else seed)
-        state = state - envs.observation_space.start
+        state = envs.reset(self.env_seed(seed))
+        state = state - self.state_start
         # Two a step: to explore or not, and how.
         draws = uniform_rows(self.random, (self.train_freq, 2, envs.num_envs))
         table = ops.convert_to_numpy(self.table)
@@ -260,7 +267,7 @@ class QLearning(keras.Model):
                 self.exploration_fraction,
             )  # (T,)
             steps, state, action = self._play(envs, state, action, epsilon, uniform)
-            loss, q_value, alpha = self._learn(steps, self.gamma)
+            loss, q_value, alpha = self._learn(steps)
             turn.logs.update(loss=loss, q_value=q_value, alpha=alpha)
             turn.logs["epsilon"] = epsilon[-1]
         return self.history
@@ -286,12 +293,10 @@ class QLearning(keras.Model):
         names = ("reward", "terminated", "epsilon", "valid")
         steps |= {name: np.zeros(shape, np.float32) for name in names}
         steps["epsilon"][: len(epsilon)] = epsilon[:, None]
-        first_state = envs.observation_space.start
-        first_action = envs.action_space.start
         # A shorter turn, the last one, leaves the rest as it is: not valid.
         for t in range(len(epsilon)):
-            step = envs.step(action + first_action)
-            next_state = step.next_obs - first_state
+            step = envs.step(action + self.action_start)
+            next_state = step.next_obs - self.state_start
             next_action = self._choose(table, next_state, epsilon[t], uniform[t])
             steps["state"][t] = state
             steps["action"][t] = action
@@ -303,17 +308,17 @@ class QLearning(keras.Model):
             state, action = next_state, next_action
             if (step.terminated | step.truncated).any():
                 # Where no episode ended, the same draws make the same choice.
-                state = step.obs - first_state
+                state = step.obs - self.state_start
                 action = self._choose(table, state, epsilon[t], uniform[t])
         return steps, state, action
 
-    @compiled
-    def _learn(self, steps, gamma):
+    @compiled_with_numbers
+    def _learn(self, steps):
         """Learns from transitions (T, N), one after another."""
         steps = {name: ops.reshape(x, (-1,)) for name, x in steps.items()}  # (B,)
         # Only `terminated` ends what is to come: an episode that was truncated
         # would have gone on.
-        steps["discount"] = gamma * (1.0 - steps["terminated"])
+        steps["discount"] = self.gamma * (1.0 - steps["terminated"])
         steps["entry"] = self._entry(steps["state"], steps["action"])
         steps["next_entry"] = self._entry(steps["next_state"], steps["next_action"])
         steps["alpha"] = self._alpha(steps["entry"], steps["valid"])
@@ -366,11 +371,11 @@ class QLearning(keras.Model):
         """Returns the greedy action, or actions.
 
         Args:
-            obs: A state, or several of them (B,).
+            obs: A state as the environment gives it, or several of them (B,).
 
         Returns:
-            An integer for one state, else an integer array (B,). States and
-            actions count from 0: mind the `start` of a space that has another.
+            An action as the environment takes it for one state, an integer, else an
+            integer array (B,).
         """
         obs = np.asarray(obs)
         if not np.issubdtype(obs.dtype, np.integer) or obs.ndim > 1:
@@ -378,12 +383,13 @@ class QLearning(keras.Model):
                 "QLearning: `obs` must be an integer or an array of integers with one "
                 f"axis, received dtype {obs.dtype} and shape {obs.shape}."
             )
-        if obs.size and not 0 <= obs.min() <= obs.max() < self.num_states:
+        first, last = self.state_start, self.state_start + self.num_states - 1
+        if obs.size and not first <= obs.min() <= obs.max() <= last:
             raise ValueError(
-                f"QLearning: `obs` must lie between 0 and {self.num_states - 1}, "
-                f"received {obs}."
+                f"QLearning: `obs` must lie between {first} and {last}, received {obs}."
             )
-        action = ops.convert_to_numpy(self.table)[obs].argmax(axis=-1)
+        table = ops.convert_to_numpy(self.table)
+        action = table[obs - first].argmax(axis=-1) + self.action_start
         return action if obs.ndim else int(action)
 
     def evaluate(
@@ -438,11 +444,6 @@ class QLearning(keras.Model):
                     f"QLearning: the environment has {space.n} {what}, the table has "
                     f"{size}: make the agent with `num_{what}={space.n}`."
                 )
-
-    def get_config(self):
-        """Returns the constructor's arguments, for saving."""
-        names = (*RANGES, "algorithm", "seed")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 def _read(variable, entry):

@@ -20,8 +20,9 @@ def check_options(
     Args:
         agent: Name of the agent's class.
         options: Values by name; what has no range is left alone.
-        ranges: Lowest and highest value by name; numbers without an upper end, up to
-            infinity, are integers. `bool` for what is to be `True` or `False`.
+        ranges: Accepted values by name: `(lowest, highest)`, and types of what else is
+            accepted after them; numbers without an upper end, up to infinity, are
+            integers. `bool` for `True` or `False`. A tuple of strings for one of them.
 
     Raises:
         TypeError: If a value is of another type.
@@ -30,25 +31,44 @@ def check_options(
     for name, accepted in ranges.items():
         value = options[name]
         kind: Any
+        also: tuple = ()
         if accepted is bool:
             kind, what = bool, "True or False"
-        elif accepted[1] == math.inf:
-            kind, what = numbers.Integral, "an integer"
+        elif isinstance(accepted[0], str):
+            kind, what = str, f"one of {', '.join(accepted)}"
         else:
-            kind, what = numbers.Real, "a number"
+            real, also = is_real(accepted), accepted[2:]
+            kind = numbers.Real if real else numbers.Integral
+            what = "a number" if real else "an integer"
+        if isinstance(value, also):
+            continue
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            what += "".join(f" or {_name(x)}" for x in also)
             raise TypeError(
                 f"{agent}: `{name}` must be {what}, received {value!r} of type "
                 f"{type(value).__name__}."
             )
-        if accepted is bool:
+        if kind is str and value not in accepted:
+            raise ValueError(f"{agent}: `{name}` must be {what}, received {value!r}.")
+        if kind in (bool, str):
             continue
-        low, high = accepted
+        low, high = accepted[:2]
         if not low <= value <= high:
             raise ValueError(
                 f"{agent}: `{name}` must lie between {low} and {high}, received "
                 f"{value}."
             )
+
+
+def is_real(accepted: Any) -> bool:
+    """Whether what `check_options` accepts is a range of real numbers."""
+    if not isinstance(accepted, tuple) or isinstance(accepted[0], str):
+        return False
+    return accepted[1] != math.inf
+
+
+def _name(kind):
+    return "None" if kind is type(None) else f"a {kind.__name__}"
 
 
 @dataclass

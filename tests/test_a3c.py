@@ -149,7 +149,7 @@ def test_a_push_that_is_not_stale_is_a_step_of_a2c():
         assert seen == version
         worker._load(weights)
         rollout = worker.rollouts.play()
-        gradients, logs = worker._differentiate(rollout)
+        gradients, logs = worker._differentiate(rollout, agent.numbers())
         assert push(agent, version, ops.convert_to_numpy(gradients)) == 0
         expected, _ = same._learn(rollout, np.zeros(1, "float32"))
         expected = [float(ops.convert_to_numpy(expected[name])) for name in a3c.LOGS]
@@ -168,7 +168,7 @@ def test_play_differentiates_at_the_weights_that_were_pulled():
     worker = make_worker(agent, Choice)
     worker.get_ready()
     weights = np.linspace(-1, 1, agent.count_params(), dtype="float32")
-    result = worker.play(7, weights)
+    result = worker.play(agent.numbers(), 7, weights)
     own = [ops.convert_to_numpy(v).ravel() for v in worker.agent.trainable_variables]
     np.testing.assert_array_equal(np.concatenate(own), weights)
     assert (result.worker, result.version) == (0, 7)
