@@ -36,7 +36,7 @@ from keras import ops
 
 from kit import random
 from kit.actor_critic import A2C, LOGS
-from kit.backend import apply_gradients, compiled, loss_gradients
+from kit.backend import apply_gradients, compiled, loss_gradients, release_programs
 from kit.environments import Environments
 from kit.on_policy import Rollouts
 from kit.training import check_options, turns
@@ -164,7 +164,7 @@ class A3C(A2C):
                 workers. Defaults to RMSprop.
         """
         super().compile(optimizer)
-        self.__dict__.pop("_apply", None)
+        release_programs(self, "_apply")
 
     def fit(
         self,

@@ -18,7 +18,7 @@ import keras
 from keras import ops
 
 from kit.agent import compiled_with_numbers
-from kit.backend import minimize
+from kit.backend import minimize, release_programs
 from kit.on_policy import OnPolicy
 from kit.returns import normalized, weighted_mean
 
@@ -154,7 +154,7 @@ class A2C(OnPolicy):
             self.optimizer.build(self.actor.trainable_variables)
             self.critic_optimizer.build(self.critic.trainable_variables)
         # Programs hold the optimizers that they were compiled with.
-        self.__dict__.pop("_learn", None)
+        release_programs(self, "_learn")
 
     def get_compile_config(self):
         """Returns the arguments of `compile`, for saving; `None` before it."""

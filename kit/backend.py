@@ -23,6 +23,7 @@ that is read or written.
 
 import contextlib
 import functools
+import gc
 import itertools
 import operator
 import random as python_random
@@ -409,19 +410,40 @@ def is_tracing() -> bool:
     return _context.tracing
 
 
-def can_compile(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Returns whether `minimize` can use an optimizer in a compiled function.
+def why_not_compiled(optimizer: keras.optimizers.Optimizer) -> str | None:
+    """Returns why `minimize` can't use an optimizer in a compiled function.
 
     Args:
         optimizer: A Keras optimizer. On PyTorch, some decide or compute outside of
             the framework, and can only run eagerly.
+
+    Returns:
+        A sentence with the remedy, or `None`: it can, or nothing is compiled as
+        `run_eagerly` asked.
     """
+    if _settings["eager"]:
+        return None
     try:
         with _tracing():
             _engine.check_optimizer(optimizer)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error).removeprefix("minimize: ")
+    return None
+
+
+def release_programs(owner: Any, *names: str) -> None:
+    """Forgets the programs of an object's compiled methods, and frees their memory.
+
+    To be called where a program's optimizer or loss is replaced. The next call of
+    the method compiles it anew.
+
+    Args:
+        owner: The object.
+        *names: Names of methods, or of attributes that hold compiled functions.
+    """
+    found = [owner.__dict__.pop(name, None) for name in names]
+    if any([program.release() for program in found if program is not None]):
+        _engine.release()
 
 
 class NoGradient(ValueError):
@@ -480,6 +502,17 @@ class _Compiled:
 
     def __deepcopy__(self, memo):
         return self  # programs belong to variables, which the copy doesn't share
+
+    def release(self):
+        """Forgets the programs; returns whether there were any.
+
+        They hold this object, and so themselves: only Python's garbage collector
+        would free them, which may take dozens of programs to come.
+        """
+        released = bool(self._programs)
+        self._programs.clear()
+        self._shortcuts.clear()
+        return released
 
     def __call__(self, *args, **kwargs):
         if not (kwargs or self._eager or _settings["eager"] or _context.tracing):
@@ -1007,6 +1040,9 @@ class _JaxEngine:
 
         return run
 
+    def release(self):
+        """JAX's programs go with the functions that they were made of."""
+
     def _pure(self, fn, variables=()):
         """`fn()` as a function of the variables' values: (out, updates)."""
         written = []
@@ -1212,6 +1248,10 @@ class _TensorFlowEngine:
 
         return run
 
+    def release(self):
+        """A graph and its operations hold each other."""
+        gc.collect()
+
     def value_and_grad(self, loss_fn, variables):
         tf = self.tf
         values = [v.value for v in variables]
@@ -1382,6 +1422,9 @@ class _TorchEngine:
             return graph.unflatten(outputs[len(written) :])
 
         return run
+
+    def release(self):
+        """PyTorch's programs go with the last that holds them."""
 
     def tensor(self, x):
         if isinstance(x, np.ndarray):

@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from kit.agent import Agent, compiled_with_numbers
-from kit.backend import compiled, minimize, scan
+from kit.backend import compiled, minimize, release_programs, scan
 from kit.environments import Environments, play_episodes
 from kit.exploration import linear_epsilon, uniform_rows
 from kit.models import WithParts
@@ -247,7 +247,7 @@ class DQN(WithParts, Agent):
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
         self.td_loss = keras.losses.get(loss)
         # Programs hold the optimizer and the loss that they were compiled with.
-        self.__dict__.pop("_learn", None)
+        release_programs(self, "_learn")
 
     def get_compile_config(self):
         """Returns the arguments of `compile`, for saving; `None` before it."""
@@ -447,6 +447,10 @@ class DQN(WithParts, Agent):
                 f"received {obs.shape}."
             )
         return ops.convert_to_numpy(self._greedy(obs)) + self.action_start
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any):
+        """Exports `q_network`, as `keras.Model.export` does; see there."""
+        return self.q_network.export(filepath, *args, **kwargs)
 
     def evaluate(
         self, env: Any, episodes: int = 20, seed: int | None = None

@@ -35,7 +35,15 @@ import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 
-from kit.backend import NoGradient, can_compile, compiled, minimize, scan
+from kit.backend import (
+    NoGradient,
+    compiled,
+    is_tracing,
+    minimize,
+    release_programs,
+    scan,
+    why_not_compiled,
+)
 
 # Between two reports to the callbacks; few enough for a progress bar to move.
 MAX_STEPS_PER_CALL = 64
@@ -91,6 +99,10 @@ class CompiledFit(Mixin):
         `optimizer.build(variables)` each optimizer but `self.optimizer`, in
         `__init__` or `compile`.
 
+        Called by itself, without an override, it makes one step and returns the logs
+        that `fit` reports of a single batch. An override called by itself runs line
+        by line, on layers that are built.
+
         Args:
             x: Inputs of the batch, a tensor `(B, ...)` or a nested structure of them.
             y: Targets of the batch, or `None`.
@@ -126,11 +138,33 @@ class CompiledFit(Mixin):
         model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=2)
         ```
         """
-        return self.__dict__["_programs"].train_batch((x, y, sample_weight))
+        return self._step("train", (x, y, sample_weight))
 
     def test_batch(self, x, y=None, sample_weight=None) -> dict[str, Any]:
         """Evaluates one batch: the counterpart of `train_batch` in `evaluate`."""
-        return self.__dict__["_programs"].test_batch((x, y, sample_weight))
+        return self._step("test", (x, y, sample_weight))
+
+    def _step(self, phase, batch):
+        """Runs Keras' step, in a program that asks for it or by itself."""
+        programs = self.__dict__.get("_programs")
+        if programs is not None and programs.running:
+            return programs.step(phase, batch)
+        self._assert_compile_called(f"{phase}_batch")
+        if is_tracing():  # somebody else's program
+            programs = programs or self._new_programs()
+            return programs.step(phase, batch) or programs.metrics_result()
+        if reason := _why_not_arrays(*batch):
+            raise ValueError(f"{type(self).__name__}.{phase}_batch: {reason}")
+        data = _Data(*batch)
+        programs = self._get_programs(data, data.size, phase)
+        self.reset_metrics()
+        # Whoever overrides the step and asks for this one runs line by line.
+        if self._has_own(f"{phase}_batch") or self._why_eager(phase):
+            logs = programs.step(phase, data.arrays) or programs.metrics_result()
+        else:
+            run = programs.train if phase == "train" else programs.test
+            logs = run(data.arrays, np.arange(data.size, dtype="int32")[None])
+        return _numbers(logs)
 
     def compile(self, *args, **kwargs):
         """As Keras'. `jit_compile=False` chooses Keras' own `fit` and `evaluate`."""
@@ -139,7 +173,7 @@ class CompiledFit(Mixin):
         # Past Keras' __setattr__, which would take what it finds for a part of the
         # model. Programs belong to the loss and optimizer that they were made with.
         self.__dict__["_jit_choice"] = arguments.arguments.get("jit_compile", "auto")
-        self.__dict__.pop("_programs", None)
+        release_programs(self, "_programs")
 
     def get_compile_config(self):
         """As Keras', but with the `jit_compile` that was asked for.
@@ -196,17 +230,18 @@ class CompiledFit(Mixin):
                 none; if `batch_size` or `validation_split` is out of range.
         """
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        if (
-            not self._can_compile(x, y, sample_weight, "train")
-            or class_weight is not None
-            or steps_per_epoch is not None
-            or validation_steps is not None
-            or shuffle == "batch"
-        ):
+        needs_keras = {
+            "class_weight": class_weight is not None,
+            "steps_per_epoch": steps_per_epoch is not None,
+            "validation_steps": validation_steps is not None,
+            "shuffle='batch'": shuffle == "batch",
+        }
+        reason = self._why_keras("train", (x, y, sample_weight), needs_keras)
+        if reason:
             own = ["train_batch"]
             if validation_data is not None or validation_split:
                 own.append("test_batch")
-            self._refuse_keras("fit", *own)
+            self._refuse_keras("fit", reason, *own)
             return super().fit(**options)
 
         data = _Data(x, y, sample_weight)
@@ -214,8 +249,9 @@ class CompiledFit(Mixin):
             data, validation = data.split(validation_split)
         elif validation_data is not None:
             x, y, sample_weight = _unpack(validation_data)
-            if not self._can_compile(x, y, sample_weight, "test"):
-                self._refuse_keras("fit", "train_batch", "test_batch")
+            if reason := self._why_keras("test", (x, y, sample_weight)):
+                reason = f"in validation_data, {reason}"
+                self._refuse_keras("fit", reason, "train_batch", "test_batch")
                 return super().fit(**options)
             validation = _Data(x, y, sample_weight)
         else:
@@ -277,12 +313,10 @@ class CompiledFit(Mixin):
         """Returns the loss and the metrics, as `keras.Model.evaluate` does."""
         self._assert_compile_called("evaluate")
         self._check_evaluation()
-        if (
-            not self._can_compile(x, y, sample_weight, "test")
-            or steps is not None
-            or kwargs
-        ):
-            self._refuse_keras("evaluate", "test_batch")
+        needs_keras = {"steps": steps is not None, **dict.fromkeys(kwargs, True)}
+        reason = self._why_keras("test", (x, y, sample_weight), needs_keras)
+        if reason:
+            self._refuse_keras("evaluate", reason, "test_batch")
             return super().evaluate(
                 x,
                 y,
@@ -323,17 +357,13 @@ class CompiledFit(Mixin):
             for method in methods
         )
 
-    def _refuse_keras(self, called, *methods):
+    def _refuse_keras(self, called, reason, *methods):
         """Raises where Keras' own `fit` would pass over a step of one's own."""
-        if self._has_own(*methods) and self.compiled:
+        own = [method for method in methods if self._has_own(method)]
+        if own and self.compiled:
             raise ValueError(
-                f"{type(self).__name__}.{called}: the model's own "
-                f"{' or '.join(methods)} is given batches of dense arrays of numbers "
-                "that fit on the device. Pass x, y and sample_weight as NumPy arrays "
-                "or tensors (no generator or data frame), without class_weight, "
-                "steps_per_epoch, validation_steps or shuffle='batch', and leave "
-                "run_eagerly and jit_compile of compile() as they are. "
-                "(kit.run_eagerly() runs it without compiling.)"
+                f"{type(self).__name__}.{called} can't run the model's own "
+                f"{' and '.join(own)}: {reason}"
             )
 
     def _check_evaluation(self):
@@ -346,25 +376,47 @@ class CompiledFit(Mixin):
                 "compile()."
             )
 
-    def _can_compile(self, x, y, sample_weight, phase):
-        """Whether the programs of this file do what is asked for."""
-        arrays = keras.tree.flatten((x, y, sample_weight))
-        arrays = [array for array in arrays if array is not None]
+    def _why_keras(self, phase, data, arguments=()):
+        """Returns why only Keras' own loop can do what is asked for, or `None`.
+
+        The reason says what to change. `arguments` maps names of arguments that only
+        Keras' loop knows to whether they are given.
+        """
+        for name in arguments:
+            if arguments[name]:
+                return f"{name} is given, which only Keras' own loop knows. Omit it."
+        return self._why_eager(phase) or _why_not_arrays(*data)
+
+    def _why_eager(self, phase):
+        """The part of `_why_keras` that doesn't depend on data."""
         step = f"{phase}_step"
-        return (
-            self.compiled
-            and self.__dict__.get("_jit_choice") is not False
-            and not self.run_eagerly
-            and getattr(type(self), step) is getattr(keras.Model, step)
-            and keras.distribution.distribution() is None
-            and getattr(self, "_distribute_strategy", None) is None  # TensorFlow's
-            and not keras.config.max_epochs()
-            and not keras.config.max_steps_per_epoch()
-            and (self.optimizer is None or can_compile(self.optimizer))
-            and x is not None
-            and all(_is_numeric(array) for array in arrays)
-            and sum(_num_bytes(array) for array in arrays) <= MAX_BYTES
-        )
+        if not self.compiled:
+            return "the model isn't compiled. Call compile()."
+        if self.__dict__.get("_jit_choice") is False:
+            return "compile() got jit_compile=False. Leave it out."
+        if self.run_eagerly:
+            return "run_eagerly is set. Call compile() without it."
+        if getattr(type(self), step) is not getattr(keras.Model, step):
+            return f"the model also has a {step} of its own. Keep one of them."
+        if keras.distribution.distribution() is not None:
+            return (
+                "a distribution is set, which compiled steps can't follow. Call "
+                "keras.distribution.set_distribution(None)."
+            )
+        if getattr(self, "_distribute_strategy", None) is not None:  # TensorFlow's
+            return (
+                "the model was made under a tf.distribute strategy, which compiled "
+                "steps can't follow. Make it outside of the strategy's scope."
+            )
+        for limit in ("max_epochs", "max_steps_per_epoch"):
+            if getattr(keras.config, limit)():
+                return (
+                    f"keras.config.{limit}() is set, which only Keras' own loop knows. "
+                    f"Call keras.config.set_{limit}(None)."
+                )
+        if self.optimizer and (reason := why_not_compiled(self.optimizer)):
+            return f"{reason} Or call kit.run_eagerly(), to train line by line."
+        return None
 
     def _get_programs(self, data, batch_size, phase):
         """Returns the programs of the variables that are trainable now."""
@@ -375,11 +427,20 @@ class CompiledFit(Mixin):
         elif self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         programs = self.__dict__.get("_programs")
-        trainable = [id(v) for v in self.trainable_variables]
-        trainable += [layer.trainable for layer in self._flatten_layers()]
-        if programs is None or programs.trainable != trainable:
-            programs = self.__dict__["_programs"] = _Programs(self, trainable)
+        if programs is None or programs.trainable != self._trainable_parts():
+            programs = self._new_programs()
         return programs
+
+    def _new_programs(self):
+        release_programs(self, "_programs")
+        programs = _Programs(self, self._trainable_parts())
+        self.__dict__["_programs"] = programs
+        return programs
+
+    def _trainable_parts(self):
+        """What a program was compiled for: other variables need another one."""
+        layers = [layer.trainable for layer in self._flatten_layers()]
+        return [*map(id, self.trainable_variables), *layers]
 
     def _has_call(self):
         return type(self).call is not keras.Model.call
@@ -414,7 +475,9 @@ class Sequential(CompiledFit, keras.Sequential):
     """`keras.Sequential` whose `fit` and `evaluate` run many steps in one program.
 
     See `keras.Sequential` for arguments and methods; `compile(jit_compile=False)`
-    brings Keras' own `fit` back.
+    brings Keras' own `fit` back. `keras.models.clone_model` makes a plain
+    `keras.Sequential` of it, as of all classes derived from that;
+    `type(model).from_config(model.get_config())` makes another one of its own class.
 
     Example:
 
@@ -591,9 +654,14 @@ class _Programs:
         own = type(model).compute_metrics
         self.own_logs = own is not keras.Model.compute_metrics
         self.own_step = model._has_own("train_batch")
+        self.running = False  # while one of the model's steps runs, or is traced
         self.reaches_all = True  # whether each variable has a part in the loss
         self._train = compiled(self._train_program)
         self._test = compiled(self._test_program)
+
+    def release(self):
+        """Forgets the programs; returns whether there were any."""
+        return any([self._train.release(), self._test.release()])
 
     def train(self, data, indices):
         try:
@@ -622,14 +690,21 @@ class _Programs:
         return self._repeat(self.model.test_batch, data, indices)
 
     def _repeat(self, step, data, indices):
+        self.running = True
+        try:
+            return self._run(step, data, indices)
+        finally:
+            self.running = False
+
+    def _run(self, step, data, indices):
         if indices.shape[0] == 1:
             logs = step(*_take(data, indices[0]))
         else:
             _, logs = scan(lambda _, i: (None, step(*_take(data, i))), None, indices)
             logs = {name: values[-1] for name, values in logs.items()}
-        return logs or self._metrics_result()
+        return logs or self.metrics_result()
 
-    def _metrics_result(self):
+    def metrics_result(self):
         logs = self.model.get_metrics_result()
         # Without a loss of Keras', its mean says nothing, unless a metric has its name.
         names = [
@@ -639,8 +714,13 @@ class _Programs:
             logs.pop("loss", None)
         return logs
 
-    def train_batch(self, batch):
-        """Keras' step, with the model's loss and optimizer."""
+    def step(self, phase, batch):
+        """Keras' step on one batch, with the model's loss and optimizer."""
+        if phase == "train":
+            return self._train_batch(batch)
+        return self._update_metrics(batch, *self._forward(batch, training=False))
+
+    def _train_batch(self, batch):
         variables = self.model.trainable_variables
 
         def loss_fn():
@@ -661,9 +741,6 @@ class _Programs:
             if mask is not None:
                 set_keras_mask(array, mask)
         return self._update_metrics(batch, loss, y_pred)
-
-    def test_batch(self, batch):
-        return self._update_metrics(batch, *self._forward(batch, training=False))
 
     def _forward(self, batch, training):
         x, y, sample_weight = batch
@@ -707,16 +784,47 @@ def _unpack(data):
     return keras.utils.unpack_x_y_sample_weight(data)
 
 
-def _is_numeric(array):
-    """Whether it is a dense array or tensor, of numbers that fit into 32 bits."""
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
-            return array.ndim > 0 and -(2**31) <= array.min() <= array.max() < 2**31
-        return array.ndim > 0 and array.dtype.kind in "fiub"
-    if not isinstance(array, type(ops.zeros(()))) or not len(array.shape):
-        return False
-    dtype = keras.backend.standardize_dtype(array.dtype)
-    return dtype == "bool" or dtype.startswith(("float", "bfloat", "int", "uint"))
+def _why_not_arrays(x, y, sample_weight):
+    """Returns why data can't lie on the device as it is, or `None`."""
+    if x is None:
+        return "x is None. Pass NumPy arrays or tensors."
+    size = 0
+    for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        for array in keras.tree.flatten(part):
+            if array is None:
+                continue
+            if found := _why_not_numeric(array):
+                return (
+                    f"{name} holds {found}. Pass NumPy arrays or tensors, of numbers "
+                    "that fit into 32 bits."
+                )
+            size += _num_bytes(array)
+    if size > MAX_BYTES:
+        return (
+            f"the data takes {size / 2**30:.1f} GiB, more than the "
+            f"{MAX_BYTES / 2**30:.3g} GiB that are put on the device. Call fit() on "
+            "parts of it."
+        )
+    return None
+
+
+def _why_not_numeric(array):
+    """Returns what it is, unless a dense array of numbers that fit into 32 bits."""
+    if not isinstance(array, (np.ndarray, type(ops.zeros(())))):
+        return f"an object of type {type(array).__name__}"
+    if not len(array.shape):
+        return "an array without an axis of examples"
+    if not isinstance(array, np.ndarray):
+        dtype = keras.backend.standardize_dtype(array.dtype)
+        if dtype == "bool" or dtype.startswith(("float", "bfloat", "int", "uint")):
+            return None
+    elif array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
+        if -(2**31) <= array.min() <= array.max() < 2**31:
+            return None
+        return f"{array.dtype} numbers beyond 32 bits"
+    elif array.dtype.kind in "fiub":
+        return None
+    return f"an array of dtype {array.dtype}"
 
 
 def _num_bytes(array):

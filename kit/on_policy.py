@@ -111,6 +111,15 @@ class OnPolicy(WithParts, Agent):
         outputs = self.actor(self.normalized(obs), training=False)
         return outputs if self.critic is not None else outputs[0]
 
+    def export(self, filepath: Any, *args: Any, **kwargs: Any):
+        """Exports `policy`, from observations as they come, as `keras.Model.export`.
+
+        See there for arguments and formats.
+        """
+        inputs = keras.Input(batch_shape=self.actor.input_shape)
+        network = keras.Model(inputs, self.policy(inputs))
+        return network.export(filepath, *args, **kwargs)
+
     def get_compile_config(self):
         """Returns the arguments of `compile`, for saving; `None` before it."""
         if not self.compiled:

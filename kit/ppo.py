@@ -25,7 +25,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kit import random
 from kit.agent import compiled_with_numbers
-from kit.backend import minimize, scan
+from kit.backend import minimize, release_programs, scan
 from kit.on_policy import RANGES, OnPolicy
 from kit.returns import normalized, weighted_mean
 
@@ -198,7 +198,7 @@ class PPO(OnPolicy):
         """
         super().compile(optimizer=optimizer, **kwargs)
         # Programs hold the optimizer that they were compiled with.
-        self.__dict__.pop("_learn", None)
+        release_programs(self, "_learn")
 
     def fit(
         self,

@@ -21,7 +21,7 @@ import numpy as np
 from keras import ops
 
 from kit.agent import Agent, compiled_with_numbers
-from kit.backend import scan
+from kit.backend import release_programs, scan
 from kit.environments import Environments, play_episodes
 from kit.exploration import linear_epsilon, uniform_rows
 from kit.training import turns
@@ -184,7 +184,7 @@ class QLearning(Agent):
             )
         super().compile(optimizer=optimizer, **kwargs)
         # Programs hold the optimizer that they were compiled with.
-        self.__dict__.pop("_learn", None)
+        release_programs(self, "_learn")
 
     def get_compile_config(self):
         """Returns the arguments of `compile`, for saving; `None` before it."""
@@ -391,6 +391,14 @@ class QLearning(Agent):
         table = ops.convert_to_numpy(self.table)
         action = table[obs - first].argmax(axis=-1) + self.action_start
         return action if obs.ndim else int(action)
+
+    def export(self, *args: Any, **kwargs: Any):
+        """Raises an error: there is no network to export."""
+        raise NotImplementedError(
+            "QLearning: there is no network to export, but a table of states and "
+            "actions. Save it with `np.save(path, agent.get_weights()[0])`, or the "
+            "agent with `agent.save(path)`."
+        )
 
     def evaluate(
         self, env: Any, episodes: int = 20, seed: int | None = None

@@ -1,15 +1,21 @@
 """`kit.Sequential` and `kit.Model` beside Keras' own `fit` and `evaluate`."""
 
+import contextlib
 import csv
+import gc
 import itertools
+import types
 import warnings
+import weakref
 
+import gymnasium
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
 import kit
+import kit.backend
 import kit.models
 
 N, BATCH = 20, 4  # five full batches
@@ -915,6 +921,68 @@ def test_predict_agrees_with_evaluate(data):
     assert named == {"loss": pytest.approx((error**2).mean(), rel=1e-4)}
 
 
+def held(compiled_fn):
+    """Weak references to a compiled function's programs and what these consist of."""
+    refs, found = [], list(compiled_fn._programs.values())
+    while found:
+        part = found.pop()
+        if isinstance(part, (types.ModuleType, kit.backend._Compiled, keras.Model)) or (
+            part is kit.backend._engine
+        ):
+            continue
+        with contextlib.suppress(TypeError):  # such as of a list
+            refs.append(weakref.ref(part))
+        found += [
+            cell.cell_contents for cell in getattr(part, "__closure__", None) or ()
+        ]
+    return refs
+
+
+def assert_released(compiled_fn, compile_again):
+    refs = held(compiled_fn)
+    assert len(refs) > 1 and all(ref() is not None for ref in refs)
+    gc.collect()
+    gc.disable()  # it would come by some time: nothing is to wait for it
+    try:
+        compile_again()
+        assert [ref() for ref in refs if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_compiling_anew_releases_the_programs(data):
+    model = dense()
+    model.compile("adam", "mse")
+    model.fit(*data, BATCH, validation_data=data, verbose=0)
+    programs = model.__dict__["_programs"]
+    assert_released(programs._train, lambda: model.compile("adam", "mse"))
+    model.fit(*data, BATCH, validation_data=data, verbose=0)
+    programs = model.__dict__["_programs"]
+    assert_released(programs._test, lambda: model.compile("adam", "mse"))
+    model.fit(*data, BATCH, verbose=0)
+    model.layers[0].trainable = False
+    old = held(model.__dict__["_programs"]._train)
+    model.fit(*data, BATCH, verbose=0)
+    gc.collect()
+    assert not any(ref() for ref in old)
+
+
+def test_compiling_an_agent_anew_releases_its_programs():
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=2)
+    space = envs.single_action_space
+    networks = [kit.policy_network((4,), space), kit.value_network((4,))]
+    options = {"num_steps": 8}
+    for agent in (
+        kit.DQN(kit.q_network((4,), 2), learning_starts=8),
+        kit.A2C(*networks, **options),
+        kit.PPO(*networks, num_minibatches=2, **options),
+    ):
+        agent.compile("adam")
+        agent.fit(envs, 32, verbose=0)
+        assert_released(agent.__dict__["_learn"], lambda a=agent: a.compile("adam"))
+    assert np.isfinite(agent.fit(envs, 32, verbose=0).history["value_loss"]).all()
+
+
 # --- Saving, copying, deriving ------------------------------------------------
 
 
@@ -990,6 +1058,66 @@ def test_functional_models_leave_the_base_class_alone(data):
     assert isinstance(copy, kit.Model)
     assert copy.count_params() == functional.count_params()
     assert keras.models.clone_model(dense()).count_params() == dense().count_params()
+
+
+def test_copies_are_of_the_same_class(data):
+    class Own(kit.Sequential):
+        def train_batch(self, x, y=None, sample_weight=None):
+            return super().train_batch(x, y, sample_weight)
+
+    for cls in (kit.Sequential, Own):
+        model = cls([keras.Input((3,)), layers.Dense(1)])
+        copy = type(model).from_config(model.get_config())
+        assert type(copy) is cls and copy.count_params() == model.count_params()
+
+    class Named(kit.Model):
+        def train_batch(self, x, y=None, sample_weight=None):
+            return super().train_batch(x, y, sample_weight)
+
+    inputs = keras.Input((3,))
+    for cls in (kit.Model, Named):
+        model = cls(inputs, layers.Dense(1)(inputs))
+        copy = keras.models.clone_model(model)
+        assert type(copy) is type(model)
+        copy.compile("sgd", "mse")
+        assert np.isfinite(copy.fit(*data, verbose=0).history["loss"]).all()
+
+
+def test_agents_export_the_network_that_acts(monkeypatch, tmp_path):
+    exported = []
+    export = keras.Model.export
+
+    def record(self, path, **kwargs):
+        exported.append(self)
+        if keras.backend.backend() == "tensorflow":
+            export(self, path, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "export", record)
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=2)
+    space = envs.single_action_space
+    obs = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    actor, critic = kit.policy_network((4,), space), kit.value_network((4,))
+    ppo = kit.PPO(actor, critic, num_steps=8, normalize_observations=True)
+    ppo.compile("adam")
+    ppo.fit(envs, 16, verbose=0)  # statistics
+    dqn = kit.DQN(kit.q_network((4,), 2))
+    for agent, network in (
+        (ppo, ppo.policy),
+        (kit.A2C(kit.shared_network((4,), space)), None),
+        (dqn, dqn.q_network),
+    ):
+        path = tmp_path / type(agent).__name__
+        agent.export(path, verbose=False)
+        expected = ops.convert_to_numpy((network or agent.policy)(obs))
+        outputs = ops.convert_to_numpy(exported[-1](obs))
+        np.testing.assert_allclose(outputs, expected, 1e-5)
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            outputs = tf.saved_model.load(path).serve(obs)
+            np.testing.assert_allclose(outputs, expected, 1e-4, 1e-5)
+    with pytest.raises(NotImplementedError, match="np.save"):
+        kit.QLearning(num_states=2, num_actions=2).export(tmp_path / "table")
 
 
 def test_compute_loss_and_metrics_of_ones_own(data, monkeypatch):
@@ -1144,22 +1272,245 @@ def test_own_train_batch_is_never_passed_over(data):
     model = OwnBatch()
     model.compile("sgd")
     before = model.get_weights()
-    with pytest.raises(ValueError, match="train_batch is given batches of dense"):
+    with pytest.raises(ValueError, match="own train_batch: x holds .* type Batches"):
         model.fit(Batches(x, y))
     with pytest.raises(ValueError, match="override test_batch as well"):
         model.fit(x, y, validation_data=(x, y))
     with pytest.raises(ValueError, match="override test_batch as well"):
         model.evaluate(x, y)
-    model.compile("sgd", jit_compile=False)
-    with pytest.raises(ValueError, match="train_batch is given batches of dense"):
-        model.fit(x, y)
     tested = OwnTest()
     tested.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="train_batch or test_batch is given batches"):
+    with pytest.raises(ValueError, match="own test_batch: class_weight is given"):
         tested.fit(x, y, class_weight={0: 1.0}, validation_data=(x, y))
     assert int(ops.convert_to_numpy(tested.optimizer.iterations)) == 0
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def assert_refused(model, message, *data, **arguments):
+    """`fit` and `evaluate` of a model of its own steps say why they can't use them."""
+    before = model.get_weights()
+    for called in ("fit", "evaluate"):
+        with pytest.raises(ValueError, match=message) as error:
+            getattr(model, called)(*data, verbose=0, **arguments)
+        assert str(error.value).startswith(f"{type(model).__name__}.{called} can't run")
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"jit_compile": False}, "own test_batch|own train_batch: .*jit_compile=False"),
+        ({"run_eagerly": True}, "own (train|test)_batch: run_eagerly is set"),
+    ],
+)
+def test_refused_for_what_compile_was_given(arguments, message, data):
+    model = OwnBatches()
+    model.compile("sgd", **arguments)
+    assert_refused(model, message, *data)
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (np.zeros((N, 3), "complex64"), "x holds an array of dtype complex64"),
+        (np.full((N, 3), 2**40), "x holds int64 numbers beyond 32 bits"),
+        (None, "x is None"),
+        ([[1.0, 2.0]] * N, "x holds an object of type float"),
+        (np.ones(()), "x holds an array without an axis"),
+    ],
+)
+def test_refused_for_the_data(x, message, data):
+    model = OwnBatches()
+    model.compile("sgd")
+    assert_refused(model, message, x, data[1])
+
+
+def test_refused_for_the_size_of_the_data(data, monkeypatch):
+    model = OwnBatches()
+    model.compile("sgd")
+    monkeypatch.setattr(kit.models, "MAX_BYTES", 100)
+    assert_refused(model, "the data takes 0.0 GiB, more than", *data)
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        ({"steps_per_epoch": 2}, "steps_per_epoch"),
+        ({"validation_data": None, "validation_steps": 2}, "validation_steps"),
+        ({"shuffle": "batch"}, "shuffle='batch'"),
+        ({"class_weight": {0: 1.0}}, "class_weight"),
+    ],
+)
+def test_refused_for_arguments_of_fit(arguments, name, data):
+    model = OwnBatches()
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=f"own train_batch: {name} is given"):
+        model.fit(*data, verbose=0, **arguments)
+    with pytest.raises(ValueError, match="own test_batch: steps is given"):
+        model.evaluate(*data, verbose=0, steps=2)
+    with pytest.raises(ValueError, match="in validation_data, x holds .* Batches"):
+        model.fit(*data, verbose=0, validation_data=Batches(*data))
+
+
+def test_refused_for_limits_and_a_train_step(data):
+    model = OwnBatches()
+    model.compile("sgd")
+    keras.config.set_max_epochs(1)
+    try:
+        assert_refused(model, r"keras.config.set_max_epochs\(None\)", *data)
+    finally:
+        keras.config.set_max_epochs(None)
+
+    class Both(OwnBatches):
+        def train_step(self, *args):
+            return {}
+
+    model = Both()
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="also has a train_step of its own"):
+        model.fit(*data, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda: keras.optimizers.Nadam(), "Nadam.* use Adam"),
+        (
+            lambda: keras.optimizers.SGD(gradient_accumulation_steps=2),
+            ".gradient_accumulation_steps.* larger batch",
+        ),
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
+            "a LossScaleOptimizer.* bfloat16",
+        ),
+    ],
+)
+def test_refused_for_an_optimizer_that_the_backend_cannot_compile(make, reason, data):
+    model = OwnBatches()
+    model.compile(make())
+    if keras.backend.backend() == "torch":
+        assert_refused(model, f"own .*_batch: PyTorch can't compile {reason}", *data)
+        kit.run_eagerly()  # as the message says
+    try:
+        assert np.isfinite(model.fit(*data, verbose=0).history["error"]).all()
+    finally:
+        kit.run_eagerly(False)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="Keras distributes on JAX only"
+)
+def test_refused_for_a_distribution(data):
+    model = OwnBatches()
+    model.compile("sgd")
+    devices = keras.distribution.list_devices()[:1]
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices)
+    )
+    try:
+        assert_refused(model, r"a distribution is set.*set_distribution\(None", *data)
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+# --- One batch by itself ------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["auto", "eager", "keras", "unbuilt", "after fit"])
+def test_one_batch_by_itself_is_one_batch_of_fit(how, data):
+    arguments = {
+        "loss": "mse",
+        "metrics": ["mae"],
+        "run_eagerly": how == "eager",
+        "jit_compile": False if how == "keras" else "auto",
+    }
+
+    def make():
+        kernels = [keras.initializers.GlorotUniform(seed) for seed in (1, 2)]
+        stack = [layers.Dense(4, kernel_initializer=kernels[0])]
+        stack.append(layers.Dense(1, kernel_initializer=kernels[1]))
+        return kit.Sequential(
+            stack if how == "unbuilt" else [keras.Input((3,)), *stack]
+        )
+
+    models = [make(), make()]
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.1), **arguments)
+        if how == "after fit":
+            model.fit(*data, BATCH, shuffle=False, verbose=0)
+    one, fitted = models
+    part = [a[:7] for a in data]
+    weight = np.linspace(0.5, 1.5, 7).astype("float32")
+    for _ in range(2):
+        logs = one.train_batch(*part, weight)
+        expected = fitted.fit(
+            *part, 7, sample_weight=weight, shuffle=False, verbose=0
+        ).history
+        assert set(logs) == set(expected) == {"loss", "mae"}
+        for name, value in logs.items():
+            assert value == pytest.approx(expected[name][0], rel=1e-4)
+    for ours, theirs in zip(one.get_weights(), fitted.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, 1e-5, 1e-6)
+    before = one.get_weights()
+    logs = one.test_batch(*part)
+    assert logs == {
+        name: pytest.approx(value, rel=1e-4)
+        for name, value in fitted.evaluate(
+            *part, verbose=0, return_dict=True
+        ).items()
+    }  # fmt: skip
+    for now, then in zip(one.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_one_batch_before_anything_else(data):
+    model = kit.Sequential([layers.Dense(1)])
+    model.compile("sgd", "mse")
+    assert set(model.test_batch(*data)) == {"loss"}
+    with pytest.raises(ValueError, match="compile"):
+        dense().train_batch(*data)
+    with pytest.raises(ValueError, match="train_batch: x holds an object of type"):
+        model.train_batch(Batches(*data))
+
+
+def test_one_batch_of_a_step_that_asks_for_keras_step(data):
+    class Counting(Derived):
+        def train_batch(self, x, y=None, sample_weight=None):
+            self.count.assign_add(1.0)
+            return super().train_batch(x, y, sample_weight)
+
+    model = Counting(4)
+    model.count = keras.Variable(0.0, trainable=False)
+    build(model).compile(keras.optimizers.SGD(0.1), "mse")
+    first = model.train_batch(*data)["loss"]
+    assert float(ops.convert_to_numpy(model.count.value)) == 1.0
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 1
+    history = model.fit(*data, N, epochs=2, verbose=0).history
+    assert first > history["loss"][0] > history["loss"][1]
+    assert float(ops.convert_to_numpy(model.count.value)) == 3.0
+    kit.run_eagerly()
+    try:
+        again = model.fit(*data, N, verbose=0).history["loss"]
+    finally:
+        kit.run_eagerly(False)
+    assert again < history["loss"][1:]
+
+
+def test_one_batch_in_a_program_of_ones_own(data):
+    model = dense()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+
+    @kit.compiled
+    def two_steps(x, y):
+        return model.train_batch(x, y), model.train_batch(x, y)
+
+    first, second = two_steps(*data)
+    assert float(ops.convert_to_numpy(second["loss"])) < float(
+        ops.convert_to_numpy(first["loss"])
+    )
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 2
 
 
 def test_model_that_is_not_compiled(data):
