@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from kit import random
-from kit.backend import compiled
+from kit.backend import compiled, release_programs
 from kit.training import check_options, is_real
 
 
@@ -79,7 +79,8 @@ class Agent(keras.Model):
         """
         names = self._number_names()
         before = {name: self.__dict__[name] for name in names}
-        self.__dict__.update(zip(names, ops.unstack(values, len(names)), strict=True))
+        values = ops.unstack(ops.convert_to_tensor(values))
+        self.__dict__.update(zip(names, values, strict=True))
         try:
             yield
         finally:
@@ -94,9 +95,12 @@ class Agent(keras.Model):
 
     def forget_programs(self) -> None:
         """Has the programs of `compiled_with_numbers` compiled again when called."""
-        for name in dir(type(self)):
-            if isinstance(getattr(type(self), name), compiled_with_numbers):
-                self.__dict__.pop(name, None)
+        methods = [
+            name
+            for name in dir(type(self))
+            if isinstance(getattr(type(self), name), compiled_with_numbers)
+        ]
+        release_programs(self, *methods)
 
     def env_seed(self, seed: int | None) -> int:
         """Returns the seed of the environment in a training.
@@ -105,7 +109,9 @@ class Agent(keras.Model):
             seed: What `fit` was given; `None` for another one each time, drawn from
                 the agent's generator.
         """
-        return random.split_seed(self.random, 1)[0] if seed is None else seed
+        # Drawn in any case: the agent's later draws don't depend on `seed`.
+        (drawn,) = random.split_seed(self.random, 1)
+        return drawn if seed is None else seed
 
     def save_own_variables(self, store):
         """Saves the agent's own variables, and how far its generator has come."""
@@ -157,6 +163,7 @@ class compiled_with_numbers:  # noqa: N801, a decorator
         def call(*args):
             return program(agent.numbers(), *args)
 
+        call.release = program.release  # type: ignore[attr-defined]
         # Found there by the next look-up. Not by setattr: Keras would track it.
         agent.__dict__[self.name] = call
         return call

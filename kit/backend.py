@@ -504,10 +504,10 @@ class _Compiled:
         return self  # programs belong to variables, which the copy doesn't share
 
     def release(self):
-        """Forgets the programs; returns whether there were any.
+        """Forgets the programs, so that the next call of each signature compiles again.
 
-        They hold this object, and so themselves: only Python's garbage collector
-        would free them, which may take dozens of programs to come.
+        Returns whether there were any. They hold this object, and so themselves: only
+        Python's garbage collector would free them, which may take dozens of programs.
         """
         released = bool(self._programs)
         self._programs.clear()
@@ -589,11 +589,6 @@ class _Compiled:
             finally:
                 _context.compiled = None
 
-    def forget_programs(self):
-        """Has the next call of each signature compile again."""
-        self._programs.clear()
-        self._shortcuts.clear()
-
 
 # Layer -> the compiled functions whose programs call it.
 _users: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -618,7 +613,7 @@ def _forget_programs_of_changed_layers():
     def change(original, layer, *args):
         original(layer, *args)
         for function in list(_users.get(layer, ())):
-            function.forget_programs()
+            function.release()
 
     def has_users():
         return len(_users) > 0

@@ -656,8 +656,8 @@ class _Programs:
         self.own_step = model._has_own("train_batch")
         self.running = False  # while one of the model's steps runs, or is traced
         self.reaches_all = True  # whether each variable has a part in the loss
-        self._train = compiled(self._train_program)
-        self._test = compiled(self._test_program)
+        self._train: Any = compiled(self._train_program)
+        self._test: Any = compiled(self._test_program)
 
     def release(self):
         """Forgets the programs; returns whether there were any."""

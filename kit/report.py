@@ -214,11 +214,11 @@ def read_object(path: Path, form: Mapping[str, Any]) -> tuple[Record, str | None
 def fault_of(value: Any, form: Any, name: str) -> str | None:
     """Returns in words how a value departs from its form; None, if it doesn't."""
     kind = dict if isinstance(form, Mapping) else form
-    accepted = (int, float) if kind is float else kind
+    accepted: Any = (int, float) if kind is float else kind
     # Python takes a Boolean for an integer, JSON doesn't.
     if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
         return f"{name} must be {KINDS[kind]}, received {str(value)[:40]!r}"
-    parts = form.items() if isinstance(form, Mapping) else ()
+    parts: Any = form.items() if isinstance(form, Mapping) else ()
     faults = (
         fault_of(value[key], part, repr(key))
         for key, part in parts
@@ -571,7 +571,7 @@ def summarize_parity(runs: Sequence[Record]) -> list[Record]:
     trainings = {name: None for backend in backends for name in losses[backend]}
     rows = []
     for name in trainings:
-        series = {b: losses[b].get(name) for b in backends}
+        series: dict[str, Any] = {b: losses[b].get(name) for b in backends}
         series = {b: x for b, x in series.items() if isinstance(x, list) and x}
         first: Sequence[Any] = next(iter(series.values()), [])
         rows.append(
