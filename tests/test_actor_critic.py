@@ -216,7 +216,10 @@ def test_recipe_refuses_a_rate_for_no_critic(load_recipe, tmp_path):
 def test_a2c_learns_cartpole(load_recipe, tmp_path):
     returns = [
         load_recipe("actor_critic").main(
-            seed=seed, output_dir=tmp_path / str(seed), verbose=0
+            total_timesteps=200_000,
+            seed=seed,
+            output_dir=tmp_path / str(seed),
+            verbose=0,
         )["metrics"]["eval_return"]
         for seed in range(3)
     ]
