@@ -25,6 +25,7 @@ NUM_ENVS = 8
 # Learning rates don't fall, as the peers' schedules aren't Keras'.
 PPO: dict[str, Any] = {"gamma": 0.98, "gae_lambda": 0.8, "ent_coef": 0.0}
 A2C: dict[str, Any] = {"gamma": 0.99, "gae_lambda": 1.0, "ent_coef": 0.0}
+VF_COEF = 0.5  # of the peers, whose critic's loss is the whole squared error
 
 
 def main(
@@ -70,16 +71,24 @@ def train_kit(
     who: str, algorithm: str, envs: str, total_timesteps: int, seed: int, episodes: int
 ) -> tuple[Marks, Callable]:
     import gymnasium
-    import keras
 
-    import kit
     from kit.agent_recipe import make_envs
 
     if envs == "vector":
         env = make_envs("CartPole-v1", NUM_ENVS)
     else:
         env = gymnasium.make_vec("CartPole-v1", NUM_ENVS, vectorization_mode="sync")
-    actor = kit.policy_network((4,), env.single_action_space)
+    agent = kit_agent(algorithm, env.single_action_space, seed)
+    return clock_kit(agent, env, total_timesteps, seed), agent.act
+
+
+def kit_agent(algorithm: str, action_space: Any, seed: int) -> Any:
+    """Returns the kit's agent, compiled."""
+    import keras
+
+    import kit
+
+    actor = kit.policy_network((4,), action_space)
     critic = kit.value_network((4,))
     seeds = kit.random.split_seed(seed)
     for network, network_seed in zip((actor, critic), seeds, strict=True):
@@ -94,15 +103,19 @@ def train_kit(
             num_minibatches=1,
             num_epochs=20,
             clip_value_loss=False,
+            vf_coef=2 * VF_COEF,  # the kit's loss is half the squared error
             seed=seed,
         )
         agent.compile(keras.optimizers.Adam(1e-3, epsilon=1e-5, global_clipnorm=0.5))
     else:
-        agent = kit.A2C(actor, critic, **A2C, num_steps=5, seed=seed)
-        agent.compile(
-            keras.optimizers.RMSprop(7e-4, rho=0.99, epsilon=1e-5, global_clipnorm=0.5)
+        agent = kit.A2C(
+            actor, critic, **A2C, vf_coef=2 * VF_COEF, num_steps=5, seed=seed
         )
-    return clock_kit(agent, env, total_timesteps, seed), agent.act
+        # PyTorch divides by sqrt(v) + 1e-5, Keras by sqrt(v + epsilon).
+        agent.compile(
+            keras.optimizers.RMSprop(7e-4, rho=0.99, epsilon=1e-10, global_clipnorm=0.5)
+        )
+    return agent
 
 
 def train_peer(
@@ -121,11 +134,20 @@ def train_peer(
             batch_size=256,
             n_epochs=20,
             learning_rate=1e-3,
+            vf_coef=VF_COEF,
             seed=seed,
             device="cpu",
         )
     else:
-        agent = library.A2C("MlpPolicy", env, **A2C, n_steps=5, seed=seed, device="cpu")
+        agent = library.A2C(
+            "MlpPolicy",
+            env,
+            **A2C,
+            n_steps=5,
+            vf_coef=VF_COEF,
+            seed=seed,
+            device="cpu",
+        )
     return clock_peer(agent, total_timesteps)
 
 

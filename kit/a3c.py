@@ -80,7 +80,7 @@ class A3C(A2C):
         num_steps: T, steps that a worker plays before it pushes. Defaults to 20.
         normalize_advantages: As in `kit.A2C`. Defaults to `False`.
         ent_coef: Weight of the entropy. Defaults to 0.01.
-        vf_coef: Weight of the critic's loss. Defaults to 0.5.
+        vf_coef: As in `kit.A2C`. Defaults to 0.5.
         seed: Seed of what each worker draws. Defaults to 0.
 
     Attributes:
@@ -100,7 +100,7 @@ class A3C(A2C):
     env = gymnasium.make("CartPole-v1")
     actor = kit.policy_network((4,), env.action_space)
     agent = kit.A3C(actor, kit.value_network((4,)))
-    agent.compile(keras.optimizers.RMSprop(7e-4, global_clipnorm=0.5))
+    agent.compile(keras.optimizers.RMSprop(2e-3, rho=0.99, global_clipnorm=40.0))
     agent.fit(lambda: gymnasium.make("CartPole-v1"), 100_000, num_workers=2)
     agent.staleness  # Counter({1: 4512, 0: 387, 2: 101})
     ```

@@ -64,8 +64,9 @@ class A2C(OnPolicy):
         normalize_advantages: Whether advantages are brought to mean 0, variance 1 in
             each turn. Defaults to `False`.
         ent_coef: Weight of the entropy. Defaults to 0.
-        vf_coef: Weight of the critic's loss beside the actor's; without effect where
-            the critic has an optimizer of its own. Defaults to 0.5.
+        vf_coef: Weight of the critic's loss, half the squared error. It has no effect
+            if the critic has an optimizer of its own. Stable-Baselines3's loss has no
+            half: double its values and those of RL Baselines3 Zoo. Defaults to 0.5.
         normalize_observations: Whether to bring observations to mean 0 and variance 1,
             by running statistics that are saved with the agent. Defaults to `False`.
         normalize_rewards: Whether to divide rewards by the running standard deviation
@@ -82,8 +83,10 @@ class A2C(OnPolicy):
     env = gymnasium.make_vec("CartPole-v1", num_envs=8)
     actor = kit.policy_network((4,), env.single_action_space)
     agent = kit.A2C(actor, kit.value_network((4,)))
-    agent.compile(keras.optimizers.RMSprop(7e-4, global_clipnorm=0.5))
-    agent.fit(env, total_timesteps=500_000)
+    rate = keras.optimizers.schedules.PolynomialDecay(2e-3, 200_000 // (8 * 5), 0.0)
+    options = {"rho": 0.99, "epsilon": 1e-5, "global_clipnorm": 0.5}
+    agent.compile(keras.optimizers.RMSprop(rate, **options))
+    agent.fit(env, total_timesteps=200_000)
     agent.evaluate(env, episodes=20)
     agent.save("a2c.keras")
     ```
@@ -128,7 +131,10 @@ class A2C(OnPolicy):
         """Sets how to learn.
 
         Args:
-            optimizer: Keras optimizer, or its name. Defaults to RMSprop.
+            optimizer: Keras optimizer, or its name. Keras' RMSprop adds `epsilon` under
+                the square root. PyTorch's, which Stable-Baselines3's A2C uses, adds it
+                to the root: `eps=1e-5` there is about `epsilon=1e-10` here. Defaults to
+                RMSprop.
             critic_optimizer: Another one for the critic, which `optimizer` then
                 leaves alone. Defaults to `None`: one for both.
 

@@ -101,7 +101,9 @@ class PPO(OnPolicy):
         normalize_advantages: Whether advantages are brought to mean 0, variance 1 in
             each minibatch. Defaults to `True`.
         ent_coef: Weight of the entropy. Defaults to 0.01.
-        vf_coef: Weight of the critic's loss. Defaults to 0.5.
+        vf_coef: Weight of the critic's loss, half the squared error, as in CleanRL.
+            Stable-Baselines3's loss has no half: double its values and those of
+            RL Baselines3 Zoo. Defaults to 0.5.
         target_kl: If the approximate KL divergence from the policy that played, as the
             last minibatch of a pass finds it, is above it, the passes that are left
             change nothing but the optimizer's count of steps, by which its learning

@@ -99,7 +99,7 @@ def main(
         gamma: Discount factor.
         gae_lambda: Lambda of the advantages; 1 for n-step returns.
         ent_coef: Weight of the entropy.
-        vf_coef: Weight of the critic's loss.
+        vf_coef: Weight of the critic's loss, half the squared error.
         max_grad_norm: Length that gradients are cut to. A short one lets the critic's
             error, which is most of the length, shrink the actor's steps.
         worker_counts: Numbers of workers to measure the speed of; none to skip it.

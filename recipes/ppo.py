@@ -38,7 +38,9 @@ to 266 on LunarLander (seeds 0 to 2 on each backend), 5,770 to 6,187 on HalfChee
 
 Paper: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. The hyper-parameters
 are after RL Baselines3 Zoo, and the learning rate falls but on LunarLander and
-HalfCheetah; the score is that of the last policy, which takes the likeliest action.
+HalfCheetah. `--vf-coef` is the Zoo's number, but the critic's loss weighs half as much
+as there, because the loss here is half the squared error. The score is that of the last
+policy, which takes the likeliest action.
 """
 
 from pathlib import Path
@@ -102,7 +104,7 @@ def main(
         anneal_clip_coef: Let it fall linearly to 0.
         clip_value_loss: Keep the critic near its last one as well.
         ent_coef: Weight of the entropy.
-        vf_coef: Weight of the critic's loss.
+        vf_coef: Weight of the critic's loss, half the squared error.
         max_grad_norm: Length that gradients are cut to.
         target_kl: End an update early if the policy went farther than this.
         normalize_observations: Bring observations to mean 0, variance 1.

@@ -8,6 +8,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from gymnasium.spaces import Discrete
+from keras import ops
+
+import kit
+from kit.actor_critic import value_loss
+from kit.ppo import clipped_value_loss
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,6 +103,37 @@ def test_on_policy(algorithm, who, steps):
     assert row["contestant"].startswith(who)
     assert row["steps"] == steps  # whole turns
     assert row["steps_per_second"] > 0 and 1 <= row["return"] <= 500
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+def test_the_critics_loss_weighs_as_much_as_the_peers(algorithm):
+    agent = load("on_policy").kit_agent(algorithm, Discrete(2), seed=0)
+    value, returns = (
+        ops.convert_to_tensor(np.array(x, "float32")) for x in ([1, 4], [3, 1])
+    )
+    if algorithm == "ppo":
+        loss = clipped_value_loss(value, value, returns, np.inf)
+    else:
+        loss = value_loss(value, returns)
+    # Stable-Baselines3 adds 0.5 (V - R)^2 to the actor's loss.
+    np.testing.assert_allclose(agent.vf_coef * ops.convert_to_numpy(loss), [2, 4.5])
+
+
+def test_a2c_has_the_peers_optimizer():
+    agent = load("on_policy").kit_agent("a2c", Discrete(2), seed=0)
+    variables, before = agent.trainable_variables, agent.get_weights()
+    # One gradient isn't 0, and small: there it matters where epsilon is added.
+    gradients = [np.zeros(w.shape, "float32") for w in before]
+    gradients[-1][:] = 1e-3
+    step = kit.compiled(
+        lambda *x: kit.backend.apply_gradients(x, variables, agent.optimizer)
+    )
+    w, v = before[-1].item(), 0.0
+    for _ in range(3):
+        step(*gradients)
+        v = 0.99 * v + 0.01 * 1e-3**2
+        w -= 7e-4 * 1e-3 / (np.sqrt(v) + 1e-5)  # torch.optim.RMSprop's
+    np.testing.assert_allclose(agent.get_weights()[-1], [w], rtol=0.1)
 
 
 def test_dqn_reports_a_missing_peer(monkeypatch, capsys):
