@@ -72,7 +72,7 @@ def train_kit(
 ) -> tuple[Marks, Callable]:
     import gymnasium
 
-    from kit.agent_recipe import make_envs
+    from kit.lab.agent_recipe import make_envs
 
     if envs == "vector":
         env = make_envs("CartPole-v1", NUM_ENVS)

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kit.recipe import versions
+from kit.lab.run import versions
 
 Tasks = dict[str, Callable[[], Any]]  # contestant -> runs once, returns its result
 

@@ -10,8 +10,9 @@ agree in the mean loss of their first epoch to 1e-3. They run in turns (see roun
 
 The native code is what a good practitioner writes without Keras; the row `native` is
 its fastest form. For that this file asks which backend runs, as in the kit only
-`kit/backend.py` does. It runs in the process of the kit, so it has the benefit of the
-allocator's setting too (kit/memory.py); `--plain-malloc` leaves the allocator alone.
+`kit/engines/` does. It runs in the process of the kit, so it has the benefit of the
+allocator's setting too (kit/engines/allocator.py); `--plain-malloc` leaves the
+allocator alone.
 """
 
 import os

@@ -20,8 +20,6 @@ from kit import (
     data,
     decoding,
     gan,
-    gan_metrics,
-    ngram,
     pretrained,
     random,
     recurrent,
@@ -61,13 +59,15 @@ from kit.dbn import DBN, RBM
 from kit.dqn import DQN, Dueling, q_network
 from kit.gan import GAN
 from kit.initialization import initialize_weights
+from kit.lab import gan_metrics, ngram
 from kit.mlp import mlp
 from kit.models import CompiledFit, Model, Sequential
-from kit.policies import policy_network, shared_network, value_network
 from kit.ppo import PPO
 from kit.pretrained import load_bert
 from kit.q_learning import QLearning
 from kit.recurrent import gru, lstm, rnn
+from kit.rl import policies
+from kit.rl.policies import policy_network, shared_network, value_network
 from kit.transformer import bert, encoder_decoder, gpt
 
 __version__ = "0.1.0"

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 COMMANDS = {  # name of the command: module and function
-    "list": ("kit.catalog", "show"),
-    "copy": ("kit.travel", "copy"),
-    "compare": ("kit.compare", "compare"),
-    "report": ("kit.report", "report"),
+    "list": ("kit.tools.catalog", "show"),
+    "copy": ("kit.tools.copy_recipe", "copy"),
+    "compare": ("kit.tools.compare", "compare"),
+    "report": ("kit.tools.report", "report"),
 }
 
 

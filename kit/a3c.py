@@ -37,9 +37,9 @@ from keras import ops
 from kit import random
 from kit.actor_critic import A2C, LOGS
 from kit.backend import apply_gradients, compiled, loss_gradients, release_programs
-from kit.environments import Environments
-from kit.on_policy import Rollouts
-from kit.training import check_options, turns
+from kit.rl.environments import Environments
+from kit.rl.on_policy import Rollouts
+from kit.rl.training import check_options, turns
 
 ENGINES = ("threads", "ray")
 CLOSE_SECONDS = 10.0  # for Ray's workers, to close their environments

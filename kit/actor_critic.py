@@ -17,10 +17,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from kit.agent import compiled_with_numbers
 from kit.backend import minimize, release_programs
-from kit.on_policy import OnPolicy
-from kit.returns import normalized, weighted_mean
+from kit.rl.agent import compiled_with_numbers
+from kit.rl.on_policy import OnPolicy
+from kit.rl.returns import normalized, weighted_mean
 
 LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
 

@@ -39,8 +39,8 @@ import numpy as np
 import optree
 from keras import ops
 
-from kit import kernels, torch_calls
-from kit.memory import keep_freed_memory
+from kit.engines import fast_ops, torch_calls
+from kit.engines.allocator import keep_freed_memory
 
 __all__ = [
     "apply_gradients",
@@ -618,9 +618,9 @@ def _forget_programs_of_changed_layers():
     def has_users():
         return len(_users) > 0
 
-    kernels.replace(cls, "__call__", call, lambda: _context.compiled is not None)
-    kernels.replace(cls, "_track_variable", change, has_users)
-    kernels.replace(cls, "_untrack_variable", change, has_users)
+    fast_ops.replace(cls, "__call__", call, lambda: _context.compiled is not None)
+    fast_ops.replace(cls, "_track_variable", change, has_users)
+    fast_ops.replace(cls, "_untrack_variable", change, has_users)
     policy = cls.dtype_policy
     cls.dtype_policy = policy.setter(functools.partial(change, policy.fset))
 
@@ -972,9 +972,9 @@ class _JaxEngine:
         self.own_references = _count_references([variable._value])[0]
         layers = keras.src.backend
         if jax.default_backend() == "cpu":
-            _use_kernel(layers.nn, "max_pool", kernels.jax_max_pool)
-            _use_kernel(layers, "lstm", kernels.xla_lstm, scan=jax.lax.scan)
-            _use_kernel(layers, "gru", kernels.xla_gru, scan=jax.lax.scan)
+            _use_kernel(layers.nn, "max_pool", fast_ops.jax_max_pool)
+            _use_kernel(layers, "lstm", fast_ops.xla_lstm, scan=jax.lax.scan)
+            _use_kernel(layers, "gru", fast_ops.xla_gru, scan=jax.lax.scan)
 
     def trace(self, fn, arrays, inductor):
         jax = self.jax
@@ -1184,16 +1184,16 @@ class _TensorFlowEngine:
         tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
         self.on_cpu = not tf.config.list_physical_devices("GPU")
         if self.on_cpu:
-            _use_kernel(keras.src.backend, "lstm", kernels.xla_lstm, scan=scan)
-            _use_kernel(keras.src.backend, "gru", kernels.xla_gru, scan=scan)
+            _use_kernel(keras.src.backend, "lstm", fast_ops.xla_lstm, scan=scan)
+            _use_kernel(keras.src.backend, "gru", fast_ops.xla_gru, scan=scan)
             for module, name, option in (
                 (tf.random, "stateless_uniform", "alg"),
                 (tf.random, "stateless_normal", "alg"),
                 (tf.random, "stateless_truncated_normal", "alg"),
                 (tf.nn.experimental, "stateless_dropout", "rng_alg"),
             ):
-                kernel = functools.partial(kernels.xla_draw, option=option)
-                kernels.replace(module, name, kernel, lambda: _context.for_xla)
+                kernel = functools.partial(fast_ops.xla_draw, option=option)
+                fast_ops.replace(module, name, kernel, lambda: _context.for_xla)
 
     def trace(self, fn, arrays, inductor):
         tf = self.tf
@@ -1337,7 +1337,7 @@ class _TorchEngine:
         import torch
         import torch.fx.experimental.proxy_tensor as proxy_tensor
 
-        from kit import torch_branches
+        from kit.engines import torch_branches
 
         self.torch = torch
         self.branches = torch_branches
@@ -1356,23 +1356,23 @@ class _TorchEngine:
             f"{self.namespace}::loop", self._fake_loop, lib=self.library
         )
         _make_random_traceable()
-        kernels.replace(
+        fast_ops.replace(
             keras.src.backend.core, "cond", self.cond, lambda: _context.tracing
         )
-        _use_kernel(keras.src.backend.core, "slice_update", kernels.torch_slice_update)
+        _use_kernel(keras.src.backend.core, "slice_update", fast_ops.torch_slice_update)
         _use_kernel(
             keras.src.optimizers.base_optimizer,
             "clip_by_global_norm",
-            kernels.torch_clip_by_global_norm,
+            fast_ops.torch_clip_by_global_norm,
         )
         self.device = keras.src.backend.torch.core.get_device
         if self.device() == "cpu":
             layers = keras.src.backend
             _use_kernel(
-                layers.nn, "_transpose_spatial_inputs", kernels.torch_transpose_inputs
+                layers.nn, "_transpose_spatial_inputs", fast_ops.torch_transpose_inputs
             )
-            _use_kernel(layers, "lstm", kernels.torch_lstm)
-            _use_kernel(layers, "gru", kernels.torch_gru)
+            _use_kernel(layers, "lstm", fast_ops.torch_lstm)
+            _use_kernel(layers, "gru", fast_ops.torch_gru)
 
         tensor = torch.Tensor
         values = (tensor.numpy, tensor.__array__, tensor.tolist, tensor.item)
@@ -1611,7 +1611,7 @@ class _TorchGraph:
         for node in self.module.graph.find_nodes(
             op="call_function", target=self.torch.ops.aten.mkldnn_rnn_layer.default
         ):
-            node.target = kernels.torch_lstm_forward
+            node.target = fast_ops.torch_lstm_forward
         self._simplify()
         self._own_outputs()
         self.module.graph.eliminate_dead_code()
@@ -2030,7 +2030,7 @@ def _use_kernel(module, name, kernel, **options):
 
     Not where gradients of gradients are taken, which fused operators don't have.
     """
-    kernels.replace(
+    fast_ops.replace(
         module,
         name,
         functools.partial(kernel, **options),

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from kit.environments import share_environment
+from kit.rl.environments import share_environment
 
 
 class Evaluation(keras.callbacks.Callback):

@@ -19,14 +19,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit.agent import Agent, compiled_with_numbers
 from kit.backend import compiled, minimize, release_programs, scan
-from kit.environments import Environments, play_episodes
-from kit.exploration import linear_epsilon, uniform_rows
 from kit.models import WithParts
-from kit.policies import hidden_layers
-from kit.replay import ReplayBuffer
-from kit.training import turns
+from kit.rl.agent import Agent, compiled_with_numbers
+from kit.rl.environments import Environments, play_episodes
+from kit.rl.exploration import linear_epsilon, uniform_rows
+from kit.rl.policies import hidden_layers
+from kit.rl.replay import ReplayBuffer
+from kit.rl.training import turns
 
 # What the numbers that an agent is made of may be.
 RANGES: dict[str, Any] = {

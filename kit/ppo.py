@@ -24,10 +24,10 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kit import random
-from kit.agent import compiled_with_numbers
 from kit.backend import minimize, release_programs, scan
-from kit.on_policy import RANGES, OnPolicy
-from kit.returns import normalized, weighted_mean
+from kit.rl.agent import compiled_with_numbers
+from kit.rl.on_policy import RANGES, OnPolicy
+from kit.rl.returns import normalized, weighted_mean
 
 LOGS = (
     "policy_loss",

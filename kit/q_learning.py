@@ -20,11 +20,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit.agent import Agent, compiled_with_numbers
 from kit.backend import release_programs, scan
-from kit.environments import Environments, play_episodes
-from kit.exploration import linear_epsilon, uniform_rows
-from kit.training import turns
+from kit.rl.agent import Agent, compiled_with_numbers
+from kit.rl.environments import Environments, play_episodes
+from kit.rl.exploration import linear_epsilon, uniform_rows
+from kit.rl.training import turns
 
 # What the numbers that an agent is made of may be.
 ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")

@@ -28,7 +28,7 @@ from keras import ops
 
 from kit import decoding
 from kit.backend import compiled
-from kit.data import Characters
+from kit.data.corpus import Characters
 from kit.models import Model
 
 Tensor = Any

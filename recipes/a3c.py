@@ -34,8 +34,8 @@ import gymnasium
 import keras
 
 import kit
-from kit.agent_recipe import finish_agent, flat_observations, make_envs
-from kit.recipe import Run
+from kit.lab.agent_recipe import finish_agent, flat_observations, make_envs
+from kit.lab.run import Run
 
 
 class Speedometer(keras.callbacks.Callback):

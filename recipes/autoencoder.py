@@ -42,8 +42,8 @@ from kit.autoencoder import (
     decoder,
     encoder,
 )
-from kit.data import Split, images
-from kit.recipe import Run
+from kit.data.vision import Split, images
+from kit.lab.run import Run
 
 Variant = Literal["plain", "denoising", "variational"]
 IMAGE_SHAPE = (28, 28)

@@ -62,9 +62,10 @@ from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 
 import kit
-from kit import pretrained, texts
-from kit.recipe import Run
-from kit.texts import Texts
+from kit import pretrained
+from kit.data.texts import Texts
+from kit.data.vision import texts
+from kit.lab.run import Run
 
 SENTENCES = (
     "The weather is lovely today.",

@@ -52,8 +52,8 @@ from scipy.ndimage import affine_transform
 import kit
 from kit.capsnet import CapsNet, capsnet
 from kit.cnn import RandomAffine
-from kit.data import Split, images
-from kit.recipe import Run
+from kit.data.vision import Split, images
+from kit.lab.run import Run
 
 # What training shows: up to 0.03 turns, and 7 % of 28 pixels up, down and sideways.
 TRAIN_DEGREES, TRAIN_PIXELS = 0.03 * 360, 0.07 * 28

@@ -30,8 +30,8 @@ from sklearn.svm import SVC
 
 import kit
 from kit.cnn import RandomAffine
-from kit.data import Split, images
-from kit.recipe import Run
+from kit.data.vision import Split, images
+from kit.lab.run import Run
 
 DIGITS = "0 1 2 3 4 5 6 7 8 9"
 NAMES = {

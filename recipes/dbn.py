@@ -52,9 +52,9 @@ from sklearn.neural_network import BernoulliRBM
 from threadpoolctl import threadpool_limits
 
 import kit
-from kit.data import images
+from kit.data.vision import images
 from kit.dbn import DBN, RBM
-from kit.recipe import Run
+from kit.lab.run import Run
 
 NAMES = {
     "dbn": "deep belief network, fine-tuned",

@@ -30,8 +30,8 @@ import gymnasium
 import keras
 
 import kit
-from kit.agent_recipe import finish_agent, flat_observations
-from kit.recipe import Run
+from kit.lab.agent_recipe import finish_agent, flat_observations
+from kit.lab.run import Run
 
 
 def main(

@@ -1,7 +1,7 @@
 r"""Draws handwritten digits that nobody wrote, by a generative adversarial network.
 
 What there is to learn here: two networks that train each other (`kit/gan.py`), and how
-to find out whether samples are any good, when no loss tells (`kit/gan_metrics.py`).
+to find out whether samples are any good, when no loss tells (`kit/lab/gan_metrics.py`).
 
     KERAS_BACKEND=jax python recipes/gan.py
     KERAS_BACKEND=jax python recipes/gan.py --architecture dense --epochs 100
@@ -42,7 +42,7 @@ from sklearn.metrics import accuracy_score
 
 import kit
 from kit.autoencoder import VariationalAutoencoder, decoder, encoder
-from kit.data import Split, images
+from kit.data.vision import Split, images
 from kit.gan import (
     GAN,
     conv_discriminator,
@@ -50,8 +50,8 @@ from kit.gan import (
     discriminator,
     generator,
 )
-from kit.gan_metrics import classes_covered, frechet_distance, nearest_neighbours
-from kit.recipe import Run
+from kit.lab.gan_metrics import classes_covered, frechet_distance, nearest_neighbours
+from kit.lab.run import Run
 
 
 def load_data(dataset: str) -> Split:

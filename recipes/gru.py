@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kit
-from kit.recipe import Run
+from kit.lab.run import Run
 
 # Marks what isn't there; not 0, which is what digital silence would be. It's the mask
 # that sees it: masked frames never reach the normalization.

@@ -2,8 +2,8 @@ r"""Teaches an LSTM to write: a language model of English, character by characte
 
 What there is to learn here: how text becomes integers and windows, how a recurrent
 network (`kit/recurrent.py`) is trained to guess the next character, why a language
-model is measured in bits per character and against n-grams (`kit/ngram.py`), and how
-text is drawn from it: one compiled loop that carries the state, so that a character
+model is measured in bits per character and against n-grams (`kit/lab/ngram.py`), and
+how text is drawn from it: one compiled loop that carries the state, so that a character
 costs one step however long the text before it.
 
     KERAS_BACKEND=jax python recipes/lstm.py
@@ -36,10 +36,11 @@ from pathlib import Path
 import numpy as np
 
 import kit
-from kit import language_model, recurrent
-from kit.data import Characters, load_text
-from kit.ngram import best_ngram
-from kit.recipe import Run
+from kit import recurrent
+from kit.data.corpus import Characters, load_text
+from kit.lab import language_model
+from kit.lab.ngram import best_ngram
+from kit.lab.run import Run
 
 
 def main(

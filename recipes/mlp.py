@@ -59,7 +59,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import kit
-from kit.recipe import Run
+from kit.lab.run import Run
 
 
 class Table(NamedTuple):

@@ -49,8 +49,8 @@ from typing import Literal
 import keras
 
 import kit
-from kit.agent_recipe import finish_agent, make_envs
-from kit.recipe import Run
+from kit.lab.agent_recipe import finish_agent, make_envs
+from kit.lab.run import Run
 
 
 def main(

@@ -35,8 +35,8 @@ import keras
 import numpy as np
 
 import kit
-from kit.environments import play_episodes, random_policy
-from kit.recipe import Run
+from kit.lab.run import Run
+from kit.rl.environments import play_episodes, random_policy
 
 # How many steps each takes, and the most that there is to earn: with it as the value
 # of what wasn't tried, the agent tries everything.

@@ -31,7 +31,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kit
-from kit.recipe import Run
+from kit.lab.run import Run
 
 DAY, WEEK = 24, 168  # hours
 

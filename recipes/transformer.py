@@ -1,9 +1,9 @@
 r"""Teaches a small GPT to write: a Transformer in the place of the LSTM of lstm.py.
 
 What there is to learn here: what attention gains over recurrence on the same text
-(`kit/transformer.py`), how a language model is measured (`kit/language_model.py`), and
-why text is written with a cache: without it, each new character costs the whole text
-before it again.
+(`kit/transformer.py`), how a language model is measured
+(`kit/lab/language_model.py`), and why text is written with a cache: without it, each
+new character costs the whole text before it again.
 
     KERAS_BACKEND=jax python recipes/transformer.py
     KERAS_BACKEND=torch python recipes/transformer.py --positions learned --no-lstm
@@ -34,10 +34,11 @@ import keras
 import numpy as np
 
 import kit
-from kit import language_model, transformer
-from kit.data import Characters, load_text
-from kit.ngram import best_ngram
-from kit.recipe import Run
+from kit import transformer
+from kit.data.corpus import Characters, load_text
+from kit.lab import language_model
+from kit.lab.ngram import best_ngram
+from kit.lab.run import Run
 
 
 def main(

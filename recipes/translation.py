@@ -58,8 +58,8 @@ import numpy as np
 
 import kit
 from kit import seq2seq, transformer
-from kit.data import Characters
-from kit.recipe import Run
+from kit.data.corpus import Characters
+from kit.lab.run import Run
 
 Pairs = list[tuple[str, str]]
 

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import kit
-from kit import pretrained, texts
+from kit import pretrained
+from kit.data.vision import texts
 
 TINY = {"few": 2, "max_length": 16, "max_texts": 100, "batch_size": 8, "verbose": 0}
 QUERIES = ("root of a function", "zebra")

@@ -462,7 +462,7 @@ def few_digits(monkeypatch):
     few = kit.data.Split(
         data.x_train[:200], data.y_train[:200], data.x_test[:40], data.y_test[:40]
     )
-    monkeypatch.setattr(kit.data, "images", lambda name="mnist_5k": few)
+    monkeypatch.setattr(kit.data.vision, "images", lambda name="mnist_5k": few)
     return few
 
 

@@ -1,5 +1,6 @@
 """What `python -m kit list` tells, and the command line around it."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kit
-from kit import __main__, catalog
+from kit import __main__
+from kit.tools import catalog
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,13 +32,12 @@ def test_public_names_are_where_they_are_said_to_be():
     exports = catalog.exports()
     assert exports["DQN"] == "dqn.DQN" and exports["random"] == "random"
     assert exports["mlp"] == "mlp.mlp"  # a function, not the module
+    assert exports["policy_network"] == "rl.policies.policy_network"
+    assert exports["policies"] == "rl.policies" and exports["data"] == "data"
     for name, path in exports.items():
-        module, _, found = path.partition(".")
-        assert (catalog.PACKAGE / f"{module}.py").exists()
-        if found:
-            __import__(f"kit.{module}")
-            module_found = sys.modules[f"kit.{module}"]
-            assert getattr(module_found, name) is getattr(kit, name)
+        module = catalog.module_of(path)
+        found = importlib.import_module(f"kit.{module}")
+        assert getattr(kit, name) is (found if module == path else getattr(found, name))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_public_names_are_where_they_are_said_to_be():
     [
         ("dqn", ["dqn"]),
         ("rnn", ["recurrent"]),
-        ("gan", ["gan", "gan_metrics"]),
+        ("gan", ["gan", "lab.gan_metrics"]),
         ("bert", ["transformer", "pretrained"]),
     ],
 )

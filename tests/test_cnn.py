@@ -328,7 +328,7 @@ def test_recipe_names_the_offline_choice(load_recipe, tmp_path, monkeypatch):
 
 def test_mistakes_can_be_none(load_recipe, tmp_path):
     recipe = load_recipe("cnn")
-    run = kit.recipe.Run("cnn", output_dir=tmp_path)
+    run = kit.lab.run.Run("cnn", output_dir=tmp_path)
     x, y = np.zeros((3, 4, 4, 1)), np.arange(3)
     recipe.draw_mistakes(run, x, y, np.eye(3), list("abc"))
     recipe.draw_confusion_matrix(run, y, y, list("abc"))

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import pytest
 
-from kit import catalog, parity
-from kit.compare import BACKENDS, QUICK, compare, main_signature
-from kit.report import report
+from kit.tools import catalog, parity
+from kit.tools.compare import BACKENDS, QUICK, compare, main_signature
+from kit.tools.report import report
 
 BACKEND = keras.backend.backend()
 OTHER = next(name for name in BACKENDS if name != BACKEND)
@@ -69,7 +69,7 @@ def record(folder, name):
 
 REAL = """
 from pathlib import Path
-from kit.recipe import Run
+from kit.lab.run import Run
 
 def main(*, steps: int = 3, seed: int = 0, output_dir: Path | None = None):
     run = Run("real", seed=seed, output_dir=output_dir, config=locals())

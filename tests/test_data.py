@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from kit.data import DATASETS, images
+from kit.data.vision import DATASETS, images
 
 
 def test_digits_are_split_evenly():

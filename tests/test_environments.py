@@ -6,7 +6,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from kit.environments import Environments, play_episodes, random_policy
+from kit.rl.environments import Environments, play_episodes, random_policy
 
 MODES = [None, *AutoresetMode]
 MODE_IDS = ["env", *(mode.name.lower() for mode in AutoresetMode)]

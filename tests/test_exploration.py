@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 
 from kit import random
-from kit.exploration import linear_epsilon, uniform_rows
+from kit.rl.exploration import linear_epsilon, uniform_rows
 
 
 def test_epsilon_by_hand():

@@ -16,7 +16,7 @@ from kit.gan import (
     discriminator,
     generator,
 )
-from kit.gan_metrics import classes_covered, frechet_distance, nearest_neighbours
+from kit.lab.gan_metrics import classes_covered, frechet_distance, nearest_neighbours
 
 X = np.random.default_rng(0).uniform(-1, 1, size=(32, 6)).astype("float32")
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import kit
-from kit import data, language_model
-from kit.data import Characters, english_text
-from kit.ngram import NGram, best_ngram
+from kit import data
+from kit.data.corpus import Characters, english_text
+from kit.lab import language_model
+from kit.lab.ngram import NGram, best_ngram
 
 TINY = {
     "units": (8,),

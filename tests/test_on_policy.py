@@ -10,9 +10,9 @@ from keras import ops
 from worlds import Identity
 
 import kit
-from kit import parity
-from kit.environments import Environments
-from kit.on_policy import Rollouts
+from kit.rl.environments import Environments
+from kit.rl.on_policy import Rollouts
+from kit.tools import parity
 
 AGENTS = {"a2c": kit.A2C, "ppo": kit.PPO}
 

@@ -9,7 +9,7 @@ from keras import ops
 from scipy import special, stats
 
 import kit
-from kit.policies import Categorical, Gaussian, MultiCategorical, distribution
+from kit.rl.policies import Categorical, Gaussian, MultiCategorical, distribution
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 5)).astype("float32")

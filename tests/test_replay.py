@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kit.replay import ReplayBuffer
+from kit.rl.replay import ReplayBuffer
 
 
 class NaiveBuffer:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kit import report as module
-from kit.report import (
+from kit.tools import report as module
+from kit.tools.report import (
     against_best,
     estimate,
     figure,
@@ -22,14 +22,14 @@ from kit.report import (
     verdict,
     welch,
 )
-from kit.scores import references, score_of
+from kit.tools.scores import references, score_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def make_run(folder, recipe, backend, seed, value, quick=False, **more):
-    """Writes the folder of a run, as kit.recipe.Run and kit.compare leave it."""
+    """Writes the folder of a run, as kit.lab.run.Run and kit.tools.compare leave it."""
     path = folder / "runs" / f"{recipe}-{backend}-{seed}"
     path.mkdir(parents=True)
     metric = {"dqn": "eval_return", "rnn": "test_mae"}.get(recipe, "my_figure")
@@ -246,8 +246,8 @@ def test_main_scores():
 
 
 def test_every_recipe_has_its_score_and_quick_budget():
-    from kit.compare import QUICK
-    from kit.scores import SCORES
+    from kit.tools.compare import QUICK
+    from kit.tools.scores import SCORES
 
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")}
     assert set(SCORES) == recipes

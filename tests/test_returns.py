@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 import kit
-from kit.normalization import RunningNormalization
-from kit.returns import (
+from kit.rl.normalization import RunningNormalization
+from kit.rl.returns import (
     discounted_returns,
     explained_variance,
     generalized_advantages,

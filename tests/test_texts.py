@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kit import texts
+from kit.data.vision import texts
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 import kit
-from kit import torch_calls
+from kit.engines import torch_calls
 
 if keras.backend.backend() != "torch":
     pytest.skip("PyTorch's graphs only", allow_module_level=True)

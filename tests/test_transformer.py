@@ -9,8 +9,9 @@ import pytest
 from keras import layers, ops
 
 import kit
-from kit import language_model, transformer
-from kit.data import Characters
+from kit import transformer
+from kit.data.corpus import Characters
+from kit.lab import language_model
 from kit.transformer import Attention, DecoderBlock, EncoderBlock, PositionEmbedding
 
 V = 11  # vocabulary

@@ -11,7 +11,7 @@ from keras import ops
 
 import kit
 from kit import seq2seq, transformer
-from kit.data import Characters
+from kit.data.corpus import Characters
 
 TINY = {
     "num_pairs": 90,

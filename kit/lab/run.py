@@ -322,10 +322,10 @@ def versions() -> dict[str, Any]:
     """Returns what a figure depends on besides the code: versions and machine."""
     found: dict[str, Any] = {"python": platform.python_version()}
     packages = ("keras", keras.backend.backend(), "numpy", "gymnasium")
-    # This package's own: it may be a copy (`python -m kit copy`).
-    found["keras-algorithm-kit"] = getattr(
-        sys.modules[__package__], "__version__", None
-    )
+    # The version of the package around this one, which may be a copy of parts of the
+    # kit (`python -m kit copy`).
+    package = sys.modules[str(__package__).rpartition(".")[0]]
+    found["keras-algorithm-kit"] = getattr(package, "__version__", None)
     for name in packages:
         try:
             found[name] = importlib.metadata.version(name)

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kit.travel import edited
+from kit.tools.editing import edit_nodes
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -155,7 +155,7 @@ def unroll(source: str) -> tuple[str, Any]:
         if isinstance(x, ast.Call) and ast.unparse(x) == "locals()"
     ]
     edits.append((returns[0], lambda x: x.replace("return", "record =", 1)))
-    source = edited(source, edits)
+    source = edit_nodes(source, edits)
     return source, main_of(source)
 
 

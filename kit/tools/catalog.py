@@ -11,7 +11,7 @@ import functools
 import re
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # A wheel has the recipes in the package, a checkout has them, and more, beside it.
 IS_CHECKOUT = not (PACKAGE / "recipes").exists()
 
@@ -22,19 +22,46 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
+def file_of(module: str) -> Path:
+    """Returns the file of a module of the kit: `rl/policies.py` for `"rl.policies"`.
+
+    A package's file is its `__init__.py`; the kit's own is that of the empty name.
+    """
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def is_module(name: str) -> bool:
+    """Returns whether the kit has a module or package of this dotted name."""
+    return file_of(name).is_file()
+
+
+def is_package(name: str) -> bool:
+    """Returns whether the kit has a package of this dotted name."""
+    return is_module(name) and file_of(name).name == "__init__.py"
+
+
 @functools.cache
-def exports() -> dict[str, str]:
-    """Returns the kit's public names, and where in the kit each one is.
+def exports(package: str = "") -> dict[str, str]:
+    """Returns the public names of a package, and where in the kit each one is.
 
     `"dqn.DQN"` for `kit.DQN`; `"random"` for `kit.random`, which is a module.
+
+    Args:
+        package: Dotted name of a package within the kit. Defaults to the kit itself.
     """
     found = {}
-    for node in ast.parse((PACKAGE / "__init__.py").read_text("utf-8")).body:
+    for node in ast.parse(file_of(package).read_text("utf-8")).body:
         if isinstance(node, ast.ImportFrom):
             module = str(node.module).removeprefix("kit").removeprefix(".")
             for alias in node.names:
                 found[alias.name] = f"{module}.{alias.name}".removeprefix(".")
     return found
+
+
+def module_of(path: str) -> str:
+    """Returns the module in which an export is: `"dqn"` for `"dqn.DQN"`."""
+    return path if is_module(path) else path.rpartition(".")[0]
 
 
 def summary(path: Path) -> str:
@@ -48,9 +75,10 @@ def algorithms(recipe: str) -> list[str]:
     They are the module or the public name that the recipe is named after, and the
     files that its docstring speaks of.
     """
-    named = [recipe, exports().get(recipe, "").partition(".")[0]]
-    named += re.findall(r"`kit/(\w+)\.py`", _docstring(recipes()[recipe]))
-    there = [name for name in named if (PACKAGE / f"{name}.py").exists()]
+    named = [recipe, module_of(exports().get(recipe, ""))]
+    mentioned = re.findall(r"`kit/([\w/]+)\.py`", _docstring(recipes()[recipe]))
+    named += [path.replace("/", ".") for path in mentioned]
+    there = [name for name in named if name and is_module(name)]
     return list(dict.fromkeys(there))
 
 
@@ -67,7 +95,8 @@ def show() -> None:
     table.add_column("file", no_wrap=True, style="bold")
     table.add_column("what it is")
     for module in sorted({module for found in modules.values() for module in found}):
-        table.add_row(f"kit/{module}.py", summary(PACKAGE / f"{module}.py"))
+        path = file_of(module)
+        table.add_row(f"kit/{path.relative_to(PACKAGE).as_posix()}", summary(path))
     console.print(table)
 
     table = Table(title="Recipes", title_justify="left", box=box.SIMPLE)
@@ -75,7 +104,8 @@ def show() -> None:
     table.add_column("what it does")
     table.add_column("algorithm, in kit/", style="dim")
     for name, path in recipes().items():
-        table.add_row(name, summary(path), ", ".join(f"{x}.py" for x in modules[name]))
+        files = [f"{module.replace('.', '/')}.py" for module in modules[name]]
+        table.add_row(name, summary(path), ", ".join(files))
     console.print(table)
     console.print(
         "Take one with you: python -m kit copy RECIPE FOLDER", highlight=False

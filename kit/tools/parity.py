@@ -1,6 +1,6 @@
 """Fifty steps of several trainings from weights and data that are everywhere the same.
 
-    KERAS_BACKEND=jax python -m kit.parity --output-dir reports/runs/parity-jax-0
+    KERAS_BACKEND=jax python -m kit.tools.parity --output-dir reports/runs/parity-jax-0
 
 `kit.initialize_weights` draws the same weights on every backend, `kit.random` the same
 numbers, and the data come from NumPy: the losses differ by rounding only, which grows
@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 import kit
-from kit.recipe import versions
+from kit.lab.run import versions
 
 # B batch, T time, N environments, G gradient steps
 BATCH_SIZE = 32

@@ -26,7 +26,7 @@ class RunningNormalization(keras.layers.Layer):
     Example:
 
     ```python
-    layer = kit.normalization.RunningNormalization()
+    layer = kit.rl.normalization.RunningNormalization()
     layer.build((None, 3))
     layer.update(np.random.default_rng(0).normal(5, 2, (1000, 3)).astype("float32"))
     layer(np.full((1, 3), 5.0))  # about 0

@@ -18,7 +18,7 @@ from keras import ops
 
 from kit import random
 from kit.backend import compiled, release_programs
-from kit.training import check_options, is_real
+from kit.rl.training import check_options, is_real
 
 
 class Agent(keras.Model):
@@ -29,7 +29,7 @@ class Agent(keras.Model):
         **kwargs: See `keras.Model`.
 
     Attributes:
-        ranges: Valid values of the options by name, see `kit.training.check_options`.
+        ranges: Valid values of the options by name, see `kit.rl.training.check_options`.
         fixed: Names of options that can't be changed, as variables depend on them.
         random: Generator of what the agent draws. Its state is saved with the agent.
     """

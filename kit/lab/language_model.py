@@ -16,7 +16,7 @@ from keras import ops
 
 from kit import decoding, recurrent
 from kit.backend import compiled, scan
-from kit.recipe import Run
+from kit.lab.run import Run
 
 
 def windows(

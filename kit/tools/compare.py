@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from kit import catalog
+from kit.tools import catalog
 
 Backend = Literal["tensorflow", "jax", "torch"]
 BACKENDS: tuple[Backend, ...] = ("tensorflow", "jax", "torch")
@@ -64,7 +64,7 @@ QUICK = {
     "a3c": "--total-timesteps 10000 --worker-counts",
 }
 
-PARITY = "parity"  # The name under which kit/parity.py runs, beside the recipes.
+PARITY = "parity"  # The name under which kit/tools/parity.py runs, beside the recipes.
 PARITY_FILE = Path(__file__).with_name("parity.py")
 LAST_LINES = 20  # of the output of a run that failed, for the report
 
@@ -115,7 +115,7 @@ def compare(
     Args:
         recipes: Names of recipes, or paths of files that end in `.py`; all if none is
             given. A recipe takes `--seed` and `--output-dir`, and writes
-            `metrics.json` by `kit.recipe.Run`.
+            `metrics.json` by `kit.lab.run.Run`.
         backends: Backends to run. One that isn't installed is reported as such.
         seeds: Number of seeds, 0 to `seeds` - 1.
         quick: Small budgets, for a look; the report says so.
@@ -360,8 +360,8 @@ def run_one(
 
 def command_line(job: Job, file: Path, folder: Path) -> list[str]:
     """Returns the command that makes a run."""
-    # As a script, kit/parity.py would take kit/random.py for Python's own.
-    script = ["-m", "kit.parity"] if job.recipe == PARITY else [str(file)]
+    # As a script, kit/tools/parity.py would take kit/random.py for Python's own.
+    script = ["-m", "kit.tools.parity"] if job.recipe == PARITY else [str(file)]
     command = [sys.executable, *script, "--seed", str(job.seed)]
     command += ["--output-dir", str(folder)]
     if "verbose: int" in job.signature:
@@ -373,7 +373,7 @@ def command_line(job: Job, file: Path, folder: Path) -> list[str]:
 def environment(backend: str) -> dict[str, str]:
     """Returns the variables of a run: ours, and its backend."""
     # The recipe imports the kit that we are, installed or not.
-    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    path = [str(catalog.PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     defaults = {"TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "Agg", "COLUMNS": "100"}
     return {
         **defaults,

@@ -111,7 +111,7 @@ def turns(
 
     Args:
         agent: Compiled agent, a `keras.Model`.
-        envs: `kit.environments.Environments`.
+        envs: `kit.rl.environments.Environments`.
         total_timesteps: Environment steps, all environments together. The last
             turn may be shorter, and ends within N steps of this.
         num_steps: Steps of each environment in a turn.

@@ -14,14 +14,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit.agent import Agent
 from kit.backend import compiled
-from kit.environments import Environments, play_episodes
 from kit.models import WithParts
-from kit.normalization import RunningNormalization
-from kit.policies import Distribution
-from kit.returns import discounted_returns, explained_variance, generalized_advantages
-from kit.training import turns
+from kit.rl.agent import Agent
+from kit.rl.environments import Environments, play_episodes
+from kit.rl.normalization import RunningNormalization
+from kit.rl.policies import Distribution
+from kit.rl.returns import (
+    discounted_returns,
+    explained_variance,
+    generalized_advantages,
+)
+from kit.rl.training import turns
 
 Tensor = Any
 Rollout = dict[str, np.ndarray]
@@ -255,7 +259,7 @@ class OnPolicy(WithParts, Agent):
             log_names: Names of what `_learn` logs.
             num_minibatches: Parts that it divides a rollout into.
             seed: Seed of the environment; `None` for one that the agent draws.
-            **reporting: See `kit.training.turns`.
+            **reporting: See `kit.rl.training.turns`.
 
         Returns:
             The `History` of the epochs' logs.

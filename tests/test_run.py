@@ -9,8 +9,14 @@ import keras
 import numpy as np
 import pytest
 
-from kit import recipe
-from kit.recipe import Run, plot_learning_curve
+from kit.lab.run import (
+    Run,
+    _moving_mean,
+    _replacing,
+    _spread,
+    beside,
+    plot_learning_curve,
+)
 
 FIGURES = {
     "metrics": {"eval_return": 500.0},
@@ -149,7 +155,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("old")
     with path.open() as reader:
-        with recipe._replacing(path) as file:
+        with _replacing(path) as file:
             file.write_text("new")
         assert reader.read() == "old"
     assert path.read_text() == "new"
@@ -158,7 +164,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 def test_a_file_that_fails_midway_leaves_the_old_one(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), recipe._replacing(path) as file:
+    with pytest.raises(RuntimeError), _replacing(path) as file:
         file.write_text("half of the n")
         raise RuntimeError
     assert path.read_text() == "old"
@@ -230,7 +236,7 @@ def test_a_baseline_belongs_to_the_metric_that_shares_most_last_words():
         "logistic_regression_test_accuracy",
         "optimum",
     ]
-    pairs = recipe.beside(dict.fromkeys(metrics), dict.fromkeys(baselines))
+    pairs = beside(dict.fromkeys(metrics), dict.fromkeys(baselines))
     assert pairs == [
         ("test_accuracy", ["cnn_test_accuracy", "logistic_regression_test_accuracy"]),
         ("transformed_accuracy", ["cnn_transformed_accuracy"]),
@@ -289,9 +295,9 @@ def test_learning_curve_skips_what_is_not_a_number(tmp_path):
 
 
 def test_moving_mean_is_centred_and_shorter_at_the_edges():
-    mean = recipe._moving_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3)
+    mean = _moving_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3)
     np.testing.assert_allclose(mean, [1.5, 3.0, 3.0, 3.0])
-    np.testing.assert_allclose(recipe._moving_mean(np.array([2.0]), 9), [2.0])
+    np.testing.assert_allclose(_moving_mean(np.array([2.0]), 9), [2.0])
 
 
 @pytest.mark.parametrize(
@@ -303,14 +309,14 @@ def test_moving_mean_is_centred_and_shorter_at_the_edges():
     ],
 )
 def test_labels_keep_clear_of_each_other(heights, expected):
-    np.testing.assert_allclose(recipe._spread(heights), expected)
+    np.testing.assert_allclose(_spread(heights), expected)
 
 
 def test_importing_it_loads_nothing_that_keras_does_not():
     code = """
 import keras, numpy, sys
 before = set(sys.modules)
-import kit.recipe
+import kit.lab.run
 names = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(names & {"gymnasium", "matplotlib", "moviepy", "pandas", "rich", "tyro"})
 """
@@ -341,7 +347,7 @@ class FakeTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 sys.meta_path.insert(0, FakeTensorFlow())
 import keras, numpy
 import kit
-from kit.recipe import Run
+from kit.lab.run import Run
 
 run = Run("mlp", output_dir=sys.argv[1])
 model = kit.mlp((4,), 2, (8,))

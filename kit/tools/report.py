@@ -1,13 +1,13 @@
-"""Tables, pictures and pages of what `kit.compare` ran.
+"""Tables, pictures and pages of what `kit.tools.compare` ran.
 
     python -m kit report                                    # from reports/runs
     python -m kit report --readme README.md                 # from reports/backends.json
     python -m kit report --readme README.md --check
 
 `backends.json` has every figure, `backends.md` and `backends.html` show them;
-kit/scores.py says which figure of a recipe counts. A spread is the standard deviation
-over seeds, an interval Student's t interval of the mean at 95 %. Backends are called
-equal if Welch's t-test doesn't part them: that is no proof that they are.
+kit/tools/scores.py says which figure of a recipe counts. A spread is the standard
+deviation over seeds, an interval Student's t interval of the mean at 95 %. Backends are
+called equal if Welch's t-test doesn't part them: that is no proof that they are.
 """
 
 import collections
@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.compare import BACKENDS, PARITY, read_json, require
-from kit.plots import learning_curves
-from kit.recipe import beside
-from kit.scores import BOUNDS, CURVES, SCORES, references, score_of
+from kit.lab.run import beside
+from kit.tools.compare import BACKENDS, PARITY, read_json, require
+from kit.tools.plots import learning_curves
+from kit.tools.scores import BOUNDS, CURVES, SCORES, references, score_of
 
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
@@ -94,7 +94,7 @@ KINDS = {
     float: "a number",
     bool: "true or false",
 }
-# The forms of what kit.recipe.Run and kit.compare write, as far as it is read here.
+# The forms of what kit.lab.run.Run and kit.tools.compare write, as far as it is read here.
 METRICS_JSON: Record = {
     "recipe": str,
     "backend": str,
@@ -124,7 +124,7 @@ RUN_JSON: Record = {
 
 
 def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
-    """Returns the runs in a folder, and apart those of kit/parity.py.
+    """Returns the runs in a folder, and apart those of kit/tools/parity.py.
 
     A run has the content of its `metrics.json`, if it was finished, and of its
     `run.json`, if `compare` made it. A damaged file is named, and counts as missing;

@@ -7,7 +7,7 @@ it where it has no better way (`original`). Outside of `kit.compiled`, and in Ke
 own `fit`, nothing changes. `kit/backend.py` says which of them run on which backend.
 
 That the names in Keras' backends are where they are looked for, and that the values
-and gradients are those of Keras, test_kernels.py checks.
+and gradients are those of Keras, test_fast_ops.py checks.
 
 Shapes: B batch, T time steps, U units.
 """

@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from kit.backend import compile_seconds
-from kit.environments import play_episodes, random_policy
-from kit.recipe import Run, plot_learning_curve
+from kit.lab.run import Run, plot_learning_curve
+from kit.rl.environments import play_episodes, random_policy
 
 
 def flat_observations(env: Any) -> Any:

