@@ -258,7 +258,7 @@ def test_slice_update_where_a_tensor_says(starts):
     assert not whole.any()  # a copy is changed
 
 
-MEMORY = Path(__file__).parents[1] / "kit" / "memory.py"
+MEMORY = Path(__file__).parents[1] / "kit" / "engines" / "allocator.py"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
