@@ -94,7 +94,7 @@ KINDS = {
     float: "a number",
     bool: "true or false",
 }
-# The forms of what kit.lab.run.Run and kit.tools.compare write, as far as it is read here.
+# The forms of what `kit.lab.run` and `kit.tools.compare` write, as far as they are read.
 METRICS_JSON: Record = {
     "recipe": str,
     "backend": str,
