@@ -64,7 +64,7 @@ from threadpoolctl import threadpool_limits
 import kit
 from kit import pretrained
 from kit.data.texts import Texts
-from kit.data.vision import texts
+from kit.data import texts
 from kit.lab.run import Run
 
 SENTENCES = (
