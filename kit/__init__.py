@@ -4,71 +4,86 @@ Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and
 stands on four functions: `compiled`, `minimize`, `gradient` and `scan`.
 """
 
-try:
-    import keras  # noqa: F401
-except ModuleNotFoundError as error:
-    missing = str(error.name).partition(".")[0]
-    if missing not in ("tensorflow", "jax", "torch"):
-        raise
-    raise ImportError(
-        f"kit: Keras is to run on {missing}, which isn't installed. Install it, or "
-        "name a backend that is, as with the environment variable KERAS_BACKEND=jax "
-        "(or torch, or tensorflow)."
-    ) from error
+import sys
 
-from kit import (
-    data,
-    decoding,
-    gan,
-    pretrained,
-    random,
-    recurrent,
-    seq2seq,
-    transformer,
-)
-from kit.a3c import A3C
-from kit.actor_critic import A2C
-from kit.autoencoder import (
-    Autoencoder,
-    DenoisingAutoencoder,
-    VariationalAutoencoder,
-    autoencoder,
-)
-from kit.backend import (
-    compile_seconds,
-    compiled,
-    gradient,
-    minimize,
-    run_eagerly,
-    scan,
-    set_random_seed,
-)
-from kit.callbacks import EpochTimer, Evaluation
-from kit.capsnet import (
-    CapsNet,
-    CapsuleLayer,
-    Length,
-    Mask,
-    PrimaryCaps,
-    capsnet,
-    margin_loss,
-    squash,
-)
-from kit.cnn import RandomAffine, cnn
-from kit.dbn import DBN, RBM
-from kit.dqn import DQN, Dueling, q_network
-from kit.gan import GAN
-from kit.initialization import initialize_weights
-from kit.lab import gan_metrics, ngram
-from kit.mlp import mlp
-from kit.models import CompiledFit, Model, Sequential
-from kit.ppo import PPO
-from kit.pretrained import load_bert
-from kit.q_learning import QLearning
-from kit.recurrent import gru, lstm, rnn
-from kit.rl import policies
-from kit.rl.policies import policy_network, shared_network, value_network
-from kit.transformer import bert, encoder_decoder, gpt
+
+def _runs_commands() -> bool:
+    """Returns whether Python was started as `python -m kit`.
+
+    While it looks for the program, it imports this package first. Commands need no
+    backend, and shouldn't wait for one.
+    """
+    words = sys.orig_argv
+    return sys.argv[:1] == ["-m"] and words[words.index("-m") + 1 :][:1] == ["kit"]
+
+
+if not _runs_commands():
+    try:
+        import keras  # noqa: F401
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in ("tensorflow", "jax", "torch"):
+            raise
+        raise ImportError(
+            f"kit: Keras is to run on {missing}, which isn't installed. Install it, or "
+            "name a backend that is, as with the environment variable "
+            "KERAS_BACKEND=jax (or torch, or tensorflow)."
+        ) from error
+
+    from kit import (
+        data,
+        decoding,
+        gan,
+        pretrained,
+        random,
+        recurrent,
+        seq2seq,
+        transformer,
+    )
+    from kit.a3c import A3C
+    from kit.actor_critic import A2C
+    from kit.autoencoder import (
+        Autoencoder,
+        DenoisingAutoencoder,
+        VariationalAutoencoder,
+        autoencoder,
+    )
+    from kit.backend import (
+        compile_seconds,
+        compiled,
+        gradient,
+        minimize,
+        run_eagerly,
+        scan,
+        set_random_seed,
+    )
+    from kit.callbacks import EpochTimer, Evaluation
+    from kit.capsnet import (
+        CapsNet,
+        CapsuleLayer,
+        Length,
+        Mask,
+        PrimaryCaps,
+        capsnet,
+        margin_loss,
+        squash,
+    )
+    from kit.cnn import RandomAffine, cnn
+    from kit.dbn import DBN, RBM
+    from kit.dqn import DQN, Dueling, q_network
+    from kit.engines.allocator import keep_freed_memory
+    from kit.gan import GAN
+    from kit.initialization import initialize_weights
+    from kit.lab import gan_metrics, ngram
+    from kit.mlp import mlp
+    from kit.models import CompiledFit, Model, Sequential
+    from kit.ppo import PPO
+    from kit.pretrained import load_bert
+    from kit.q_learning import QLearning
+    from kit.recurrent import gru, lstm, rnn
+    from kit.rl import policies
+    from kit.rl.policies import policy_network, shared_network, value_network
+    from kit.transformer import bert, encoder_decoder, gpt
 
 __version__ = "0.1.0"
 
@@ -111,6 +126,7 @@ __all__ = [
     "gradient",
     "gru",
     "initialize_weights",
+    "keep_freed_memory",
     "load_bert",
     "lstm",
     "margin_loss",

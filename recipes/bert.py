@@ -63,8 +63,8 @@ from threadpoolctl import threadpool_limits
 
 import kit
 from kit import pretrained
-from kit.data.texts import Texts
 from kit.data import texts
+from kit.data.texts import Texts
 from kit.lab.run import Run
 
 SENTENCES = (

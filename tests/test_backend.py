@@ -1,6 +1,7 @@
 """The core: what `compiled`, `minimize`, `gradient` and `scan` promise."""
 
 import functools
+import importlib
 import random
 import shutil
 import sys
@@ -1606,17 +1607,85 @@ def test_objects_of_another_framework_are_saved_as_before():
 
 
 def test_the_private_name_that_the_core_reads_is_there():
-    """`kit.backend._raw` and what writes back need `Variable._value`."""
+    """`kit.engines.scope.raw_value` and what writes back need `Variable._value`."""
     v = keras.Variable(np.ones(2, "float32"))
-    assert hasattr(v, "_value"), "Keras renamed Variable._value: mend kit.backend._raw"
+    assert hasattr(v, "_value"), "Keras renamed Variable._value: mend `raw_value`"
     np.testing.assert_array_equal(ops.convert_to_numpy(v._value), [1, 1])
 
 
-def test_the_private_methods_by_which_layers_change_are_there():
+def test_layers_are_watched():
+    kit.engines.get_engine()
+    kit.compiled(lambda x: x)(1.0)
     layer = keras.layers.Layer
-    for method in (layer.__call__, layer._track_variable, layer._untrack_variable):
-        assert hasattr(method, "__wrapped__")
+    hooks = {"_track_variable", "_untrack_variable", "dtype_policy"}
+    assert set(kit.engines.changed_layers.HOOKS) == hooks
+    for hook in (layer._track_variable, layer._untrack_variable, layer.dtype_policy):
+        assert hasattr(getattr(hook, "fset", hook), "__wrapped__")
     assert layer()._flatten_layers()
+
+
+# All that a trace replaces in Keras, by where Keras looks it up.
+CALL = "Layer.__call__"
+REPLACED = {
+    "jax": {CALL, "backend.jax.nn.max_pool", "backend.lstm", "backend.gru"},
+    "tensorflow": {
+        CALL,
+        "backend.lstm",
+        "backend.gru",
+        "backend.tensorflow.random.tf",
+        "backend.tensorflow.image.tf",
+    },
+    "torch": {
+        CALL,
+        "backend.torch.random.uniform",
+        "backend.torch.random.normal",
+        "backend.torch.random.truncated_normal",
+        "backend.torch.random.randint",
+        "backend.torch.random.categorical",
+        "backend.torch.random.shuffle",
+        "backend.torch.random.dropout",
+        "backend.torch.core.cond",
+        "backend.torch.core.slice_update",
+        "optimizers.base_optimizer.clip_by_global_norm",
+        "backend.torch.nn._transpose_spatial_inputs",
+        "backend.lstm",
+        "backend.gru",
+    },
+}[keras.backend.backend()]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_keras_is_changed_while_a_function_is_traced_only(fails):
+    table = kit.engines.get_engine().replacements
+    names = [f"{x.owner.__name__}.{x.name}".removeprefix("keras.src.") for x in table]
+    assert sorted(names) == sorted(REPLACED)
+    assert all(x.reason for x in table)
+
+    def found():
+        return [getattr(x.owner, x.name) for x in table]
+
+    before, during = found(), []
+
+    @kit.compiled
+    def fn(x):
+        during.append(found())
+        assert not fails
+        return x + 1
+
+    if fails:
+        with pytest.raises(AssertionError):
+            fn(1.0)
+    else:
+        assert fn(1.0) == 2.0
+    assert all(a is not b for a, b in zip(before, during[0], strict=True))
+    assert all(a is b for a, b in zip(before, found(), strict=True))
+
+
+def test_the_core_can_be_loaded_again():
+    kit.compiled(lambda x: x + 1)(1.0)
+    backend = importlib.reload(kit.backend)
+    assert backend.compiled(lambda x: x + 1)(1.0) == 2.0
+    assert kit.compiled(lambda x: x + 1)(1.0) == 2.0
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow only")
@@ -1635,23 +1704,6 @@ def test_the_private_call_that_programs_make_on_tensorflow_is_there():
     for _ in range(2):
         result = fn(*values[:-1], last=values[-1])["sum"]
         assert float(result) == pytest.approx(values @ weights + 0.5, rel=1e-6)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch only")
-def test_the_private_functions_that_are_wrapped_on_pytorch_are_there():
-    from keras.src.backend.torch import random as keras_random
-
-    for name in [
-        "uniform",
-        "normal",
-        "truncated_normal",
-        "randint",
-        "categorical",
-        "shuffle",
-        "dropout",
-    ]:
-        function = getattr(keras_random, name, None)
-        assert hasattr(function, "__wrapped__"), f"kit.backend no longer wraps {name}"
 
 
 # --- layers that change ------------------------------------------------------
@@ -1760,6 +1812,7 @@ def test_reads_come_before_assignments_where_xla_does_not_run():
     # gradient is that of the new kernel.
     import tensorflow as tf
 
+    kit.engines.get_engine()
     options = tf.config.optimizer.get_experimental_options()
     assert options["dependency_optimization"] is False
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import kit
 from kit import pretrained
-from kit.data.vision import texts
+from kit.data import texts
 
 TINY = {"few": 2, "max_length": 16, "max_texts": 100, "batch_size": 8, "verbose": 0}
 QUERIES = ("root of a function", "zebra")

@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import pytest
 
+from kit.lab.baselines import pair_with_baselines
 from kit.lab.run import (
     Run,
     _moving_mean,
     _replacing,
     _spread,
-    beside,
     plot_learning_curve,
 )
 
@@ -236,7 +236,7 @@ def test_a_baseline_belongs_to_the_metric_that_shares_most_last_words():
         "logistic_regression_test_accuracy",
         "optimum",
     ]
-    pairs = beside(dict.fromkeys(metrics), dict.fromkeys(baselines))
+    pairs = pair_with_baselines(dict.fromkeys(metrics), dict.fromkeys(baselines))
     assert pairs == [
         ("test_accuracy", ["cnn_test_accuracy", "logistic_regression_test_accuracy"]),
         ("transformed_accuracy", ["cnn_transformed_accuracy"]),

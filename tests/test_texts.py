@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kit.data.vision import texts
+from kit.data import texts
 
 
 @pytest.fixture(scope="module")

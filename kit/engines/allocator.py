@@ -20,7 +20,8 @@ LARGEST_INT = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Has glibc keep freed memory for this process, until it ends.
 
-    The process holds on to the most that it ever needed. Set any of glibc's
+    Recipes call it; call it yourself before a long training in your own program. The
+    process holds on to the most that it ever needed. Set any of glibc's
     environment variables for its allocator, such as `MALLOC_TRIM_THRESHOLD_`, to
     have it left as it is.
 

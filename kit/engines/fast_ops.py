@@ -13,33 +13,12 @@ Shapes: B batch, T time steps, U units.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 Tensor = Any
-
-
-def replace(module: Any, name: str, kernel: Callable, active: Callable) -> None:
-    """Puts a kernel before a function of Keras' backend.
-
-    Args:
-        module: Module in which Keras looks the function up.
-        name: Its name there.
-        kernel: Takes the original function, then its arguments.
-        active: Says whether the kernel is to be used at a call.
-    """
-    original = getattr(module, name)
-
-    @functools.wraps(original)
-    def choose(*args, **kwargs):
-        if active():
-            return kernel(original, *args, **kwargs)
-        return original(*args, **kwargs)
-
-    setattr(module, name, choose)
 
 
 # --- XLA (JAX and TensorFlow) -------------------------------------------------

@@ -26,6 +26,8 @@ import keras
 import numpy as np
 
 from kit.backend import import_no_other_framework, set_random_seed
+from kit.engines.allocator import keep_freed_memory
+from kit.lab.baselines import pair_with_baselines
 
 
 class Run:
@@ -78,6 +80,7 @@ class Run:
                 f"output_dir={str(self.output_dir)!r} cannot be written to "
                 f"({error}). Choose another folder with --output-dir."
             ) from error
+        keep_freed_memory()
         import_no_other_framework()  # It would count in seconds and memory.
         set_random_seed(seed)
         self._start = time.perf_counter()
@@ -184,7 +187,9 @@ class Run:
         table.add_column("this run", justify="right", style="bold")
         table.add_column("baseline")
         table.add_column("", justify="right")
-        for metric, baselines in beside(record["metrics"], record["baselines"]):
+        for metric, baselines in pair_with_baselines(
+            record["metrics"], record["baselines"]
+        ):
             left = [metric, _number(record["metrics"][metric])] if metric else ["", ""]
             for name in baselines or [""]:
                 right = _number(record["baselines"][name]) if name else ""
@@ -277,27 +282,6 @@ def plot_learning_curve(
         figure.savefig(file)
 
 
-def beside(
-    metrics: Mapping[str, Any], baselines: Mapping[str, Any]
-) -> list[tuple[str, list[str]]]:
-    """Pairs each metric with the baselines whose names end in most of its words.
-
-    Args:
-        metrics: Figures by name.
-        baselines: What they are to be compared with.
-
-    Returns:
-        Pairs of a metric's name and the names of its baselines; under an empty name,
-        those that belong to none.
-    """
-    pairs: dict[str, list[str]] = {name: [] for name in metrics}
-    for baseline in baselines:
-        scores = {metric: _common_words(metric, baseline) for metric in metrics}
-        best = max(scores, key=lambda metric: scores[metric], default="")
-        pairs.setdefault(best if scores.get(best) else "", []).append(baseline)
-    return list(pairs.items())
-
-
 def peak_memory_mb() -> int | None:
     """Returns the most main memory that this process held so far, in MB.
 
@@ -379,13 +363,6 @@ def _write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
         for i, row in enumerate(rows):
             # Under PyTorch, Keras logs tensors, which would be written as such.
             writer.writerow(_to_json(row, f"history[{i}]"))
-
-
-def _common_words(a: str, b: str) -> int:
-    """Counts the words at the end of both names: 1 for eval_return, random_return."""
-    pairs = zip(reversed(a.split("_")), reversed(b.split("_")), strict=False)
-    same = [x == y for x, y in pairs]
-    return same.index(False) if False in same else len(same)
 
 
 def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:

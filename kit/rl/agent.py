@@ -29,7 +29,7 @@ class Agent(keras.Model):
         **kwargs: See `keras.Model`.
 
     Attributes:
-        ranges: Valid values of the options by name, see `kit.rl.training.check_options`.
+        ranges: Valid values of the options by name, as `check_options` takes them.
         fixed: Names of options that can't be changed, as variables depend on them.
         random: Generator of what the agent draws. Its state is saved with the agent.
     """

@@ -51,7 +51,7 @@ def exports(package: str = "") -> dict[str, str]:
         package: Dotted name of a package within the kit. Defaults to the kit itself.
     """
     found = {}
-    for node in ast.parse(file_of(package).read_text("utf-8")).body:
+    for node in ast.walk(ast.parse(file_of(package).read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
             module = str(node.module).removeprefix("kit").removeprefix(".")
             for alias in node.names:

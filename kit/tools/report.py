@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.lab.run import beside
+from kit.lab.baselines import pair_with_baselines
 from kit.tools.compare import BACKENDS, PARITY, read_json, require
 from kit.tools.plots import learning_curves
 from kit.tools.scores import BOUNDS, CURVES, SCORES, references, score_of
@@ -94,7 +94,7 @@ KINDS = {
     float: "a number",
     bool: "true or false",
 }
-# The forms of what `kit.lab.run` and `kit.tools.compare` write, as far as they are read.
+# The forms of what `kit.lab.run` and `kit.tools.compare` write, as far as it is read.
 METRICS_JSON: Record = {
     "recipe": str,
     "backend": str,
@@ -500,7 +500,7 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
 
 def baselines_of(run: Record, metric: str) -> list[str]:
     """Returns the names of the baselines that a metric is to be compared with."""
-    pairs = dict(beside(run.get("metrics", {}), run.get("baselines", {})))
+    pairs = dict(pair_with_baselines(run.get("metrics", {}), run.get("baselines", {})))
     return pairs.get(metric, [])
 
 

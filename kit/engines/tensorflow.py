@@ -1,0 +1,212 @@
+"""TensorFlow: `tf.function`, compiled by XLA where that is faster."""
+
+import gc
+import itertools
+from typing import Any
+
+import keras
+
+from kit.engines import fast_ops
+from kit.engines.base import eager_scan
+from kit.engines.changed_layers import RECORD_CALLS
+from kit.engines.replacements import Replacement, fast_op, installed
+from kit.engines.scope import context, differentiating, tracing
+
+
+class TensorFlowEngine:
+    """See `kit.engines.base.Engine`."""
+
+    def __init__(self):
+        import tensorflow as tf
+
+        self.tf = tf
+        self.tensor = tf.convert_to_tensor  # Keras' hands variables back as they are
+        self.set_random_seed = tf.random.set_seed
+        self.import_no_other_framework = lambda: None  # Keras imports no other
+        # What XLA doesn't compile, TensorFlow optimizes, and this pass then lets a
+        # variable be assigned before all that should see its old value has read it.
+        tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
+        self.on_cpu = not tf.config.list_physical_devices("GPU")
+        self.replacements = [RECORD_CALLS, *(_fast_ops(tf) if self.on_cpu else [])]
+
+    def trace(self, fn, arrays, inductor):
+        tf = self.tf
+        unflatten: Any = None
+
+        def pure(*arrays):
+            nonlocal unflatten
+            with tf.variable_creator_scope(_refuse_creation):
+                results, unflatten = fn(arrays)
+            return results
+
+        specs = [tf.TensorSpec(x.shape, x.dtype) for x in arrays]
+
+        def make(jit_compile):
+            program = tf.function(pure, jit_compile=jit_compile, autograph=False)
+            context.for_xla = jit_compile
+            try:
+                return program.get_concrete_function(*specs)
+            finally:
+                context.for_xla = False
+
+        program = make(jit_compile=True)
+        if self.on_cpu and _has_convolution(program.graph):
+            # XLA's convolutions take several times longer on the CPU than those of
+            # TensorFlow's graphs, and in loops longer still.
+            program = make(jit_compile=False)
+
+        def call(arrays):
+            tensors = list(map(tf.convert_to_tensor, arrays))
+            # What `program(*tensors)` comes to, without comparing each argument with
+            # what was traced, which takes longer than a small network: arguments of
+            # another kind have a program of their own. Private in TensorFlow;
+            # test_backend.py has a test that names it.
+            return unflatten(program._call_flat(tensors, program.captured_inputs))
+
+        def run(arrays):
+            nonlocal program
+            try:
+                return call(arrays)
+            except tf.errors.InvalidArgumentError as error:
+                if "unsupported operations" not in error.message:
+                    raise
+            # XLA lacks some operations, such as those that turn images.
+            with tracing(), installed(self.replacements):
+                program = make(jit_compile=False)
+            return call(arrays)
+
+        return run
+
+    def release(self):
+        """A graph and its operations hold each other."""
+        gc.collect()
+
+    def value_and_grad(self, loss_fn, variables):
+        tf = self.tf
+        values = [v.value for v in variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for value in values:
+                tape.watch(value)
+            with differentiating():
+                scaled, results = loss_fn()
+        grads = tape.gradient(scaled, values)
+        # Embedding gives tf.IndexedSlices, the other backends arrays.
+        grads = [g if g is None else tf.convert_to_tensor(g) for g in grads]
+        return results, grads
+
+    def check_optimizer(self, optimizer):
+        pass
+
+    def apply_gradients(self, optimizer, grads, variables):
+        optimizer.apply(grads, variables)
+
+    def gradient(self, fn, leaves):
+        tf = self.tf
+        leaves = [tf.identity(x) for x in leaves]  # two may be the same tensor
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(leaves)
+            with differentiating():
+                value = fn(leaves)
+        zero = tf.UnconnectedGradients.ZERO
+        return [
+            tf.convert_to_tensor(g)
+            for g in tape.gradient(value, leaves, unconnected_gradients=zero)
+        ]
+
+    def scan(self, body, carry, slices, length, reverse):
+        tf = self.tf
+        if not context.tracing:
+            return eager_scan(body, carry, slices, length, reverse)
+
+        # Traced once as a function of its own, which tells what the loop has
+        # to allocate; the loop then calls it. A loop that is differentiated has its
+        # body itself: XLA has to see the body's constants in the gradient.
+        turn = tf.function(lambda carry, x: body(carry, x), autograph=False)
+        turn = turn.get_concrete_function(
+            [tf.TensorSpec(c.shape, c.dtype) for c in carry],
+            [tf.TensorSpec(x.shape[1:], x.dtype) for x in slices],
+        )
+        arrays = [
+            tf.TensorArray(y.dtype, size=length, element_shape=y.shape)
+            for y in turn.structured_outputs[1]
+        ]
+
+        def step(i, carry, arrays):
+            t = length - 1 - i if reverse else i
+            run = body if context.depth else turn
+            carry, ys = run(carry, [x[t] for x in slices])
+            arrays = [a.write(t, y) for a, y in zip(arrays, ys, strict=True)]
+            return i + 1, carry, arrays
+
+        _, carry, arrays = tf.while_loop(
+            lambda i, *_: i < length,
+            step,
+            (tf.constant(0), carry, arrays),
+            # XLA needs the bound to differentiate the loop.
+            maximum_iterations=length,
+        )
+        return carry, [a.stack() for a in arrays]
+
+
+def _fast_ops(tf) -> list[Replacement]:
+    from kit.backend import scan
+
+    backend = keras.src.backend
+    slow = "TensorFlow's loop, differentiated by XLA, is several times slower on CPUs"
+    draws = "the random numbers that XLA chooses take 0.7 us each on CPUs"
+    return [
+        fast_op(backend, "lstm", fast_ops.xla_lstm, slow, scan=scan),
+        fast_op(backend, "gru", fast_ops.xla_gru, slow, scan=scan),
+        *(
+            Replacement(module, "tf", _with_threefry, draws)
+            for module in (backend.tensorflow.random, backend.tensorflow.image)
+        ),
+    ]
+
+
+class _Overlay:
+    """A module with other functions in the place of some of its own."""
+
+    def __init__(self, module, **others):
+        self._module = module
+        self.__dict__.update(others)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+def _with_threefry(tf):
+    """TensorFlow as Keras' random functions see it, drawing by Threefry for XLA."""
+
+    def draw(original, option):
+        def choose(*args, **kwargs):
+            if context.for_xla:
+                return fast_ops.xla_draw(original, *args, option=option, **kwargs)
+            return original(*args, **kwargs)
+
+        return choose
+
+    names = ("stateless_uniform", "stateless_normal", "stateless_truncated_normal")
+    draws = {name: draw(getattr(tf.random, name), "alg") for name in names}
+    dropout = draw(tf.nn.experimental.stateless_dropout, "rng_alg")
+    experimental = _Overlay(tf.nn.experimental, stateless_dropout=dropout)
+    return _Overlay(
+        tf,
+        random=_Overlay(tf.random, **draws),
+        nn=_Overlay(tf.nn, experimental=experimental),
+    )
+
+
+def _has_convolution(graph):
+    """Whether a graph, or a function that it calls, convolves."""
+    graph = graph.as_graph_def()
+    nodes = [graph.node, *(function.node_def for function in graph.library.function)]
+    return any("Conv" in node.op for node in itertools.chain(*nodes))
+
+
+def _refuse_creation(next_creator, **kwargs):
+    raise ValueError(
+        f"The variable {kwargs.get('name')!r} was created inside a compiled function. "
+        "Build layers, models and metrics before: call `build(input_shape)`, or call "
+        "them once on an example."
+    )

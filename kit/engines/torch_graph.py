@@ -1,0 +1,411 @@
+"""PyTorch's recorded graphs: how one is made, rewritten, and run."""
+
+import operator
+from typing import Any
+
+import keras
+
+from kit.engines import fast_ops, torch_calls
+from kit.engines.scope import Scope, context, raw_value
+
+
+class TorchGraph:
+    """A function as a flat graph of ATen calls.
+
+    Its inputs are the function's arguments, `captured` tensors (constants, and
+    what a loop's body takes from around it) and the values of the variables in
+    `sources`; its outputs the new values of `written`, then the results.
+    """
+
+    def __init__(self, engine, fn, tensors, in_loop=False):
+        torch = engine.torch
+        self.torch = torch
+        held = {}  # id of a tensor -> the variable whose value it stands for
+        examples = []  # keeps these ids valid
+
+        def read(variable):
+            with engine.untraced():
+                example = raw_value(variable).detach().clone()
+            held[id(example)] = variable
+            examples.append(example)
+            # A copy inside the trace: make_fx takes what it hasn't seen before
+            # for a constant, whose value may be looked at.
+            return example.clone()
+
+        def flat(*tensors):
+            with Scope(read) as scope:
+                results, self.unflatten = fn(tensors)
+                self.written, updates = scope.updates()
+            return engine.branches.resolve([*updates, *results])
+
+        around, context.frame = context.frame, []
+        try:
+            with torch.no_grad(), engine.guard(), engine.branches.Region():
+                tensors = [x.detach().clone() for x in tensors]
+                self.module = engine.make_fx(flat)(*tensors)
+            self.loops = context.frame  # the graph knows them by number only
+        finally:
+            context.frame = around
+        # Without the guard of a trace around this one.
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            self._rewrite(held, in_loop)
+
+    def _rewrite(self, held, in_loop):
+        self._lift(held)
+        for node in self.module.graph.find_nodes(
+            op="call_function", target=self.torch.ops.aten.mkldnn_rnn_layer.default
+        ):
+            node.target = fast_ops.torch_lstm_forward
+        self._simplify()
+        self._own_outputs()
+        self.module.graph.eliminate_dead_code()
+        self._work_in_place(in_loop)
+        torch_calls.hold_numbers(self.module)
+        torch_calls.call_directly(self.module)
+        self.module.recompile()
+
+    def _lift(self, held):
+        """Turns tensors that the trace took for constants into inputs."""
+        graph = self.module.graph
+        found: dict[int, tuple] = {}
+        for node in graph.find_nodes(op="get_attr"):
+            tensor = getattr(self.module, node.target)
+            found.setdefault(id(tensor), (tensor, []))[1].append(node)
+        captured = [x for key, x in found.items() if key not in held]
+        sources = [(held[key], x[1]) for key, x in found.items() if key in held]
+        self.captured = [tensor for tensor, _ in captured]
+        self.sources = [variable for variable, _ in sources]
+        arguments = list(graph.find_nodes(op="placeholder"))
+        if arguments:  # then these
+            here = graph.inserting_after(arguments[-1])
+        else:
+            here = graph.inserting_before(next(iter(graph.nodes)))
+        self.source_nodes = {}
+        for owner, nodes in captured + sources:
+            with here:
+                placeholder = graph.placeholder(f"lifted_{nodes[0].name}")
+            here = graph.inserting_after(placeholder)
+            value = getattr(owner, "_value", owner)
+            placeholder.meta["val"] = self.torch.empty_like(value, device="meta")
+            if isinstance(owner, keras.Variable):
+                self.source_nodes[placeholder] = owner
+            for node in nodes:
+                node.replace_all_uses_with(placeholder)
+                graph.erase_node(node)
+        for name in list(self.module._buffers) + list(self.module.__dict__):
+            if name.startswith("_tensor_constant"):
+                delattr(self.module, name)
+
+    def _simplify(self):
+        """Takes out copies that nobody needs, and what is computed twice."""
+        torch, graph = self.torch, self.module.graph
+        changed = self._changed_in_place()
+        literals = self._literals()
+        seen: dict[tuple, Any] = {}
+        for node in list(graph.nodes):
+            if node.op != "call_function":
+                continue
+            source: Any = node.args[0] if node.args else None
+            if (
+                node.target is torch.ops.aten.lift_fresh_copy.default
+                and node not in changed
+            ):
+                # A copy of a constant, in case that somebody changes it.
+                replacement = literals.get(source, source)
+            elif (
+                node.target is torch.ops.aten.detach.default
+                or (changed.isdisjoint((node, source)) and self._does_nothing(node))
+                or (
+                    node.target is torch.ops.aten.clone.default
+                    and source in self.source_nodes
+                    and not node.kwargs
+                    and node not in changed
+                )
+            ):
+                replacement = source
+            elif node not in changed and self._is_dense(node, changed):
+                # Keras writes the kernel's product and the bias as two steps, of
+                # sequences with a change of shape in between.
+                product, bias = node.args
+                shape: Any = ()
+                if product.target is torch.ops.aten._unsafe_view.default:
+                    product, *shape = product.args
+                with graph.inserting_before(node):
+                    replacement = graph.call_function(
+                        torch.ops.aten.addmm.default, (bias, *product.args)
+                    )
+                    replacement.meta = product.meta
+                    if shape:
+                        replacement = graph.call_function(
+                            torch.ops.aten.view.default, (replacement, *shape)
+                        )
+                        replacement.meta = node.meta
+            elif (
+                node.target is torch.ops.aten.view.default
+                and source.target is torch.ops.aten.view.default
+                and changed.isdisjoint((node, source))
+            ):
+                with graph.inserting_before(node):
+                    replacement = graph.call_function(
+                        node.target, (source.args[0], node.args[1])
+                    )
+                    replacement.meta = node.meta
+            elif (
+                isinstance(node.target, torch._ops.OpOverload)
+                and not node.target._schema.is_mutable
+                and torch.Tag.nondeterministic_seeded not in node.target.tags
+                and node not in changed
+                and changed.isdisjoint(node.all_input_nodes)
+            ):
+                key = (node.target, repr(node.args), repr(node.kwargs))
+                replacement = seen.setdefault(key, node)
+            else:
+                continue
+            if replacement is not node:
+                node.replace_all_uses_with(replacement)
+                graph.erase_node(node)
+
+    def _literals(self):
+        """Inputs that hold a number which another one holds already -> that one."""
+        first: dict[tuple, Any] = {}
+        same = {}
+        inputs = list(self.module.graph.find_nodes(op="placeholder"))
+        constants = inputs[len(inputs) - len(self.captured) - len(self.sources) :]
+        for node, value in zip(constants, self.captured, strict=False):
+            # A number in the code is copied each time that it is used; what a loop
+            # takes from around it isn't, and has another value at each call.
+            copied = node.users and all(
+                user.target is self.torch.ops.aten.lift_fresh_copy.default
+                for user in node.users
+            )
+            if copied and value.ndim == 0:
+                key = (value.dtype, value.device, repr(value.item()))
+                same[node] = first.setdefault(key, node)
+        return same
+
+    def _does_nothing(self, node):
+        """Whether a call returns what it is given."""
+        aten = self.torch.ops.aten
+        if node.target is aten.pow.Tensor_Scalar:
+            return node.args[1] == 1 and self._keeps(node, "dtype")
+        if node.target in (aten.view.default, aten.squeeze.dim, aten.expand.default):
+            return self._keeps(node, "shape")
+        return False
+
+    def _keeps(self, node, attribute):
+        source = node.args[0].meta.get("val")
+        return source is not None and getattr(source, attribute) == getattr(
+            node.meta["val"], attribute
+        )
+
+    def _work_in_place(self, in_loop):
+        """Has optimizers change the variables themselves, not copies of them.
+
+        `minimize` gives them a copy, `clone` in the graph. It isn't needed where
+        nobody reads the old value afterwards, and where nothing can fail any more
+        that would leave half of the variables changed. (The state of a loop is a
+        copy already: there, failing does no harm.)
+        """
+        graph = self.module.graph
+        nodes: list[Any] = list(graph.nodes)
+        order = {node: i for i, node in enumerate(nodes)}
+        output = nodes[-1]
+        final = dict(zip(map(id, self.written), output.args[0], strict=False))
+        last_risk = max((order[n] for n in nodes if self._may_fail(n)), default=-1)
+        for node in nodes:
+            if node.target is not self.torch.ops.aten.clone.default or node.kwargs:
+                continue
+            source = node.args[0]
+            variable = self.source_nodes.get(source)
+            if final.get(id(variable)) != node:
+                continue
+            first_change = min(order[user] for user in self._readers(node))
+            readers = self._readers(source) - {node}
+            if all(order[reader] < first_change for reader in readers) and (
+                in_loop or last_risk < first_change < order[output]
+            ):
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+        if not in_loop:  # what was changed in place needn't be returned
+            values = list(output.args[0])
+            pairs = list(zip(self.written, values, strict=False))
+            kept = [p for p in pairs if self.source_nodes.get(p[1]) is not p[0]]
+            self.written = [variable for variable, _ in kept]
+            output.args = ([value for _, value in kept] + values[len(pairs) :],)
+
+    def _may_fail(self, node):
+        """Whether a call can raise, depending on the values it gets."""
+        if node.op != "call_function":
+            return False
+        tags = getattr(node.target, "tags", ())
+        name = getattr(node.target, "__name__", "")
+        harmless = ("_foreach", "getitem", "clone", "_to_copy")
+        return self.torch.Tag.pointwise not in tags and not name.startswith(harmless)
+
+    def _readers(self, node):
+        """Those who use a node's tensor, through views of it too."""
+        readers = set()
+        for user in node.users:
+            readers.add(user)
+            if self._is_view(user):
+                readers |= self._readers(user)
+        return readers
+
+    def _is_dense(self, node, changed):
+        """Whether a call adds a bias to a product that nobody else reads.
+
+        The product moves to where the bias is added: nothing that it is made of may
+        be overwritten in between.
+        """
+        aten = self.torch.ops.aten
+        if node.target is not aten.add.Tensor or node.kwargs:
+            return False
+        product, bias = node.args
+        variable = self.source_nodes.get(bias)
+        if variable is None or len(variable.shape) != 1:
+            return False
+        matrix = product
+        if product.target is aten._unsafe_view.default and len(product.users) == 1:
+            matrix = product.args[0]
+        if matrix.target is not aten.mm.default or len(matrix.users) > 1:
+            return False
+        if not changed.isdisjoint((matrix, product, bias, *matrix.args)):
+            return False
+        # addmm neither widens the product to the bias nor promotes dtypes, and adds
+        # the bias to the matrix' columns.
+        columns, before, after = (x.meta["val"] for x in (matrix, product, node))
+        return (
+            columns.shape[-1] == before.shape[-1]
+            and before.shape == after.shape
+            and before.dtype == after.dtype == variable._value.dtype
+        )
+
+    def _is_view(self, node):
+        if node.target is operator.getitem:  # one of several
+            return self._is_view(node.args[0])
+        schema = getattr(node.target, "_schema", None)
+        return schema is not None and any(
+            r.alias_info is not None and not r.alias_info.is_write
+            for r in schema.returns
+        )
+
+    def _changed_in_place(self):
+        """The nodes whose tensors some later call overwrites."""
+        changed = set()
+        for node in self.module.graph.nodes:
+            schema = getattr(node.target, "_schema", None)
+            if schema is None or not schema.is_mutable:
+                continue
+            for argument, value in zip(schema.arguments, node.args, strict=False):
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                for written in value if isinstance(value, list | tuple) else [value]:
+                    changed.add(written)
+            changed.add(node)  # returns what it wrote to
+        # Whoever looks at the same memory through a view has changed as well.
+        before = -1
+        while before != len(changed):
+            before = len(changed)
+            for node in self.module.graph.nodes:
+                if self._is_view(node) and not changed.isdisjoint(
+                    (node, *node.all_input_nodes)
+                ):
+                    changed.update((node, *node.all_input_nodes))
+        return changed
+
+    def _own_outputs(self):
+        """Has each output a memory of its own; drops variables left unchanged."""
+        torch, graph = self.torch, self.module.graph
+        output = next(iter(graph.find_nodes(op="output")))
+        values = list(output.args[0])
+        count = len(self.written)
+        pairs = [
+            (variable, value)
+            for variable, value in zip(self.written, values[:count], strict=True)
+            if self.source_nodes.get(value) is not variable
+        ]
+        self.written = [variable for variable, _ in pairs]
+        outputs = []
+        for value in [v for _, v in pairs] + values[count:]:
+            if value in outputs or value.op == "placeholder" or self._is_view(value):
+                with graph.inserting_before(output):
+                    value = graph.call_function(
+                        torch.ops.aten.clone.default,
+                        (value,),
+                        {"memory_format": torch.contiguous_format},
+                    )
+            outputs.append(value)
+        output.args = (outputs,)
+
+    def compile(self, inductor):
+        if not inductor:
+            return self.module.forward
+        for loop in self.loops:
+            loop.call = loop.graph.compile(inductor)
+        return self.torch.compile(self.module, dynamic=False)
+
+
+class TorchLoop:
+    """The body of a `scan`, recorded once, run `length` times."""
+
+    def __init__(self, engine, body, carry, slices, length, reverse):
+        self.torch = engine.torch
+        self.number = next(engine.numbers)
+        engine.loops[self.number] = self
+        self.steps = range(length)[:: -1 if reverse else 1]
+
+        def fn(tensors):
+            new_carry, ys = body(tensors[: len(carry)], tensors[len(carry) :])
+            self.examples = [*new_carry, *ys]
+            return self.examples, None
+
+        examples = [*carry, *(x[0] for x in slices)]
+        self.graph = TorchGraph(engine, fn, examples, in_loop=True)
+        # Out of the trace, which they would keep alive.
+        self.examples = [x.detach().clone() for x in self.examples]
+        self.call = self.graph.module.forward
+        self.written = self.graph.written
+        written = {id(v) for v in self.written}
+        self.read_only = [v for v in self.graph.sources if id(v) not in written]
+        self.captured = self.graph.captured
+        self.num_carry = len(carry)
+        self.num_slices = len(slices)
+
+    def zeros(self):
+        """Outputs of the right shapes and dtypes, for traces."""
+        carry, ys = self.examples[: self.num_carry], self.examples[self.num_carry :]
+        shapes = [(tuple(x.shape), x) for x in [v._value for v in self.written] + carry]
+        shapes += [((len(self.steps), *y.shape), y) for y in ys]
+        return [
+            self.torch.zeros(shape, dtype=x.dtype, device=x.device)
+            for shape, x in shapes
+        ]
+
+    def run(self, operands):
+        """From the operands of `kit::loop` to its outputs."""
+        torch, num_written = self.torch, len(self.written)
+        num_state = num_written + self.num_carry
+        # The body may change the variables in place: they are the loop's own.
+        state = [x.clone() for x in operands[:num_written]]
+        state += operands[num_written:num_state]
+        operands = operands[num_state:]
+        captured = operands[: len(self.captured)]
+        others = operands[len(self.captured) : len(operands) - self.num_slices]
+        slices = [x.unbind(0) for x in operands[len(operands) - self.num_slices :]]
+        # Where each value of a variable comes from: the state, or from outside.
+        position = {id(v): i for i, v in enumerate(self.written)}
+        others = iter(others)
+        sources = [
+            (position.get(id(v)), None if id(v) in position else next(others))
+            for v in self.graph.sources
+        ]
+        ys = [None] * len(self.steps)
+        for t in self.steps:
+            outputs = self.call(
+                *state[num_written:],
+                *[x[t] for x in slices],
+                *captured,
+                *[fixed if i is None else state[i] for i, fixed in sources],
+            )
+            state, ys[t] = outputs[:num_state], outputs[num_state:]
+        return [*state, *(torch.stack(column) for column in zip(*ys, strict=True))]

@@ -1,0 +1,32 @@
+"""Which baseline is to be compared with which metric, by their names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def pair_with_baselines(
+    metrics: Mapping[str, Any], baselines: Mapping[str, Any]
+) -> list[tuple[str, list[str]]]:
+    """Pairs each metric with the baselines whose names end in most of its words.
+
+    Args:
+        metrics: Figures by name.
+        baselines: What they are to be compared with.
+
+    Returns:
+        Pairs of a metric's name and the names of its baselines; under an empty name,
+        those that belong to none.
+    """
+    pairs: dict[str, list[str]] = {name: [] for name in metrics}
+    for baseline in baselines:
+        scores = {metric: _common_words(metric, baseline) for metric in metrics}
+        best = max(scores, key=lambda metric: scores[metric], default="")
+        pairs.setdefault(best if scores.get(best) else "", []).append(baseline)
+    return list(pairs.items())
+
+
+def _common_words(a: str, b: str) -> int:
+    """Counts the words at the end of both names: 1 for eval_return, random_return."""
+    pairs = zip(reversed(a.split("_")), reversed(b.split("_")), strict=False)
+    same = [x == y for x, y in pairs]
+    return same.index(False) if False in same else len(same)
