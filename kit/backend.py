@@ -27,7 +27,7 @@ import functools
 import random as python_random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -409,6 +409,18 @@ def why_not_compiled(optimizer: keras.optimizers.Optimizer) -> str | None:
     except ValueError as error:
         return str(error).removeprefix("minimize: ")
     return None
+
+
+def run_well_in_loops(layers: Iterable[keras.layers.Layer]) -> bool:
+    """Returns whether steps of layers gain from running in one `scan`.
+
+    Convolutions on CPUs don't: a step is work enough for a program of its own.
+
+    Args:
+        layers: Keras layers.
+    """
+    slow = get_engine().slow_in_loops
+    return not any(isinstance(layer, slow) for layer in layers)
 
 
 def release_programs(owner: Any, *names: str) -> None:

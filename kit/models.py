@@ -41,6 +41,7 @@ from kit.backend import (
     is_tracing,
     minimize,
     release_programs,
+    run_well_in_loops,
     scan,
     why_not_compiled,
 )
@@ -58,22 +59,6 @@ BATCH_HOOKS = {
     ),
     "test": ("on_test_batch_begin", "on_test_batch_end"),
 }
-
-# Convolutions are work enough for a program of their own, and XLA on CPUs runs them
-# ten times slower inside a loop.
-CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
-
 
 # Only beside a Keras model is the mixin of use, and has it what it asks for.
 if TYPE_CHECKING:
@@ -464,7 +449,7 @@ class CompiledFit(Mixin):
             return min(self.steps_per_execution, batches.full or 1)
         if any(_overrides(c, BATCH_HOOKS[phase]) for c in progress.callbacks):
             return 1
-        if any(isinstance(x, CONVOLUTIONS) for x in self._flatten_layers()):
+        if not run_well_in_loops(self._flatten_layers()):
             return 1
         calls = math.ceil(batches.full / MAX_STEPS_PER_CALL)
         return batches.full // calls if calls else 1

@@ -13,9 +13,25 @@ Tensor = Any  # a tensor of the backend
 Nested = Any  # any nesting of tuples, lists, dicts and named tuples of arrays
 
 
+CONVOLUTIONS: tuple[type[keras.layers.Layer], ...] = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+
+
 class Engine(Protocol):
     """What each backend's engine does; `kit.backend` has the checks before it."""
 
+    # Layers that take longer in a compiled loop than in a program of their own.
+    slow_in_loops: tuple[type[keras.layers.Layer], ...]
     # What stands in the place of parts of Keras while this engine traces.
     replacements: list[Replacement]
 

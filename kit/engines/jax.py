@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kit.engines import fast_ops
-from kit.engines.base import eager_scan
+from kit.engines.base import CONVOLUTIONS, eager_scan
 from kit.engines.changed_layers import RECORD_CALLS
 from kit.engines.other_frameworks import import_no_other_framework
 from kit.engines.replacements import Replacement, fast_op, installed
@@ -68,7 +68,10 @@ class JaxEngine:
         self.discovering = False
         variable = types.SimpleNamespace(_value=jax.numpy.zeros(()))
         self.own_references = _count_references([variable._value])[0]
-        self.replacements = [RECORD_CALLS, *_fast_ops(jax)]
+        on_cpu = jax.default_backend() == "cpu"
+        # In a loop, XLA compiles a convolution ten times slower on CPUs.
+        self.slow_in_loops = CONVOLUTIONS if on_cpu else ()
+        self.replacements = [RECORD_CALLS, *(_fast_ops(jax) if on_cpu else [])]
 
     def trace(self, fn, arrays, inductor):
         jax = self.jax
@@ -254,8 +257,6 @@ class JaxEngine:
 
 
 def _fast_ops(jax) -> list[Replacement]:
-    if jax.default_backend() != "cpu":
-        return []
     backend = keras.src.backend
     slow = "XLA's form of it is several times slower on CPUs"
     return [

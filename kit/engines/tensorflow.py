@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from kit.engines import fast_ops
-from kit.engines.base import eager_scan
+from kit.engines.base import CONVOLUTIONS, eager_scan
 from kit.engines.changed_layers import RECORD_CALLS
 from kit.engines.replacements import Replacement, fast_op, installed
 from kit.engines.scope import context, differentiating, tracing
@@ -27,6 +27,8 @@ class TensorFlowEngine:
         # variable be assigned before all that should see its old value has read it.
         tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
         self.on_cpu = not tf.config.list_physical_devices("GPU")
+        # In a loop, they take a quarter longer on CPUs.
+        self.slow_in_loops = CONVOLUTIONS if self.on_cpu else ()
         self.replacements = [RECORD_CALLS, *(_fast_ops(tf) if self.on_cpu else [])]
 
     def trace(self, fn, arrays, inductor):

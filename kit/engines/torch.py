@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from kit.engines import fast_ops
-from kit.engines.base import eager_scan, flatten
+from kit.engines.base import CONVOLUTIONS, eager_scan, flatten
 from kit.engines.changed_layers import RECORD_CALLS
 from kit.engines.other_frameworks import import_no_other_framework
 from kit.engines.replacements import Replacement, fast_op, function
@@ -46,11 +46,14 @@ class TorchEngine:
             f"{self.namespace}::loop", self._fake_loop, lib=self.library
         )
         self.device = keras.src.backend.torch.core.get_device
+        on_cpu = self.device() == "cpu"
+        # A loop saves nothing there, as one step takes milliseconds.
+        self.slow_in_loops = CONVOLUTIONS if on_cpu else ()
         self.replacements = [
             RECORD_CALLS,
             *traceable_draws(),
             *self._general_ops(),
-            *(_cpu_ops() if self.device() == "cpu" else []),
+            *(_cpu_ops() if on_cpu else []),
         ]
 
         tensor = torch.Tensor
