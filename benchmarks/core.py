@@ -63,6 +63,7 @@ def main(
     Returns:
         The rows of the table.
     """
+    kit.keep_freed_memory()
     if async_dispatch:
         import jax
 

@@ -15,12 +15,6 @@ allocator's setting too (kit/engines/allocator.py); `--plain-malloc` leaves the
 allocator alone.
 """
 
-import os
-import sys
-
-if "--plain-malloc" in sys.argv:  # before the kit is imported
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(128 * 1024))  # the default
-
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +69,8 @@ def main(
     unknown = set(networks) - set(BUILDERS)
     if unknown or not networks:
         raise ValueError(f"networks={networks} must be some of {', '.join(BUILDERS)}.")
+    if not plain_malloc:
+        kit.keep_freed_memory()
     rows = []
     for name in networks:
         count = batches * (20 if name == "mlp" else 1)

@@ -67,6 +67,7 @@ def main(
         raise ValueError(
             f"sequence_length must be above {PROMPT}, got {sequence_length}."
         )
+    kit.keep_freed_memory()
     sizes = (VOCABULARY, sequence_length, num_layers, num_heads, hidden_dim)
     models = [kit.gpt(*sizes) for _ in range(3)]
     kit.initialize_weights(models[0], 0)

@@ -4,7 +4,7 @@ Keras leaves room for them: its layers ask the backend for a form of its own bef
 they fall back on a general one. Each function here takes the place of a function of
 Keras' backend while a compiled function is traced, does the same, and hands over to
 it where it has no better way (`original`). Outside of `kit.compiled`, and in Keras'
-own `fit`, nothing changes. `kit/backend.py` says which of them run on which backend.
+own `fit`, nothing changes. Each engine says which of them it uses, and why.
 
 That the names in Keras' backends are where they are looked for, and that the values
 and gradients are those of Keras, test_fast_ops.py checks.
