@@ -35,10 +35,10 @@ import numpy as np
 import optree
 from keras import ops
 
-from kit.engines import get_engine, prepare
 from kit.engines.base import Nested, flatten
 from kit.engines.changed_layers import watch_layers
 from kit.engines.replacements import installed
+from kit.engines.running import get_engine, prepare
 from kit.engines.scope import context, tracing
 
 __all__ = [

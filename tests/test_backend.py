@@ -1614,7 +1614,7 @@ def test_the_private_name_that_the_core_reads_is_there():
 
 
 def test_layers_are_watched():
-    kit.engines.get_engine()
+    kit.engines.running.get_engine()
     kit.compiled(lambda x: x)(1.0)
     layer = keras.layers.Layer
     hooks = {"_track_variable", "_untrack_variable", "dtype_policy"}
@@ -1656,7 +1656,7 @@ REPLACED = {
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_keras_is_changed_while_a_function_is_traced_only(fails):
-    table = kit.engines.get_engine().replacements
+    table = kit.engines.running.get_engine().replacements
     names = [f"{x.owner.__name__}.{x.name}".removeprefix("keras.src.") for x in table]
     assert sorted(names) == sorted(REPLACED)
     assert all(x.reason for x in table)
@@ -1812,7 +1812,7 @@ def test_reads_come_before_assignments_where_xla_does_not_run():
     # gradient is that of the new kernel.
     import tensorflow as tf
 
-    kit.engines.get_engine()
+    kit.engines.running.get_engine()
     options = tf.config.optimizer.get_experimental_options()
     assert options["dependency_optimization"] is False
 

@@ -143,7 +143,12 @@ def test_exactly_what_is_needed_is_copied(project, recipe):
         for path in (project / package).rglob("*.py")
     }
     there = {name.removesuffix(".__init__") for name in there}
-    assert there == {x for x in loaded if x.partition(".")[0] == package}
+    used = {x for x in loaded if x.partition(".")[0] == package}
+    # The engines of the other backends: a copy runs on each.
+    engines = [f"{package}.engines.{x}" for x in ("jax", "tensorflow", "torch")]
+    others = {x for x in there if x.startswith(tuple(engines))}
+    assert there - used <= others and used <= there
+    assert set(engines) <= there
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -252,6 +257,21 @@ def test_of_a_package_comes_what_is_used():
     assert through.modules == needs.modules
     whole = copy_recipe.needs_of("import kit\nkit.data.images()")
     assert {"data.vision", "data.corpus", "data.texts"} <= set(whole.modules)
+
+
+def test_packages_of_the_kit_have_no_code_of_their_own():
+    """A copy has their docstring, and the names of the modules that it has."""
+    for path in catalog.PACKAGE.glob("*/__init__.py"):
+        docstring, *rest = ast.parse(path.read_text()).body
+        assert isinstance(docstring, ast.Expr)
+        for node in rest:
+            is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0])
+            assert isinstance(node, ast.ImportFrom) or is_all == "__all__"
+
+
+def test_a_name_that_a_package_of_the_kit_lacks_is_named():
+    with pytest.raises(ValueError, match=r"kit\.data has no module or name 'nothing'"):
+        copy_recipe.needs_of("from kit.data import nothing")
 
 
 def test_a_name_that_kit_lacks_is_named():

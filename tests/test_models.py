@@ -927,7 +927,7 @@ def held(compiled_fn):
     while found:
         part = found.pop()
         if isinstance(part, (types.ModuleType, kit.backend._Compiled, keras.Model)) or (
-            part is kit.engines.get_engine()
+            part is kit.engines.running.get_engine()
         ):
             continue
         with contextlib.suppress(TypeError):  # such as of a list

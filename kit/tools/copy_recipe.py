@@ -229,7 +229,10 @@ def _modules_behind(path: str) -> set[str]:
         return {path}
     package, _, name = path.rpartition(".")
     if package and catalog.is_package(package):  # a name that it takes from a module
-        return _modules_behind(catalog.exports(package).get(name, f"{package}.{name}"))
+        path = catalog.exports(package).get(name, "")
+        if not path:
+            raise ValueError(f"kit.{package} has no module or name {name!r}.")
+        return _modules_behind(path)
     return {package or path}
 
 
