@@ -1,7 +1,6 @@
 """The core: what `compiled`, `minimize`, `gradient` and `scan` promise."""
 
 import functools
-import importlib
 import random
 import shutil
 import sys
@@ -1679,13 +1678,6 @@ def test_keras_is_changed_while_a_function_is_traced_only(fails):
         assert fn(1.0) == 2.0
     assert all(a is not b for a, b in zip(before, during[0], strict=True))
     assert all(a is b for a, b in zip(before, found(), strict=True))
-
-
-def test_the_core_can_be_loaded_again():
-    kit.compiled(lambda x: x + 1)(1.0)
-    backend = importlib.reload(kit.backend)
-    assert backend.compiled(lambda x: x + 1)(1.0) == 2.0
-    assert kit.compiled(lambda x: x + 1)(1.0) == 2.0
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow only")

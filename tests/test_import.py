@@ -109,6 +109,17 @@ def test_nothing_is_replaced_and_no_setting_changed():
     assert run(UNCHANGED, **dispatch) == [[], True, True]
 
 
+def test_the_core_can_be_loaded_again():
+    program = """
+import importlib, json, kit
+add = lambda x: x + 1
+before = float(kit.compiled(add)(1.0))
+backend = importlib.reload(kit.backend)
+print(json.dumps([before, float(backend.compiled(add)(1.0))]))
+"""
+    assert run(program) == [2.0, 2.0]
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="a setting of JAX's")
 @pytest.mark.parametrize("environment", [{}, {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "1"}])
 def test_dispatch_is_the_users_where_the_user_says_so(environment):

@@ -37,7 +37,7 @@ RECORD_CALLS: Replacement = function(
 def _change(original, layer, *args):
     original(layer, *args)
     for compiled in list(_users.get(layer, ())):
-        compiled.forget_programs()
+        compiled.release()
 
 
 # What stays in place after the first trace: Keras says nowhere else that a layer
