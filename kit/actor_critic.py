@@ -19,7 +19,7 @@ from keras import ops
 
 from kit.backend import minimize, release_programs
 from kit.rl.agent import compiled_with_numbers
-from kit.rl.on_policy import OnPolicy
+from kit.rl.on_policy import OnPolicy, flat_values
 from kit.rl.returns import normalized, weighted_mean
 
 LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
@@ -245,7 +245,7 @@ class A2C(OnPolicy):
         _, logs = minimize(lambda: self.losses(batch), variables, self.optimizer)
 
         def critic_loss():
-            value = self.critic(batch["obs"], training=True)[:, 0]
+            value = flat_values(self.critic(batch["obs"], training=True))
             return weighted_mean(value_loss(value, batch["returns"]), batch["weight"])
 
         variables = self.critic.trainable_variables

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+import ml_dtypes  # Keras depends on it
 import numpy as np
 import optree
 from keras import ops
@@ -148,7 +149,8 @@ def minimize(
         TypeError: If `optimizer` is no Keras optimizer, or `variables` holds
             something else than Keras variables.
         ValueError: If the loss isn't a scalar, a variable has no part in it,
-            or `minimize` is called inside a `loss_fn`.
+            `minimize` is called inside a `loss_fn`, or the optimizer would never
+            change a variable, as Adam by default one of dtype bfloat16.
 
     Example:
 
@@ -709,6 +711,29 @@ def _check_minimize(caller, variables, optimizer=_NOT_GIVEN, loss_fn=_NOT_GIVEN)
         )
     if optimizer is not _NOT_GIVEN:
         get_engine().check_optimizer(optimizer)
+        _check_rates(caller, optimizer, variables)
+
+
+def _check_rates(caller, optimizer, variables):
+    """Raises an error if one of Adam's rates rounds to 1 in the variables' dtype.
+
+    Keras computes the correction 1 - beta^t in that dtype. Where it is 0, the step is 0
+    or NaN for ever.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if isinstance(optimizer, keras.optimizers.Adamax):  # corrects no second moment
+        return
+    for name in ("beta_1", "beta_2", "adam_beta_1", "adam_beta_2"):
+        rate = getattr(optimizer, name, None)
+        for dtype in {variable.dtype for variable in variables} if rate else ():
+            if 0 < 1.0 - rate <= ml_dtypes.finfo(dtype).epsneg / 2:
+                raise ValueError(
+                    f"{caller}: {name}={rate} of {type(optimizer).__name__} is 1 in "
+                    f"{dtype}, the dtype of the variables, which it would never "
+                    f"change. Set {name}=0.99, or take an optimizer without it such as "
+                    "RMSprop, or keep the variables in float32, as the dtype policy "
+                    '"mixed_bfloat16" does.'
+                )
 
 
 def _build_optimizer(optimizer, variables):

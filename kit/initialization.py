@@ -27,6 +27,33 @@ BUILT_IN_INITIALIZERS: list[tuple[type, str, Any]] = [
     (layers.RNN, "states", "zeros"),
     (layers.SpectralNormalization, "vector_u", initializers.TruncatedNormal(0.02)),
 ]
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class Orthogonal(initializers.Orthogonal):
+    """`keras.initializers.Orthogonal`, for weights of 16 bits too.
+
+    Keras computes a QR decomposition in the dtype of the weights, and no backend has
+    one for bfloat16. This one is computed in 32 bits, then rounded. The arguments are
+    Keras'.
+    """
+
+    def __call__(self, shape, dtype=None):
+        """Returns an orthogonal matrix."""
+        dtype = keras.backend.standardize_dtype(dtype)
+        return ops.cast(super().__call__(shape, at_least_float32(dtype)), dtype)
+
+
+def at_least_float32(dtype: str | None = None) -> str:
+    """Returns the dtype to compute in what 16 bits are too coarse for.
+
+    Args:
+        dtype: Of what the result is for. Defaults to Keras' compute dtype.
+    """
+    dtype = dtype or keras.config.dtype_policy().compute_dtype
+    return keras.backend.result_type(dtype, "float32")
+
+
 DETERMINISTIC = (
     initializers.Constant,
     initializers.Identity,
@@ -35,6 +62,7 @@ DETERMINISTIC = (
     initializers.Zeros,
 )
 RANDOM = (
+    Orthogonal,
     initializers.Orthogonal,
     initializers.RandomNormal,
     initializers.RandomUniform,
@@ -142,11 +170,12 @@ def _find_initializer(weight, owners):
             # A subclass with a `__call__` of its own draws something we don't know.
             known = [cls.__call__ for cls in (*DETERMINISTIC, *RANDOM)]
             if type(initializer).__call__ not in known:
-                accepted = ", ".join(cls.__name__ for cls in (*DETERMINISTIC, *RANDOM))
+                names = dict.fromkeys(x.__name__ for x in (*DETERMINISTIC, *RANDOM))
                 raise ValueError(
                     f"The initializer of the weight {weight.path!r} of layer "
                     f"{layer.name!r} is not supported. Received: {initializer!r}. "
-                    f"Accepted: {accepted}, and subclasses that keep their `__call__`."
+                    f"Accepted: {', '.join(names)}, and subclasses that keep their "
+                    "`__call__`."
                 )
             return layer, initializer
     layer = f"layer {owners[0][0].name!r}" if owners else "no layer"

@@ -212,6 +212,42 @@ def test_agents_do_as_they_see(kind, world, shared):
     assert agent.evaluate(env, 16, seed=1)["return"] >= wanted
 
 
+@pytest.fixture
+def bfloat16():
+    """Has Keras make and compute all variables in bfloat16."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("world", ["discrete", "continuous"])
+def test_agents_learn_in_bfloat16(kind, world, bfloat16):
+    env = SyncVectorEnv(
+        [lambda: Identity(world)] * 8, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    normalized = world == "continuous"
+    agent = make_agent(
+        kind,
+        env.single_action_space,
+        env.single_observation_space.shape,
+        num_steps=8,
+        gamma=0.0,
+        normalize_advantages=True,
+        normalize_observations=normalized,
+        normalize_rewards=normalized,
+    )
+    assert {layer.kernel.dtype for layer in agent.critic.layers} == {"bfloat16"}
+    agent.compile("adam")
+    with pytest.raises(ValueError, match=r"beta_2=0.999 of Adam is 1 in bfloat16"):
+        agent.fit(env, 64, verbose=0)
+    agent.compile(keras.optimizers.Adam(RATES[kind], beta_2=0.99))
+    agent.fit(env, 8_000, verbose=0)
+    wanted = {"discrete": 9.5, "continuous": -0.8}[world]
+    assert agent.evaluate(env, 16, seed=1)["return"] >= wanted
+
+
 @pytest.mark.parametrize("kind", AGENTS)
 def test_normalized_agents_learn(kind):
     env = gymnasium.wrappers.TransformReward(

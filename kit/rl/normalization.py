@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from kit.initialization import at_least_float32
+
 Tensor = Any
 
 
@@ -40,9 +42,10 @@ class RunningNormalization(keras.layers.Layer):
         center: bool = True,
         clip: float = 10.0,
         epsilon: float = 1e-8,
+        dtype: Any = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(dtype=dtype or at_least_float32(), **kwargs)
         self.center = center
         self.clip = clip
         self.epsilon = epsilon

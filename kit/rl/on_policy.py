@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from kit.backend import compiled
+from kit.initialization import at_least_float32
 from kit.models import WithParts
 from kit.rl.agent import Agent
 from kit.rl.environments import Environments, play_episodes
@@ -108,7 +109,7 @@ class OnPolicy(WithParts, Agent):
         else:
             outputs = self.actor(obs, training=training)
             value = self.critic(obs, training=training)
-        return outputs, value[:, 0]
+        return outputs, flat_values(value)
 
     def policy(self, obs: Tensor) -> Tensor:
         """Returns what describes the policy in states, `(B, ...)`."""
@@ -409,6 +410,15 @@ class Rollouts:
         names = ("obs", "action", "reward", "next_obs", "terminated", "ended", "valid")
         columns = map(np.stack, zip(*rows, strict=True))
         return dict(zip(names, columns, strict=True))
+
+
+def flat_values(outputs: Tensor) -> Tensor:
+    """Returns a critic's outputs `(B, 1)` as values `(B,)`, in float32 at least.
+
+    Advantages are small differences of large values.
+    """
+    dtype = keras.backend.standardize_dtype(outputs.dtype)
+    return ops.cast(outputs[:, 0], at_least_float32(dtype))
 
 
 def _flat(x):

@@ -21,6 +21,7 @@ import numpy as np
 from keras import ops
 
 from kit import random
+from kit.initialization import Orthogonal, at_least_float32
 
 Tensor = Any
 
@@ -29,7 +30,18 @@ Tensor = Any
 
 
 class Distribution(keras.layers.Layer):
-    """What the layers of this file share: the last layer of an actor."""
+    """What the layers of this file share: the last layer of an actor.
+
+    Probabilities are computed in float32 at least, whatever the network before.
+
+    Args:
+        dtype: See `keras.layers.Layer`. Defaults to Keras' dtype policy, or
+            `"float32"` where that computes in 16 bits.
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, *, dtype: Any = None, **kwargs: Any):
+        super().__init__(dtype=dtype or at_least_float32(), **kwargs)
 
     def noise(self, key: Any, shape: Sequence[int]) -> Tensor:
         """Draws what `sample` needs for actions of a leading shape."""
@@ -292,7 +304,7 @@ class Gaussian(Distribution):
 
     def noise(self, key, shape):
         """Standard normal noise, `(*shape, A)`."""
-        return random.normal(key, (*shape, self.num_inputs))
+        return random.normal(key, (*shape, self.num_inputs), dtype="float32")
 
     def sample(self, outputs, noise):
         """Actions `(B, A)`: mean + std * noise."""
@@ -402,7 +414,8 @@ def _choices_of(space):
 
 def _gumbel(key, shape):
     # 0 would give -inf, whatever the logits.
-    u = ops.maximum(random.uniform(key, shape), float(np.finfo("float32").tiny))
+    u = random.uniform(key, shape, dtype="float32")
+    u = ops.maximum(u, float(np.finfo("float32").tiny))
     return -ops.log(-ops.log(u))
 
 
@@ -456,7 +469,7 @@ def policy_network(
     head = distribution(action_space, initial_log_std)
     layers = [
         *hidden_layers("policy_network", obs_shape, units, activation, math.sqrt(2)),
-        keras.layers.Dense(head.num_inputs, kernel_initializer=_orthogonal(0.01)),
+        keras.layers.Dense(head.num_inputs, kernel_initializer=Orthogonal(0.01)),
         head,
     ]
     return keras.Sequential([keras.Input(tuple(obs_shape)), *layers], name="actor")
@@ -470,7 +483,7 @@ def value_network(
     """Builds a critic: like `policy_network`, from `(B, *obs_shape)` to `(B, 1)`."""
     layers = [
         *hidden_layers("value_network", obs_shape, units, activation, math.sqrt(2)),
-        keras.layers.Dense(1, kernel_initializer=_orthogonal(1.0)),
+        keras.layers.Dense(1, kernel_initializer=Orthogonal(1.0)),
     ]
     return keras.Sequential([keras.Input(tuple(obs_shape)), *layers], name="critic")
 
@@ -497,9 +510,9 @@ def shared_network(
     ):
         x = layer(x)
     outputs = keras.layers.Dense(
-        head.num_inputs, kernel_initializer=_orthogonal(0.01), name="outputs"
+        head.num_inputs, kernel_initializer=Orthogonal(0.01), name="outputs"
     )(x)
-    value = keras.layers.Dense(1, kernel_initializer=_orthogonal(1.0), name="value")(x)
+    value = keras.layers.Dense(1, kernel_initializer=Orthogonal(1.0), name="value")(x)
     return keras.Model(inputs, [head(outputs), value], name="actor_critic")
 
 
@@ -529,7 +542,7 @@ def hidden_layers(
         )
 
     def options():
-        kernel = "glorot_uniform" if gain is None else _orthogonal(gain)
+        kernel = "glorot_uniform" if gain is None else Orthogonal(gain)
         return {"activation": activation, "kernel_initializer": kernel}
 
     layers: list[keras.layers.Layer] = []
@@ -539,7 +552,3 @@ def hidden_layers(
     if len(obs_shape) > 1:
         layers.append(keras.layers.Flatten())
     return layers + [keras.layers.Dense(size, **options()) for size in units]
-
-
-def _orthogonal(gain):
-    return keras.initializers.Orthogonal(gain)
