@@ -724,7 +724,7 @@ def _check_rates(caller, optimizer, variables):
     if isinstance(optimizer, keras.optimizers.Adamax):  # corrects no second moment
         return
     for name in ("beta_1", "beta_2", "adam_beta_1", "adam_beta_2"):
-        rate = getattr(optimizer, name, None)
+        rate: Any = getattr(optimizer, name, None)
         for dtype in {variable.dtype for variable in variables} if rate else ():
             if 0 < 1.0 - rate <= ml_dtypes.finfo(dtype).epsneg / 2:
                 raise ValueError(

@@ -1118,7 +1118,8 @@ def test_agents_export_the_network_that_acts(monkeypatch, tmp_path):
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
-            outputs = tf.saved_model.load(path).serve(obs)
+            loaded = tf.saved_model.load(path)  # holds the variables
+            outputs = loaded.serve(obs)
             np.testing.assert_allclose(outputs, expected, 1e-4, 1e-5)
     with pytest.raises(NotImplementedError, match="np.save"):
         kit.QLearning(num_states=2, num_actions=2).export(tmp_path / "table")
