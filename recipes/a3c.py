@@ -62,6 +62,17 @@ def make_env(env: str) -> Any:
     return flat_observations(gymnasium.make(env))
 
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Asynchronous actor-critic",
+    "place": 17,
+    "score": "eval_return",
+    "larger_is_better": True,
+    "curve": "return",
+    "quick": "--total-timesteps 10000 --worker-counts",
+}
+
+
 def main(
     *,
     env: str = "CartPole-v1",

@@ -31,6 +31,21 @@ import kit
 from kit.lab.agent_recipe import finish_agent, make_envs
 from kit.lab.run import Run
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Actor-critic (A2C)",
+    "place": 16,
+    "score": "eval_return",
+    "larger_is_better": True,
+    "curve": "return",
+    "quick": "--total-timesteps 100000",
+    "published": [
+        ("500", "RL Baselines3 Zoo", {"env": "CartPole"}),
+        ("-83.4", "RL Baselines3 Zoo", {"env": "Acrobot"}),
+        ("156", "RL Baselines3 Zoo", {"env": "LunarLander-"}),
+    ],
+}
+
 
 def main(
     *,

@@ -49,6 +49,16 @@ Variant = Literal["plain", "denoising", "variational"]
 IMAGE_SHAPE = (28, 28)
 LABEL: Any = {"weight": "bold", "bbox": {"facecolor": "white", "alpha": 0.7, "pad": 1}}
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Autoencoder",
+    "place": 9,
+    "score": "reconstruction_mse",
+    "larger_is_better": False,
+    "curve": "val_loss",
+    "quick": "--epochs 20",
+}
+
 
 def main(
     *,

@@ -79,6 +79,18 @@ def load_data(name: str, max_texts: int) -> tuple[Texts, Texts]:
     return texts.load(name, max_texts)
 
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "BERT",
+    "place": 8,
+    "score": "test_accuracy",
+    "larger_is_better": True,
+    "curve": "loss",
+    "curve_rows": {"labels": None},  # as in the last row
+    "quick": "--few 4 --max-texts 300 --max-length 32 --epochs 1 --few-epochs 2",
+}
+
+
 def main(
     *,
     path: Path | None = None,

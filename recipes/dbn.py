@@ -111,6 +111,27 @@ def nudge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(copies), np.tile(y, len(corners))
 
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Deep belief network",
+    "place": 11,
+    "score": "test_accuracy",
+    "larger_is_better": True,
+    "curve": "reconstruction_error",
+    "curve_rows": {"rbm": "1"},
+    "quick": "--dataset nudged_digits --labels 200 --repeats 1 --units 100 "
+    "--rbm-epochs 10 --epochs 50",
+    "published": [
+        ("0.9875", "Hinton et al. 2006, 60,000 digits", {"dataset": "mnist"}),
+        (
+            "0.94",
+            "scikit-learn's example, an easier split",
+            {"dataset": "nudged_digits"},
+        ),
+    ],
+}
+
+
 def main(
     *,
     dataset: Literal[

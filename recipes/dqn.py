@@ -33,6 +33,26 @@ import kit
 from kit.lab.agent_recipe import finish_agent, flat_observations
 from kit.lab.run import Run
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Deep Q-network",
+    "place": 14,
+    "score": "eval_return",
+    "larger_is_better": True,
+    "curve": "return",
+    "quick": "--total-timesteps 10000",
+    "published": [
+        (
+            "488.7 ± 16.1 (PyTorch), 498.4 ± 2.3 (JAX)",
+            "CleanRL, 500,000 steps",
+            {"env": "CartPole"},
+        ),
+        ("500", "RL Baselines3 Zoo, 50,000 steps", {"env": "CartPole"}),
+        ("-76.6", "RL Baselines3 Zoo", {"env": "Acrobot"}),
+        ("154 ± 79", "RL Baselines3 Zoo", {"env": "LunarLander-"}),
+    ],
+}
+
 
 def main(
     *,

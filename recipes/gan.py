@@ -66,6 +66,17 @@ def load_data(dataset: str) -> Split:
     return Split(x_train, data.y_train, x_test, data.y_test)
 
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Generative adversarial network",
+    "place": 10,
+    "score": "frechet_distance",
+    "larger_is_better": False,
+    "curve": "generator_loss",
+    "quick": "--architecture dense --epochs 10 --judge-epochs 2 --vae-epochs 10",
+}
+
+
 def main(
     *,
     dataset: Literal["mnist_5k", "mnist", "fashion_mnist", "cifar10"] = "mnist_5k",

@@ -71,6 +71,17 @@ def load_data() -> tuple[Speech, Speech]:
     return load("train"), load("test")
 
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "GRU",
+    "place": 5,
+    "score": "test_accuracy",
+    "larger_is_better": True,
+    "curve": "accuracy",
+    "quick": "--epochs 3",
+}
+
+
 def main(
     *,
     units: tuple[int, ...] = (64, 64),

@@ -42,6 +42,16 @@ from kit.lab import language_model
 from kit.lab.ngram import best_ngram
 from kit.lab.run import Run
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "LSTM",
+    "place": 4,
+    "score": "bits_per_char",
+    "larger_is_better": False,
+    "curve": "val_bits_per_char",
+    "quick": "--units 64 --epochs 1 --max-ngram-order 5",
+}
+
 
 def main(
     *,

@@ -113,6 +113,17 @@ def _table(x: Any, y: Any, *classes: str) -> Table:
     return Table(x, y, classes)
 
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Multilayer perceptron",
+    "place": 1,
+    "score": "test_accuracy",
+    "larger_is_better": True,
+    "curve": "val_loss",
+    "quick": "--folds 2 --epochs 30",
+}
+
+
 def main(
     *,
     dataset: Literal[

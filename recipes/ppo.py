@@ -52,6 +52,25 @@ import kit
 from kit.lab.agent_recipe import finish_agent, make_envs
 from kit.lab.run import Run
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Proximal policy optimization",
+    "place": 15,
+    "score": "eval_return",
+    "larger_is_better": True,
+    "curve": "return",
+    "quick": "--total-timesteps 30000",
+    "published": [
+        ("490 ± 6", "CleanRL, 500,000 steps", {"env": "CartPole"}),
+        ("500", "RL Baselines3 Zoo, 100,000 steps", {"env": "CartPole"}),
+        ("-73.5", "RL Baselines3 Zoo", {"env": "Acrobot"}),
+        ("242 ± 32", "RL Baselines3 Zoo", {"env": "LunarLander-"}),
+        ("-172 ± 104", "RL Baselines3 Zoo", {"env": "Pendulum"}),
+        ("1,443 ± 46", "CleanRL, 1M steps", {"env": "HalfCheetah"}),
+        ("5,819 ± 664", "RL Baselines3 Zoo, 1M steps", {"env": "HalfCheetah"}),
+    ],
+}
+
 
 def main(
     *,

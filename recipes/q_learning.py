@@ -49,6 +49,16 @@ WORLDS = {
 # What the actions do, as pictures have it; P picks the passenger up, D drops him.
 ACTIONS = {"FrozenLake": "←↓→↑", "CliffWalking": "↑→↓←", "Taxi": "↓↑→←PD"}
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "Q-learning",
+    "place": 13,
+    "score": "policy_value",
+    "larger_is_better": True,
+    "curve": "policy_value",
+    "quick": "--total-timesteps 30000",
+}
+
 
 def main(
     *,

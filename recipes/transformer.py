@@ -40,6 +40,16 @@ from kit.lab import language_model
 from kit.lab.ngram import best_ngram
 from kit.lab.run import Run
 
+# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+COMPARISON = {
+    "title": "GPT",
+    "place": 6,
+    "score": "bits_per_char",
+    "larger_is_better": False,
+    "curve": "val_bits_per_char",
+    "quick": "--num-layers 2 --hidden-dim 64 --epochs 1 --max-ngram-order 5 --no-lstm",
+}
+
 
 def main(
     *,

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 
 from kit.tools import catalog, parity
-from kit.tools.compare import BACKENDS, QUICK, compare, main_signature
+from kit.tools.compare import BACKENDS, compare, main_signature
 from kit.tools.report import report
+from kit.tools.scores import read_comparison
 
 BACKEND = keras.backend.backend()
 OTHER = next(name for name in BACKENDS if name != BACKEND)
@@ -41,14 +43,15 @@ print("line one")
     "backend": os.environ["KERAS_BACKEND"],
     "seed": int(arguments["--seed"]),
     "config": {{"size": int(arguments.get("--size", {size}))}},
-    "metrics": {{"score": 1.0}},
+    "metrics": {{"score": 1.0, "error": 2.0}},
 }}))
 """
 
 
-def write_recipe(folder, name="small", body="", size=3, comment=""):
+def write_recipe(folder, name="small", body="", size=3, comment="", declared=""):
     path = folder / f"{name}.py"
-    path.write_text(SMALL.format(body=body, size=size, comment=comment))
+    text = SMALL.format(body=body, size=size, comment=comment)
+    path.write_text(text.replace("\ndef main", f"\n{declared}\ndef main"))
     return str(path)
 
 
@@ -104,7 +107,155 @@ def test_a_recipe_from_the_command_line_to_the_report(tmp_path):
     (entry,) = json.loads((tmp_path / "out/backends.json").read_text())["recipes"]
     assert entry["backends"][BACKEND]["score"]["mean"] == pytest.approx(0.9)
     assert entry["best_baseline"] == "svc_accuracy"
-    assert not entry["quick"]  # No small budget is known of it.
+    assert not entry["quick"]  # It declares no small budget.
+
+
+# --- What a recipe declares ----------------------------------------------------
+
+DECLARED = """
+COMPARISON = {
+    "title": "A small one",
+    "score": "error",
+    "larger_is_better": True,
+    "quick": "--size '1'",
+    "published": [
+        ("0.9", "everyone"),
+        ("0.8", "those with one", {"size": 1}),
+        ("0.7", "those with three", {"size": 3}),
+    ],
+}
+"""
+
+
+def entry(folder):
+    assert report(output_dir=folder / "reports") == 0
+    (found,) = json.loads((folder / "reports/backends.json").read_text())["recipes"]
+    return found
+
+
+def test_a_recipe_declares_how_it_is_judged(tmp_path):
+    recipe = write_recipe(tmp_path, declared=DECLARED)
+    assert run(tmp_path, recipe, quick=True) == 0
+    pathlib.Path(recipe).unlink()  # What it declared is kept with its runs.
+    found = entry(tmp_path)
+    assert (found["title"], found["metric"]) == ("A small one", "error")
+    assert found["larger_is_better"]
+    assert found["backends"][BACKEND]["score"]["mean"] == 2.0
+    assert found["quick"] and found["arguments"] == "--size 1"
+    figures = [x["figure"] for x in found["references"]]
+    assert figures == ["0.9", "0.8"]
+
+
+def test_a_changed_declaration_counts_without_new_runs(tmp_path):
+    recipe = write_recipe(tmp_path, declared=DECLARED)
+    run(tmp_path, recipe, seeds=2)
+    assert entry(tmp_path)["title"] == "A small one"
+    changed = DECLARED.replace("A small one", "Another").replace("True", "False")
+    write_recipe(tmp_path, declared=changed)
+    assert run(tmp_path, recipe) == 0
+    found = entry(tmp_path)
+    assert (found["title"], found["larger_is_better"]) == ("Another", False)
+    assert found["backends"][BACKEND]["seeds"] == [0, 1]
+    assert len(calls(tmp_path)) == 2
+    write_recipe(tmp_path)  # It declares nothing any more.
+    run(tmp_path, recipe)
+    found = entry(tmp_path)
+    assert (found["title"], found["metric"]) == ("small", "score")
+    assert len(calls(tmp_path)) == 2
+
+
+def test_a_run_that_failed_keeps_what_its_recipe_declares(tmp_path):
+    body = "raise SystemExit('no such thing')"
+    assert run(tmp_path, write_recipe(tmp_path, body=body, declared=DECLARED)) == 1
+    found = entry(tmp_path)
+    assert (found["title"], found["metric"]) == ("A small one", "error")
+
+
+def test_an_own_recipe_named_like_one_of_the_kits_is_judged_by_itself(tmp_path):
+    assert run(tmp_path, write_recipe(tmp_path, "dqn"), quick=True) == 0
+    found = entry(tmp_path)
+    assert (found["title"], found["metric"]) == ("dqn", "score")
+    assert (found["arguments"], found["references"]) == ("", [])
+
+
+def test_declarations_may_be_annotated_and_the_last_one_counts(tmp_path):
+    declared = "COMPARISON = {'title': 'a'}\nCOMPARISON: dict = {'title': 'b'}"
+    path = write_recipe(tmp_path, declared=declared)
+    assert read_comparison(pathlib.Path(path)) == {"title": "b"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ("make()", r", line \d+: COMPARISON must be a literal .*, got make\(\)"),
+        ("{'title': NAME}", r"must be a literal .*, got {'title': NAME}"),
+        ("{[]: 1}", r"must be a literal .*, got {\[\]: 1}"),
+        ("['error']", r": COMPARISON must be a dict, got \['error'\]"),
+        ("None", ": COMPARISON must be a dict, got None"),
+        ("{'scores': 'error'}", "the unknown key 'scores'; accepted are 'title', 'pl"),
+        ("{3: 'error'}", "the unknown key 3; accepted are 'title'"),
+        ("{'title': 3}", r"COMPARISON\['title'\] must be a string, got 3"),
+        ("{'place': True}", r"\['place'\] must be an integer, got True"),
+        ("{'place': '1'}", r"\['place'\] must be an integer, got '1'"),
+        (
+            "{'score': 'error'}",
+            "both 'score' and 'larger_is_better' or neither, got 's",
+        ),
+        ("{'larger_is_better': True}", "or neither, got 'larger_is_better' only"),
+        (
+            "{'score': 'error', 'larger_is_better': 'yes'}",
+            r"\['larger_is_better'\] must be True or False, got 'yes'",
+        ),
+        (
+            "{'score': ['error'], 'larger_is_better': 1}",
+            r"\['score'\] must be a string, the name of a figure in metrics.json, got",
+        ),
+        ("{'curve': None}", r"\['curve'\] must be a string, the name of a column"),
+        ("{'curve_rows': 'rbm'}", r"\['curve_rows'\] must be a dict of .*got 'rbm'"),
+        (
+            "{'curve_rows': {'rbm': 1}}",
+            r"\['curve_rows'\]\['rbm'\] must be a string or None, got 1",
+        ),
+        (
+            "{'curve_rows': {1: '1'}}",
+            r"\['curve_rows'\] must have strings as keys, got 1",
+        ),
+        ("{'quick': ['--size', '1']}", r"\['quick'\] must be a string of arguments"),
+        (
+            "{'quick': '--name \"a'}",
+            r"\['quick'\] must be a string of arguments as they are typed in a shell, "
+            r"got '--name \"a' \(No closing quotation\)",
+        ),
+        ("{'published': ('1', 'me')}", r"\['published'\] must be a list, got"),
+        (
+            "{'published': ['1']}",
+            r"\['published'\]\[0\] must be a tuple of the figure and .*, got '1'",
+        ),
+        (
+            "{'published': [('1', 'me'), (2, 'me')]}",
+            r"\['published'\]\[1\] must be a tuple of .*, got \(2, 'me'\)",
+        ),
+        ("{'published': [('1', 'me', 'x')]}", r"perhaps a dict of arguments, got"),
+        ("{'published': [('1', 'me', {}, {})]}", r"perhaps a dict of arguments, got"),
+        (
+            "{'published': [('1', 'me', {'units': [64]})]}",
+            r"\['published'\]\[0\]\[2\]\['units'\] must be a string, a number or a "
+            r"Boolean, got \[64\]",
+        ),
+        (
+            "{'published': [('1', 'me', {64: 64})]}",
+            r"\['published'\]\[0\]\[2\] must have strings as keys, got 64",
+        ),
+    ],
+)
+def test_a_bad_declaration_is_named_before_anything_runs(tmp_path, declared, message):
+    recipe = write_recipe(tmp_path, declared=f"COMPARISON = {declared}")
+    with pytest.raises(ValueError, match=f"^{re.escape(recipe)}.*{message}"):
+        run(tmp_path, recipe)
+    assert not (tmp_path / "reports").exists()
+
+
+# --- One run after the other --------------------------------------------------
 
 
 def test_each_seed_runs_under_its_backend(tmp_path):
@@ -314,12 +465,13 @@ def test_two_recipes_of_the_same_name_are_refused(tmp_path):
 # --- Tables and parity --------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", catalog.recipes())
 def test_quick_budgets_are_options_of_the_recipe(name):
-    signature = main_signature(catalog.recipes()[name])
+    file = catalog.recipes()[name]
+    signature = main_signature(file)
     arguments = ast.parse(f"def main({signature}): pass").body[0].args
     options = {x.arg.replace("_", "-"): x for x in arguments.kwonlyargs}
-    for word in shlex.split(QUICK[name]):
+    for word in shlex.split(read_comparison(file)["quick"]):
         if word.startswith("--"):
             option = word.removeprefix("--")
             assert option in options or options[option.removeprefix("no-")]

@@ -18,6 +18,8 @@ from exchange import RUNS
 
 import kit
 from kit.tools import catalog, copy_recipe
+from kit.tools.scores import NAME as COMPARISON
+from kit.tools.scores import read_comparison
 
 BACKEND = keras.backend.backend()
 RECIPES = list(catalog.recipes())
@@ -173,6 +175,12 @@ def test_copies_differ_from_the_kit_by_their_imports_only(project, recipe):
                 assert after.strip().startswith("from .")
     licence = (project / f"{recipe}_kit" / "LICENSE").read_text()
     assert "Apache License" in licence
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_copied_recipe_is_compared_like_the_original(project, recipe):
+    declared = read_comparison(project / f"{recipe}.py")
+    assert declared == read_comparison(catalog.recipes()[recipe]) != {}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -504,7 +512,8 @@ def test_every_recipe_becomes_a_notebook(recipe, tmp_path):
         }
         assert names <= defined | stored
         defined |= stored
-    # All of the recipe is there except for its main as a function and its command line.
+    assert not any(COMPARISON in cell for cell in code)
+    # The rest is there except for main as a function and the command line.
     source = (catalog.recipes()[recipe]).read_text()
     original = [x.name for x in ast.parse(source).body if hasattr(x, "name")]
     kept = [x.name for x in tree.body if hasattr(x, "name")]
@@ -528,6 +537,12 @@ import keras
 # A heading is
 # a paragraph.
 LIMIT = 3  # stays
+
+# For the comparison.
+COMPARISON = {
+    "score": "c",
+    "larger_is_better": True,
+}
 
 
 def main(*, a: int = 1, b: tuple[int, ...] = (
@@ -588,6 +603,7 @@ def test_main_is_unrolled_into_prose_and_cells():
         "| a | b |\n|---|---|",
     )
     assert "```python\n# A.\n# B.\n# Changed as well" in about[1]
+    assert "COMPARISON is left out" in about[1]
     assert '"KERAS_BACKEND"] = "torch"' in backend[1]
     assert imports == ("code", "import keras")
     cells = [cell for cell in cells if cell[1]]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kit.tools import catalog
 from kit.tools import report as module
 from kit.tools.report import (
     against_best,
@@ -22,7 +23,7 @@ from kit.tools.report import (
     verdict,
     welch,
 )
-from kit.tools.scores import references, score_of
+from kit.tools.scores import read_comparison, references, score_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -232,33 +233,67 @@ def test_figures_as_people_read_them():
 # --- Scores -------------------------------------------------------------------
 
 
+def declared(recipe):
+    return read_comparison(catalog.recipes()[recipe])
+
+
 def test_main_scores():
-    assert score_of("rnn", ["val_mae", "test_mae"]).metrics == ("test_mae",)
-    assert not score_of("rnn", ["test_mae"]).larger_is_better
-    mlp = score_of("mlp", ["test_rmse"])  # of a regression
-    assert (mlp.metrics, mlp.larger_is_better) == (("test_rmse",), False)
+    rnn = score_of("rnn", declared("rnn"), ["val_mae", "test_mae"])
+    assert (rnn.metric, rnn.larger_is_better) == ("test_mae", False)
+    mlp = score_of("mlp", declared("mlp"), ["test_rmse"])  # of a regression
+    assert (mlp.metric, mlp.larger_is_better) == ("test_rmse", False)
     assert mlp.title == "Multilayer perceptron"
-    mine = score_of("mine", ["val_loss", "accuracy"])
-    assert (mine.title, mine.metrics) == ("mine", ("val_loss",))
-    assert not mine.larger_is_better
-    assert score_of("mine", ["success"]).larger_is_better
-    assert score_of("mine", []).metrics == ("",)
+    dqn = score_of("dqn", declared("dqn"), [])
+    assert (dqn.metric, dqn.larger_is_better) == ("eval_return", True)
 
 
-def test_every_recipe_has_its_score_and_quick_budget():
-    from kit.tools.compare import QUICK
-    from kit.tools.scores import SCORES
+def test_a_recipe_that_declares_nothing_is_judged_by_its_first_figure():
+    mine = score_of("mine", {}, ["val_loss", "accuracy"])
+    assert (mine.title, mine.metric, mine.larger_is_better) == (
+        "mine",
+        "val_loss",
+        False,
+    )
+    assert score_of("mine", {}, ["success"]).larger_is_better
+    assert score_of("mine", {}, []).metric == ""
 
-    recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")}
-    assert set(SCORES) == recipes
-    assert set(QUICK) == recipes
+
+def test_what_a_recipe_declares_goes_before_what_names_suggest():
+    mine = {"score": "loss", "larger_is_better": True, "title": "Mine"}
+    score = score_of("mine", mine, ["accuracy", "loss"])
+    assert (score.title, score.metric, score.larger_is_better) == ("Mine", "loss", True)
+
+
+@pytest.mark.parametrize("recipe", catalog.recipes())
+def test_every_recipe_declares_its_score_and_quick_budget(recipe):
+    found = declared(recipe)
+    assert found["score"] and found["title"] and found["curve"]
+    assert found["quick"]
+
+
+def test_every_recipe_has_a_place_of_its_own():
+    places = [declared(recipe)["place"] for recipe in catalog.recipes()]
+    assert sorted(places) == list(range(1, len(places) + 1))
 
 
 def test_references_belong_to_a_setting():
-    figures = [x.figure for x in references("dqn", {"env": "Acrobot-v1"})]
-    assert figures == ["-76.6"]
-    assert references("dqn", {"env": "MountainCar-v0"}) == []
-    assert references("mine", {}) == []
+    found = references(declared("dqn"), {"env": "Acrobot-v1"})
+    assert found == [{"figure": "-76.6", "source": "RL Baselines3 Zoo"}]
+    assert references(declared("dqn"), {"env": "MountainCar-v0"}) == []
+    assert references({}, {}) == []
+
+
+def test_a_reference_may_belong_to_several_settings_or_to_all():
+    when = {"env": "Cart", "units": 64, "double": True}
+    mine = {"published": [["1", "everyone"], ["2", "some", when]]}
+
+    def figures(**config):
+        return [x["figure"] for x in references(mine, config)]
+
+    assert figures(env="CartPole-v1", units=64, double=True) == ["1", "2"]
+    assert figures(env="CartPole-v1", units=640, double=True) == ["1"]
+    assert figures(env="CartPole-v1", units=64, double=False) == ["1"]
+    assert figures(units=64, double=True) == figures() == ["1"]
 
 
 # --- The files ----------------------------------------------------------------
@@ -324,9 +359,7 @@ def test_parity_is_the_largest_difference(folder):
 def test_runs_that_were_called_differently_are_apart(tmp_path):
     make_run(tmp_path, "dqn", "jax", 0, 500.0)
     path = make_run(tmp_path, "dqn", "torch", 0, 9.0)
-    record = json.loads((path / "run.json").read_text())
-    record["job"]["arguments"] = ["--total-timesteps", "10"]
-    (path / "run.json").write_text(json.dumps(record))
+    edit_record(path, arguments=["--total-timesteps", "10"])
     report(output_dir=tmp_path)
     first, second = read(tmp_path)["recipes"]
     assert first["backends"]["torch"]["state"] == "not run"
@@ -335,12 +368,80 @@ def test_runs_that_were_called_differently_are_apart(tmp_path):
 
 
 def test_runs_that_compare_did_not_make_count_too(tmp_path):
-    path = make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    figures = {"loss": 3.0, "eval_return": 500.0}
+    path = make_run(tmp_path, "dqn", "jax", 0, None, metrics=figures)
     (path / "run.json").unlink()
     (path / "history.csv").unlink()
     report(output_dir=tmp_path)
     (dqn,) = read(tmp_path)["recipes"]
     assert dqn["backends"]["jax"]["score"]["mean"] == 500.0
+    assert (dqn["title"], dqn["metric"]) == ("Deep Q-network", "eval_return")
+
+
+def edit_record(path, **job):
+    """Changes what compare kept of a run; returns the record."""
+    record = json.loads((path / "run.json").read_text())
+    record["job"] |= job
+    (path / "run.json").write_text(json.dumps(record))
+    return record
+
+
+def declare(path, **comparison):
+    record = edit_record(path) | {"comparison": comparison}
+    (path / "run.json").write_text(json.dumps(record))
+
+
+def test_the_report_goes_by_what_the_recipe_declared_when_it_was_run(tmp_path):
+    path = make_run(tmp_path, "dqn", "jax", 0, 500.0)
+    published = [["7", "me", {"env": "CartPole"}], ["8", "me", {"env": "Acrobot"}]]
+    score = {"score": "total_timesteps", "larger_is_better": False, "title": "Mine"}
+    declare(path, **score, curve="loss", published=published)
+    report(output_dir=tmp_path)
+    (dqn,) = read(tmp_path)["recipes"]
+    shown = ("title", "metric", "larger_is_better", "curve", "references")
+    assert [dqn[name] for name in shown] == [
+        "Mine",
+        "total_timesteps",
+        False,
+        "loss",
+        [{"figure": "7", "source": "me"}],
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows, values", [({"layer": "1"}, [1.0, 2.0]), ({"layer": None}, [3.0])]
+)
+def test_a_curve_has_the_rows_that_the_recipe_declares(
+    tmp_path, monkeypatch, rows, values
+):
+    drawn = []
+    monkeypatch.setattr(module, "learning_curves", lambda *x: drawn.append(x) or "")
+    path = make_run(tmp_path, "mine", "jax", 0, 1.0)
+    history = "epoch,layer,loss,cost\n1,1,9,1\n2,1,9,2\n1,2,9,3\n"
+    (path / "history.csv").write_text(history)
+    declare(path, curve="cost", curve_rows=rows)
+    report(output_dir=tmp_path)
+    ((series, x, y, *_),) = drawn
+    ((epochs, costs),) = series["jax"]
+    assert (x, y, costs) == ("epoch", "cost", values)
+    assert len(epochs) == len(costs)
+
+
+def test_a_recipe_of_another_file_is_not_the_kits(tmp_path):
+    path = make_run(tmp_path, "dqn", "jax", 0, 500.0, metrics={"loss": 3.0})
+    edit_record(path, file="/elsewhere/dqn.py")
+    report(output_dir=tmp_path)
+    (dqn,) = read(tmp_path)["recipes"]
+    assert (dqn["title"], dqn["metric"], dqn["references"]) == ("dqn", "loss", [])
+
+
+def test_recipes_come_in_their_places_and_without_one_last(tmp_path):
+    for recipe, place in (("a", None), ("b", 15), ("c", 1), ("dqn", 14), ("e", None)):
+        path = make_run(tmp_path, recipe, "jax", 0, 1.0)
+        declare(path, **({"place": place} if place else {}))
+    report(output_dir=tmp_path)
+    recipes = [found["recipe"] for found in read(tmp_path)["recipes"]]
+    assert recipes == ["c", "dqn", "b", "a", "e"]
 
 
 def test_damaged_figures_do_not_stop_the_report(tmp_path):
@@ -410,6 +511,8 @@ def test_a_damaged_file_is_named_and_the_others_count(
         ({"job": {"arguments": 3}}, "'arguments' must be a list, received '3'"),
         ({"status": 3}, "'status' must be a string, received '3'"),
         ({"last_lines": "boom"}, "'last_lines' must be a list, received 'boom'"),
+        ({"comparison": "x"}, "'comparison' must be an object, received 'x'"),
+        ({"comparison": {"curve": 3}}, "COMPARISON['curve'] must be a string, the"),
     ],
 )
 def test_a_damaged_record_is_named_and_the_figures_count(
@@ -622,13 +725,18 @@ def test_readme_needs_its_markers_and_a_source(folder, tmp_path):
 
 def test_what_readme_shows_are_todays_scores_and_references():
     for found in read(ROOT / "reports")["recipes"]:
-        score = score_of(found["recipe"], [found["metric"]])
+        today = declared(found["recipe"])
+        score = score_of(found["recipe"], today, [found["metric"]])
         shown = [found[name] for name in ("title", "metric", "larger_is_better")]
-        assert shown == [score.title, score.metrics[0], score.larger_is_better]
-        assert found["references"] == [
-            {"figure": x.figure, "source": x.source}
-            for x in references(found["recipe"], found["config"])
-        ]
+        assert shown == [score.title, score.metric, score.larger_is_better]
+        shown = (found["curve"], found["where"])
+        assert shown == (today["curve"], today.get("curve_rows", {}))
+        assert found["references"] == references(today, found["config"])
+
+
+def test_what_readme_shows_is_in_todays_order():
+    recipes = [found["recipe"] for found in read(ROOT / "reports")["recipes"]]
+    assert recipes == sorted(recipes, key=lambda name: declared(name)["place"])
 
 
 def test_the_readme_of_this_project_is_up_to_date():

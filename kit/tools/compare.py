@@ -35,34 +35,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from kit.tools import catalog
+from kit.tools.scores import Comparison, read_comparison
 
 Backend = Literal["tensorflow", "jax", "torch"]
 BACKENDS: tuple[Backend, ...] = ("tensorflow", "jax", "torch")
-
-# What --quick passes to each recipe: about a minute on two cores, so that everything
-# is seen to work and backends can be told apart. The scores are not what the recipe
-# reaches.
-QUICK = {
-    "mlp": "--folds 2 --epochs 30",
-    "cnn": "--epochs 3 --svc-examples 1000",
-    "rnn": "--epochs 5",
-    "lstm": "--units 64 --epochs 1 --max-ngram-order 5",
-    "gru": "--epochs 3",
-    "transformer": "--num-layers 2 --hidden-dim 64 --epochs 1 --max-ngram-order 5"
-    " --no-lstm",
-    "translation": "--num-pairs 6000 --epochs 6",
-    "bert": "--few 4 --max-texts 300 --max-length 32 --epochs 1 --few-epochs 2",
-    "autoencoder": "--epochs 20",
-    "gan": "--architecture dense --epochs 10 --judge-epochs 2 --vae-epochs 10",
-    "dbn": "--dataset nudged_digits --labels 200 --repeats 1 --units 100"
-    " --rbm-epochs 10 --epochs 50",
-    "capsnet": "--epochs 1 --ablation",
-    "q_learning": "--total-timesteps 30000",
-    "dqn": "--total-timesteps 10000",
-    "ppo": "--total-timesteps 30000",
-    "actor_critic": "--total-timesteps 100000",
-    "a3c": "--total-timesteps 10000 --worker-counts",
-}
 
 PARITY = "parity"  # The name under which kit/tools/parity.py runs, beside the recipes.
 PARITY_FILE = Path(__file__).with_name("parity.py")
@@ -71,7 +47,7 @@ LAST_LINES = 20  # of the output of a run that failed, for the report
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be made: everything that decides what it computes."""
+    """One run to be made: what decides what it computes, and how it is judged."""
 
     recipe: str
     backend: str
@@ -81,16 +57,22 @@ class Job:
     signature: str  # of the recipe's `main`: it has the defaults
     file: str  # where the recipe is, for one that isn't the kit's
     versions: Mapping[str, str | None]
+    comparison: Comparison  # what the recipe declares; the run is the same without it
 
     @property
     def name(self) -> str:
         """Name of the run's folder."""
         return f"{self.recipe}-{self.backend}-{self.seed}"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides what the run computes."""
+        return {k: v for k, v in asdict(self).items() if k != "comparison"}
+
     def is_done(self, folder: Path) -> bool:
         """Tells whether `folder` holds a finished run of exactly this job."""
         record = read_json(folder / "run.json")
-        same = record.get("job") == json.loads(json.dumps(asdict(self)))
+        same = record.get("job") == json.loads(json.dumps(self.identity))
         return same and (folder / "metrics.json").is_file()
 
 
@@ -115,10 +97,12 @@ def compare(
     Args:
         recipes: Names of recipes, or paths of files that end in `.py`; all if none is
             given. A recipe takes `--seed` and `--output-dir`, and writes
-            `metrics.json` by `kit.lab.run.Run`.
+            `metrics.json` by `kit.lab.run.Run`. Its score, published figures and what
+            `quick` passes are declared in it, by `COMPARISON`: `recipes/dqn.py` is an
+            example, kit/tools/scores.py has the keys.
         backends: Backends to run. One that isn't installed is reported as such.
         seeds: Number of seeds, 0 to `seeds` - 1.
-        quick: Small budgets, for a look; the report says so.
+        quick: The small budgets that recipes declare, for a look; the report says so.
         parity: Whether to compare losses from the same weights, too.
         arguments: More arguments for a recipe, its name first:
             `"dqn --env Acrobot-v1 --total-timesteps 60000"`.
@@ -130,7 +114,8 @@ def compare(
         installed, 130 after an interruption.
 
     Raises:
-        ValueError: If a recipe or backend isn't known, or a number is out of range.
+        ValueError: If a recipe or backend isn't known, a number is out of range, or
+            what a recipe declares is wrong.
         ImportError: If a package of kit's extra `report` is missing.
     """
     require("rich")
@@ -234,7 +219,8 @@ def make_job(
     """Returns the job that runs a recipe; later arguments override earlier ones."""
     signature = main_signature(file)
     ours = (*catalog.recipes().values(), PARITY_FILE)
-    budget = shlex.split(QUICK.get(name, "")) if quick else []
+    comparison = read_comparison(file)
+    budget = shlex.split(comparison.get("quick", "")) if quick else []
     return Job(
         recipe=name,
         backend=backend,
@@ -244,6 +230,7 @@ def make_job(
         signature=signature,
         file="" if file in ours else str(file.resolve()),
         versions={package: version(package) for package in ("keras", backend)},
+        comparison=comparison,
     )
 
 
@@ -267,6 +254,7 @@ def still_to_do(jobs: Sequence[Job], runs: Path, installed: Sequence[str]) -> li
     """Returns the jobs without a finished run, and notes which can't be run."""
     for job in jobs:
         bring_back(job, runs)
+    renew_comparisons(jobs, runs)
     todo = [job for job in jobs if not job.is_done(runs / job.name)]
     for job in todo:
         folder = runs / job.name
@@ -421,10 +409,31 @@ def bring_back(job: Job, runs: Path) -> None:
 def write_record(folder: Path, job: Job, status: str, **more: Any) -> None:
     """Writes `run.json`: what was run, and how it ended."""
     folder.mkdir(exist_ok=True)
-    record = {"status": status, **more, "machine": processor(), "job": asdict(job)}
+    record = {"status": status, **more, "machine": processor()}
+    write_json(folder, record | {"job": job.identity, "comparison": job.comparison})
+
+
+def write_json(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes `run.json`, all of it or nothing."""
     temporary = folder / ".run.json"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / "run.json")
+
+
+def renew_comparisons(jobs: Sequence[Job], runs: Path) -> None:
+    """Writes what recipes declare today into the `run.json` of their earlier runs.
+
+    The report reads it there, as the recipe's file may be gone by then. Runs of other
+    backends, seeds and arguments get it as well: a recipe's runs are judged alike.
+    """
+    today = {str([job.recipe, job.file]): job.comparison for job in jobs}
+    for path in runs.glob("*/run.json"):
+        record = read_json(path)
+        job = record.get("job")
+        job = job if isinstance(job, dict) else {}
+        comparison = today.get(str([job.get("recipe"), job.get("file")]))
+        if comparison is not None and comparison != record.get("comparison"):
+            write_json(path.parent, record | {"comparison": comparison})
 
 
 @functools.cache

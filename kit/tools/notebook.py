@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kit.tools.editing import edit_nodes
+from kit.tools.scores import declares
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -74,7 +75,12 @@ def cells_of(
     imports = [x for x in tree.body if isinstance(x, ast.Import | ast.ImportFrom)]
     rest = [x for x in tree.body[1:] if x not in imports and not is_command(x)]
     every = [without_docstring(piece) for piece in split(rest, lines, imports[-1])]
-    outside = [piece for piece in every if "main" not in bound(piece.nodes)]
+    # `python -m kit compare` runs scripts only: a notebook needs no declaration.
+    outside = [
+        piece
+        for piece in every
+        if "main" not in bound(piece.nodes) and not any(map(declares, piece.nodes))
+    ]
     placed: list[Piece] = []
 
     def definitions(names: set[str]) -> Iterator[tuple[str, str]]:
@@ -92,7 +98,8 @@ def cells_of(
         "prose",
         "The commands above are those of the script that this notebook was made from; "
         "their options are parameters here, below.\n\n"
-        f"```python\n{origin}\n# Changed as well: main() became cells.\n```\n\n"
+        f"```python\n{origin}\n"
+        "# Changed as well: main() became cells, COMPARISON is left out.\n```\n\n"
         f"What is used here is installed by\n\n```sh\n{install}\n```",
     )
     yield (

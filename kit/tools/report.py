@@ -4,8 +4,8 @@
     python -m kit report --readme README.md                 # from reports/backends.json
     python -m kit report --readme README.md --check
 
-`backends.json` has every figure, `backends.md` and `backends.html` show them;
-kit/tools/scores.py says which figure of a recipe counts. A spread is the standard
+`backends.json` has every figure, `backends.md` and `backends.html` show them; the
+recipe declares which one counts (kit/tools/scores.py). A spread is the standard
 deviation over seeds, an interval Student's t interval of the mean at 95 %. Backends are
 called equal if Welch's t-test doesn't part them: that is no proof that they are.
 """
@@ -23,9 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from kit.lab.baselines import pair_with_baselines
+from kit.tools import catalog
 from kit.tools.compare import BACKENDS, PARITY, read_json, require
 from kit.tools.plots import learning_curves
-from kit.tools.scores import BOUNDS, CURVES, SCORES, references, score_of
+from kit.tools.scores import (
+    BOUNDS,
+    CURVES,
+    check_comparison,
+    read_comparison,
+    references,
+    score_of,
+)
 
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
@@ -119,7 +127,9 @@ RUN_JSON: Record = {
         "seed": int,
         "quick": bool,
         "arguments": list,
+        "file": str,
     },
+    "comparison": dict,
 }
 
 
@@ -132,7 +142,7 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
     """
     runs = []
     for path in sorted(folder.glob("*")):
-        record, fault = read_object(path / "run.json", RUN_JSON)
+        record, fault = read_record(path / "run.json")
         tell(path / "run.json", fault)
         figures, fault = read_object(path / "metrics.json", METRICS_JSON)
         needed = ["recipe", "backend", "seed"]
@@ -168,6 +178,7 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
                 "status": status,
                 "last_lines": [without_paths(str(line)) for line in lines],
                 "history": read_history(path / "history.csv") if figures else [],
+                "comparison": record.get("comparison") or known_comparison(recipe, job),
                 # Runs are compared that were called alike.
                 "arguments": [str(x) for x in job.get("arguments") or []],
                 "called": json.dumps(
@@ -179,6 +190,22 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
         )
     parity = [run for run in runs if run["recipe"] == PARITY]
     return [run for run in runs if run["recipe"] != PARITY], parity
+
+
+def read_record(path: Path) -> tuple[Record, str | None]:
+    """Returns the content of a `run.json`, and what is wrong with it."""
+    record, fault = read_object(path, RUN_JSON)
+    try:
+        check_comparison(record.get("comparison") or {})
+    except ValueError as error:
+        return {}, str(error).removesuffix(".")
+    return record, fault
+
+
+def known_comparison(recipe: str, job: Record) -> Record:
+    """Returns what a recipe of the kit declares, for runs that don't tell."""
+    file = catalog.recipes().get(recipe)
+    return read_comparison(file) if file and not job.get("file") else {}
 
 
 def read_object(path: Path, form: Mapping[str, Any]) -> tuple[Record, str | None]:
@@ -380,9 +407,7 @@ def summarize(
     for run in runs:
         groups.setdefault((run["recipe"], run["called"]), []).append(run)
     recipes, curves = [], {}
-    order = list(SCORES)  # What isn't there comes last.
-    places = {name: order.index(name) if name in order else 99 for name, _ in groups}
-    for (recipe, _), group in sorted(groups.items(), key=lambda x: places[x[0][0]]):
+    for (recipe, _), group in sorted(groups.items(), key=lambda x: place_of(x[1])):
         key = recipe
         while key in curves:  # the same recipe with other arguments
             key += "-"
@@ -416,6 +441,16 @@ def summarize(
     return data, curves
 
 
+def declared_by(runs: Sequence[Record]) -> Record:
+    """Returns what the recipe of these runs declares."""
+    return next((run["comparison"] for run in runs if run["comparison"]), {})
+
+
+def place_of(runs: Sequence[Record]) -> float:
+    """Returns the place of these runs' recipe in the report; without one, the last."""
+    return declared_by(runs).get("place", math.inf)
+
+
 def machine_of(run: Record) -> str:
     """Returns system and processor of a run."""
     versions = run["versions"]
@@ -434,18 +469,17 @@ def versions_of(run: Record) -> str:
 def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
     """Returns the figures of one recipe, called one way, under each backend."""
     done = [run for run in runs if run["status"] == "finished"]
-    known = SCORES.get(runs[0]["recipe"])
-    main = known.metrics if known else ()
+    declared = declared_by(runs)
     figures: dict[str, None] = {}  # names, in order, of what is a number
     for run in done:
         figures |= dict.fromkeys(
             name
             for name, x in run.get("metrics", {}).items()
             # The main score stays the main score, also where all of them are NaN.
-            if number(x) is not None or name in main
+            if number(x) is not None or name == declared.get("score")
         )
-    score = score_of(runs[0]["recipe"], figures)
-    metric = score.metrics[0]
+    score = score_of(runs[0]["recipe"], declared, figures)
+    metric = score.metric
     by_backend: dict[str, Record] = {
         backend: summarize_backend([r for r in runs if r["backend"] == backend], metric)
         for backend in BACKENDS
@@ -474,18 +508,15 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
         "title": score.title,
         "metric": metric,
         "larger_is_better": score.larger_is_better,
-        "curve": score.curve,
-        "where": dict(score.where),
+        "curve": declared.get("curve", ""),
+        "where": declared.get("curve_rows", {}),
         "quick": any(run["quick"] for run in runs),
         "arguments": " ".join(runs[0]["arguments"]),
         "config": config,
         "backends": by_backend,
         "baselines": baselines,
         "best_baseline": choose(means, key=lambda n: means[n]) if means else None,
-        "references": [
-            {"figure": x.figure, "source": x.source}
-            for x in references(runs[0]["recipe"], config)
-        ],
+        "references": references(declared, config),
         **compare("best_score", "score", score.larger_is_better),
         **(
             compare("shortest_time", "wall_seconds", False)

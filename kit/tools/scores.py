@@ -1,8 +1,175 @@
-"""What the report shows of each recipe: main score, curve, published figures."""
+"""What a recipe declares for the comparison, and what the report makes of it.
 
+A recipe is judged by the first figure of its `metrics.json`, unless it declares more,
+above its `main`:
+
+```python
+COMPARISON = {
+    "title": "Deep Q-network",
+    "score": "eval_return",
+    "larger_is_better": True,
+    "curve": "return",
+    "quick": "--total-timesteps 10000",
+    "published": [("-76.6", "RL Baselines3 Zoo", {"env": "Acrobot"})],
+}
+```
+
+The value is read without running the recipe: it is a literal, made of strings, numbers,
+Booleans, None, lists, tuples and dicts. Every key may be left out:
+
+- `title`: name of the algorithm.
+- `place`: place in the report. Recipes with small numbers come first, recipes without
+  one last.
+- `score` and `larger_is_better`: the figure of `metrics.json` by which the recipe is
+  judged. A run without it is judged by its first figure.
+- `curve`: column of `history.csv` that tells how learning went.
+- `curve_rows`: columns of `history.csv` and the value that rows of that curve have, as
+  text; None is the value of the last row.
+- `quick`: what `compare --quick` passes: about a minute on two cores, so that
+  everything is seen to work and backends can be told apart. The scores are not what the
+  recipe reaches.
+- `published`: published figures. Each has the figure, with its spread; who published
+  it, and under which conditions it was made; and, if it doesn't hold for all of them,
+  the arguments of the recipe that it holds for. A string stands for every value that
+  begins with it: `"Acrobot"` for `Acrobot-v1`.
+
+`compare` keeps the declaration in each run's `run.json`, where the report finds it even
+when the recipe is gone. After a change, call `compare` again: it brings `run.json` up
+to date, and repeats no finished run for it.
+"""
+
+import ast
+import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+NAME = "COMPARISON"  # of the declaration, in a recipe
+Comparison = dict[str, Any]
+
+# The keys of a declaration: types of the value, and the same in words.
+Keys = dict[str, tuple[tuple[type, ...], str]]
+KEYS: Keys = {
+    "title": ((str,), "a string"),
+    "place": ((int,), "an integer"),
+    "score": ((str,), "a string, the name of a figure in metrics.json"),
+    "larger_is_better": ((bool,), "True or False"),
+    "curve": ((str,), "a string, the name of a column in history.csv"),
+    "curve_rows": ((dict,), "a dict of strings or None by column of history.csv"),
+    "quick": ((str,), "a string of arguments as they are typed in a shell"),
+    "published": ((list,), "a list"),
+}
+
+# Of a figure whose recipe doesn't say so, by how its name ends: smaller is better.
+LOWER_IS_BETTER: tuple[str, ...] = (
+    *("loss", "error", "mae", "mse", "rmse", "distance"),
+    *("bits_per_char", "perplexity", "seconds", "elbo"),
+)
+
+# Of a recipe that declares no curve: the first of these that `history.csv` has.
+CURVES = ("return", "val_accuracy", "accuracy", "val_loss", "loss")
+
+# Baselines that are bounds, which nothing can be better than: no "best baseline".
+BOUNDS = ("optimal_", "real_")
+
+
+# --- Declarations -------------------------------------------------------------
+
+
+def read_comparison(file: Path) -> Comparison:
+    """Returns what a recipe declares, without running it; nothing if it doesn't.
+
+    Raises:
+        ValueError: If the declaration isn't a literal, or a key or value is wrong.
+    """
+    declared: Comparison = {}
+    for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and declares(node):
+            value = node.value or ast.Constant(None)
+            try:
+                declared = ast.literal_eval(value)
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{file}, line {node.lineno}: {NAME} must be a literal (strings, "
+                    "numbers, Booleans, None, lists, tuples and dicts), as it is read "
+                    f"without running the recipe, got {ast.unparse(value):.80}"
+                ) from error
+            try:
+                check_comparison(declared)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+    return json.loads(json.dumps(declared))  # as run.json has it
+
+
+def declares(node: ast.AST) -> bool:
+    """Returns whether a statement is the declaration of a recipe."""
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return any(isinstance(x, ast.Name) and x.id == NAME for x in targets)
+
+
+def check_comparison(declared: Any) -> None:
+    """Raises ValueError for a declaration with a wrong key or value."""
+    if not isinstance(declared, dict):
+        raise ValueError(f"{NAME} must be a dict, got {declared!r}.")
+    _check_keys(declared, KEYS, NAME)
+    pair = [key for key in ("score", "larger_is_better") if key in declared]
+    if len(pair) == 1:
+        raise ValueError(
+            f"{NAME} must have both 'score' and 'larger_is_better' or neither, got "
+            f"{pair[0]!r} only."
+        )
+    rows = declared.get("curve_rows", {})
+    _check_values(rows, f"{NAME}['curve_rows']", (str, type(None)), "a string or None")
+    try:
+        shlex.split(declared.get("quick", ""))
+    except ValueError as error:
+        raise ValueError(
+            f"{NAME}['quick'] must be {KEYS['quick'][1]}, got {declared['quick']!r} "
+            f"({error})."
+        ) from error
+    for i, entry in enumerate(declared.get("published", [])):
+        name = f"{NAME}['published'][{i}]"
+        parts = list(entry) if isinstance(entry, list | tuple) else []
+        if [type(part) for part in parts] not in ([str, str], [str, str, dict]):
+            raise ValueError(
+                f"{name} must be a tuple of the figure and its source, both strings, "
+                f"and perhaps a dict of arguments, got {entry!r}."
+            )
+        kinds = (str, int, float, bool)
+        words = "a string, a number or a Boolean"
+        for arguments in parts[2:]:
+            _check_values(arguments, f"{name}[2]", kinds, words)
+
+
+def _check_keys(given: Mapping[Any, Any], accepted: Keys, name: str) -> None:
+    for key, value in given.items():
+        if key not in accepted:
+            raise ValueError(
+                f"{name} has the unknown key {key!r}; accepted are "
+                f"{', '.join(map(repr, accepted))}."
+            )
+        _check_value(value, f"{name}[{key!r}]", *accepted[key])
+
+
+def _check_values(
+    given: Mapping[Any, Any], name: str, kinds: tuple[type, ...], words: str
+) -> None:
+    for key, value in given.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{name} must have strings as keys, got {key!r}.")
+        _check_value(value, f"{name}[{key!r}]", kinds, words)
+
+
+def _check_value(value: Any, name: str, kinds: tuple[type, ...], words: str) -> None:
+    # Python takes a Boolean for an integer.
+    known = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
+    if not known:
+        raise ValueError(f"{name} must be {words}, got {value!r}.")
+
+
+# --- Scores -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -11,155 +178,50 @@ class Score:
 
     Args:
         title: Name of the algorithm.
-        metrics: Names of the figure; the first that a run has is taken.
+        metric: Name of the figure; empty if there is none.
         larger_is_better: Whether larger is better; lower is, otherwise.
-        curve: Column of `history.csv` that tells how learning went.
-        where: Columns and their values that rows of that curve have, as text; None
-            is the value of the last row.
     """
 
     title: str
-    metrics: tuple[str, ...]
+    metric: str
     larger_is_better: bool
-    curve: str
-    where: tuple[tuple[str, str | None], ...] = ()
 
 
-SCORES = {
-    "mlp": Score("Multilayer perceptron", ("test_accuracy",), True, "val_loss"),
-    "cnn": Score("Convolutional network", ("test_accuracy",), True, "accuracy"),
-    "rnn": Score("Simple recurrent network", ("test_mae",), False, "val_loss"),
-    "lstm": Score("LSTM", ("bits_per_char",), False, "val_bits_per_char"),
-    "gru": Score("GRU", ("test_accuracy",), True, "accuracy"),
-    "transformer": Score("GPT", ("bits_per_char",), False, "val_bits_per_char"),
-    "translation": Score(
-        "Transformer, encoder and decoder", ("exact_match",), True, "val_loss"
-    ),
-    "bert": Score("BERT", ("test_accuracy",), True, "loss", (("labels", None),)),
-    "autoencoder": Score("Autoencoder", ("reconstruction_mse",), False, "val_loss"),
-    "gan": Score(
-        "Generative adversarial network", ("frechet_distance",), False, "generator_loss"
-    ),
-    "dbn": Score(
-        "Deep belief network",
-        ("test_accuracy",),
-        True,
-        "reconstruction_error",
-        (("rbm", "1"),),
-    ),
-    "capsnet": Score("Capsule network", ("test_accuracy",), True, "accuracy"),
-    "q_learning": Score("Q-learning", ("policy_value",), True, "policy_value"),
-    "dqn": Score("Deep Q-network", ("eval_return",), True, "return"),
-    "ppo": Score("Proximal policy optimization", ("eval_return",), True, "return"),
-    "actor_critic": Score("Actor-critic (A2C)", ("eval_return",), True, "return"),
-    "a3c": Score("Asynchronous actor-critic", ("eval_return",), True, "return"),
-}
-
-# Of a figure that isn't above, by how its name ends: smaller is better.
-LOWER_IS_BETTER: tuple[str, ...] = (
-    *("loss", "error", "mae", "mse", "rmse", "distance"),
-    *("bits_per_char", "perplexity", "seconds", "elbo"),
-)
-
-# Of a recipe that isn't above: the first of these columns that `history.csv` has.
-CURVES = ("return", "val_accuracy", "accuracy", "val_loss", "loss")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A published figure, for runs whose argument has one of the values.
-
-    Args:
-        figure: As it was published, with its spread.
-        source: Who published it, and under which conditions it was made.
-        argument: Name of an argument of the recipe.
-        values: Values of it, or how they begin: `CartPole` for `CartPole-v1`.
-    """
-
-    figure: str
-    source: str
-    argument: str
-    values: tuple[str, ...]
-
-
-DIGITS = ("mnist",)  # mnist_5k, too: fewer digits, so harder
-ZOO = "RL Baselines3 Zoo"
-REFERENCES = {
-    "cnn": [Reference("0.992", "Keras' example, 60,000 digits", "dataset", DIGITS)],
-    "dbn": [
-        Reference("0.9875", "Hinton et al. 2006, 60,000 digits", "dataset", DIGITS),
-        Reference(
-            "0.94",
-            "scikit-learn's example, an easier split",
-            "dataset",
-            ("nudged_digits",),
-        ),
-    ],
-    "capsnet": [
-        Reference("0.9975", "Sabour et al. 2017, 60,000 digits", "dataset", DIGITS)
-    ],
-    "dqn": [
-        Reference(
-            "488.7 ± 16.1 (PyTorch), 498.4 ± 2.3 (JAX)",
-            "CleanRL, 500,000 steps",
-            "env",
-            ("CartPole",),
-        ),
-        Reference("500", f"{ZOO}, 50,000 steps", "env", ("CartPole",)),
-        Reference("-76.6", ZOO, "env", ("Acrobot",)),
-        Reference("154 ± 79", ZOO, "env", ("LunarLander-",)),
-    ],
-    "ppo": [
-        Reference("490 ± 6", "CleanRL, 500,000 steps", "env", ("CartPole",)),
-        Reference("500", f"{ZOO}, 100,000 steps", "env", ("CartPole",)),
-        Reference("-73.5", ZOO, "env", ("Acrobot",)),
-        Reference("242 ± 32", ZOO, "env", ("LunarLander-",)),
-        Reference("-172 ± 104", ZOO, "env", ("Pendulum",)),
-        Reference("1,443 ± 46", "CleanRL, 1M steps", "env", ("HalfCheetah",)),
-        Reference("5,819 ± 664", f"{ZOO}, 1M steps", "env", ("HalfCheetah",)),
-    ],
-    "actor_critic": [
-        Reference("500", ZOO, "env", ("CartPole",)),
-        Reference("-83.4", ZOO, "env", ("Acrobot",)),
-        Reference("156", ZOO, "env", ("LunarLander-",)),
-    ],
-}
-
-
-# Baselines that are bounds, which nothing can be better than: no "best baseline".
-BOUNDS = ("optimal_", "real_")
-
-
-def score_of(recipe: str, figures: Iterable[str]) -> Score:
+def score_of(recipe: str, declared: Comparison, figures: Iterable[str]) -> Score:
     """Returns the main score of a recipe whose runs have these figures.
 
-    A recipe that isn't in the table, or has none of its figures, is judged by its
-    first figure.
+    A recipe that declares none, or has other figures than the declared one, is judged
+    by its first figure.
+
+    Args:
+        recipe: Name of the recipe.
+        declared: What it declares.
+        figures: Names of figures in `metrics.json`, in its order.
     """
     names = list(figures)
-    known = SCORES.get(recipe)
-    present = [name for name in known.metrics if name in names] if known else []
-    if known and (present or not names):
-        first = (present or list(known.metrics))[:1]
-        return Score(
-            known.title, tuple(first), known.larger_is_better, known.curve, known.where
-        )
+    title = declared.get("title", recipe)
+    metric = declared.get("score", "")
+    if metric and (metric in names or not names):
+        return Score(title, metric, declared["larger_is_better"])
     metric = names[0] if names else ""
-    return Score(
-        title=known.title if known else recipe,
-        metrics=(metric,),
-        larger_is_better=not f"_{metric}".endswith(
-            tuple(f"_{word}" for word in LOWER_IS_BETTER)
-        ),
-        curve=known.curve if known else "",
-        where=known.where if known else (),
-    )
+    endings = tuple(f"_{word}" for word in LOWER_IS_BETTER)
+    return Score(title, metric, not f"_{metric}".endswith(endings))
 
 
-def references(recipe: str, config: Mapping[str, Any]) -> list[Reference]:
-    """Returns the published figures for a run with these arguments."""
+def references(declared: Comparison, config: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the published figures that hold for a run with these arguments."""
     return [
-        reference
-        for reference in REFERENCES.get(recipe, [])
-        if str(config.get(reference.argument)).startswith(reference.values)
+        {"figure": figure, "source": source}
+        for figure, source, *conditions in declared.get("published", [])
+        if all(
+            _is_meant(config.get(argument), value)
+            for condition in conditions
+            for argument, value in condition.items()
+        )
     ]
+
+
+def _is_meant(given: Any, declared: Any) -> bool:
+    if isinstance(declared, str):
+        return str(given).startswith(declared)
+    return given == declared
