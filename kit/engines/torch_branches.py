@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from kit.engines.torch_nodes import written_arguments
+
 _open: list[Any] = []  # what is being recorded, the innermost last
 
 
@@ -164,7 +166,8 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         own = self.branch.own
         if _open[-1] is self.branch and operator._schema.is_mutable:
-            memory = set(map(_memory, _changed(operator._schema, args, kwargs)))
+            written = written_arguments(operator._schema, args, kwargs)
+            memory = set(map(_memory, _tensors(written)))
             if not memory <= own.keys():
                 raise _Changing(memory - own.keys())
         before = set(map(_memory, _tensors((args, kwargs))))
@@ -173,17 +176,6 @@ class _Watch(TorchDispatchMode):
             if _memory(x) not in before:
                 own[_memory(x)] = x.untyped_storage()
         return results
-
-
-def _changed(schema, args, kwargs):
-    """The tensors that an operator writes to."""
-    names = [argument.name for argument in schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return _tensors([given.get(a.name) for a in schema.arguments if _is_written(a)])
-
-
-def _is_written(argument):
-    return argument.alias_info is not None and argument.alias_info.is_write
 
 
 def _tensors(structure):

@@ -1,12 +1,15 @@
 """PyTorch's recorded graphs: how one is made, rewritten, and run."""
 
-import operator
 from typing import Any
 
 import keras
+from torch.fx import Node
 
 from kit.engines import fast_ops, torch_calls
+from kit.engines.base import Tensor
 from kit.engines.scope import Scope, context, raw_value
+from kit.engines.torch_nodes import is_view, may_fail, readers
+from kit.engines.torch_passes import Recording, simplify
 
 
 class TorchGraph:
@@ -51,21 +54,25 @@ class TorchGraph:
             self._rewrite(held, in_loop)
 
     def _rewrite(self, held, in_loop):
-        self._lift(held)
+        recording = self._lift(held)
         for node in self.module.graph.find_nodes(
             op="call_function", target=self.torch.ops.aten.mkldnn_rnn_layer.default
         ):
             node.target = fast_ops.torch_lstm_forward
-        self._simplify()
-        self._own_outputs()
+        simplify(recording)
+        self._own_outputs(recording.variables)
         self.module.graph.eliminate_dead_code()
-        self._work_in_place(in_loop)
+        self._work_in_place(recording.variables, in_loop)
         torch_calls.hold_numbers(self.module)
         torch_calls.call_directly(self.module)
         self.module.recompile()
 
     def _lift(self, held):
-        """Turns tensors that the trace took for constants into inputs."""
+        """Turns tensors that the trace took for constants into inputs.
+
+        Returns:
+            The graph, with what each of these inputs stands for.
+        """
         graph = self.module.graph
         found: dict[int, tuple] = {}
         for node in graph.find_nodes(op="get_attr"):
@@ -80,7 +87,8 @@ class TorchGraph:
             here = graph.inserting_after(arguments[-1])
         else:
             here = graph.inserting_before(next(iter(graph.nodes)))
-        self.source_nodes = {}
+        variables: dict[Node, keras.Variable] = {}
+        constants: dict[Node, Tensor] = {}
         for owner, nodes in captured + sources:
             with here:
                 placeholder = graph.placeholder(f"lifted_{nodes[0].name}")
@@ -88,117 +96,18 @@ class TorchGraph:
             value = getattr(owner, "_value", owner)
             placeholder.meta["val"] = self.torch.empty_like(value, device="meta")
             if isinstance(owner, keras.Variable):
-                self.source_nodes[placeholder] = owner
+                variables[placeholder] = owner
+            else:
+                constants[placeholder] = owner
             for node in nodes:
                 node.replace_all_uses_with(placeholder)
                 graph.erase_node(node)
         for name in list(self.module._buffers) + list(self.module.__dict__):
             if name.startswith("_tensor_constant"):
                 delattr(self.module, name)
+        return Recording(graph, variables, constants)
 
-    def _simplify(self):
-        """Takes out copies that nobody needs, and what is computed twice."""
-        torch, graph = self.torch, self.module.graph
-        changed = self._changed_in_place()
-        literals = self._literals()
-        seen: dict[tuple, Any] = {}
-        for node in list(graph.nodes):
-            if node.op != "call_function":
-                continue
-            source: Any = node.args[0] if node.args else None
-            if (
-                node.target is torch.ops.aten.lift_fresh_copy.default
-                and node not in changed
-            ):
-                # A copy of a constant, in case that somebody changes it.
-                replacement = literals.get(source, source)
-            elif (
-                node.target is torch.ops.aten.detach.default
-                or (changed.isdisjoint((node, source)) and self._does_nothing(node))
-                or (
-                    node.target is torch.ops.aten.clone.default
-                    and source in self.source_nodes
-                    and not node.kwargs
-                    and node not in changed
-                )
-            ):
-                replacement = source
-            elif node not in changed and self._is_dense(node, changed):
-                # Keras writes the kernel's product and the bias as two steps, of
-                # sequences with a change of shape in between.
-                product, bias = node.args
-                shape: Any = ()
-                if product.target is torch.ops.aten._unsafe_view.default:
-                    product, *shape = product.args
-                with graph.inserting_before(node):
-                    replacement = graph.call_function(
-                        torch.ops.aten.addmm.default, (bias, *product.args)
-                    )
-                    replacement.meta = product.meta
-                    if shape:
-                        replacement = graph.call_function(
-                            torch.ops.aten.view.default, (replacement, *shape)
-                        )
-                        replacement.meta = node.meta
-            elif (
-                node.target is torch.ops.aten.view.default
-                and source.target is torch.ops.aten.view.default
-                and changed.isdisjoint((node, source))
-            ):
-                with graph.inserting_before(node):
-                    replacement = graph.call_function(
-                        node.target, (source.args[0], node.args[1])
-                    )
-                    replacement.meta = node.meta
-            elif (
-                isinstance(node.target, torch._ops.OpOverload)
-                and not node.target._schema.is_mutable
-                and torch.Tag.nondeterministic_seeded not in node.target.tags
-                and node not in changed
-                and changed.isdisjoint(node.all_input_nodes)
-            ):
-                key = (node.target, repr(node.args), repr(node.kwargs))
-                replacement = seen.setdefault(key, node)
-            else:
-                continue
-            if replacement is not node:
-                node.replace_all_uses_with(replacement)
-                graph.erase_node(node)
-
-    def _literals(self):
-        """Inputs that hold a number which another one holds already -> that one."""
-        first: dict[tuple, Any] = {}
-        same = {}
-        inputs = list(self.module.graph.find_nodes(op="placeholder"))
-        constants = inputs[len(inputs) - len(self.captured) - len(self.sources) :]
-        for node, value in zip(constants, self.captured, strict=False):
-            # A number in the code is copied each time that it is used; what a loop
-            # takes from around it isn't, and has another value at each call.
-            copied = node.users and all(
-                user.target is self.torch.ops.aten.lift_fresh_copy.default
-                for user in node.users
-            )
-            if copied and value.ndim == 0:
-                key = (value.dtype, value.device, repr(value.item()))
-                same[node] = first.setdefault(key, node)
-        return same
-
-    def _does_nothing(self, node):
-        """Whether a call returns what it is given."""
-        aten = self.torch.ops.aten
-        if node.target is aten.pow.Tensor_Scalar:
-            return node.args[1] == 1 and self._keeps(node, "dtype")
-        if node.target in (aten.view.default, aten.squeeze.dim, aten.expand.default):
-            return self._keeps(node, "shape")
-        return False
-
-    def _keeps(self, node, attribute):
-        source = node.args[0].meta.get("val")
-        return source is not None and getattr(source, attribute) == getattr(
-            node.meta["val"], attribute
-        )
-
-    def _work_in_place(self, in_loop):
+    def _work_in_place(self, variables, in_loop):
         """Has optimizers change the variables themselves, not copies of them.
 
         `minimize` gives them a copy, `clone` in the graph. It isn't needed where
@@ -211,17 +120,17 @@ class TorchGraph:
         order = {node: i for i, node in enumerate(nodes)}
         output = nodes[-1]
         final = dict(zip(map(id, self.written), output.args[0], strict=False))
-        last_risk = max((order[n] for n in nodes if self._may_fail(n)), default=-1)
+        last_risk = max((order[n] for n in nodes if may_fail(n)), default=-1)
         for node in nodes:
             if node.target is not self.torch.ops.aten.clone.default or node.kwargs:
                 continue
             source = node.args[0]
-            variable = self.source_nodes.get(source)
+            variable = variables.get(source)
             if final.get(id(variable)) != node:
                 continue
-            first_change = min(order[user] for user in self._readers(node))
-            readers = self._readers(source) - {node}
-            if all(order[reader] < first_change for reader in readers) and (
+            first_change = min(order[user] for user in readers(node))
+            others = readers(source) - {node}
+            if all(order[reader] < first_change for reader in others) and (
                 in_loop or last_risk < first_change < order[output]
             ):
                 node.replace_all_uses_with(source)
@@ -229,91 +138,11 @@ class TorchGraph:
         if not in_loop:  # what was changed in place needn't be returned
             values = list(output.args[0])
             pairs = list(zip(self.written, values, strict=False))
-            kept = [p for p in pairs if self.source_nodes.get(p[1]) is not p[0]]
+            kept = [p for p in pairs if variables.get(p[1]) is not p[0]]
             self.written = [variable for variable, _ in kept]
             output.args = ([value for _, value in kept] + values[len(pairs) :],)
 
-    def _may_fail(self, node):
-        """Whether a call can raise, depending on the values it gets."""
-        if node.op != "call_function":
-            return False
-        tags = getattr(node.target, "tags", ())
-        name = getattr(node.target, "__name__", "")
-        harmless = ("_foreach", "getitem", "clone", "_to_copy")
-        return self.torch.Tag.pointwise not in tags and not name.startswith(harmless)
-
-    def _readers(self, node):
-        """Those who use a node's tensor, through views of it too."""
-        readers = set()
-        for user in node.users:
-            readers.add(user)
-            if self._is_view(user):
-                readers |= self._readers(user)
-        return readers
-
-    def _is_dense(self, node, changed):
-        """Whether a call adds a bias to a product that nobody else reads.
-
-        The product moves to where the bias is added: nothing that it is made of may
-        be overwritten in between.
-        """
-        aten = self.torch.ops.aten
-        if node.target is not aten.add.Tensor or node.kwargs:
-            return False
-        product, bias = node.args
-        variable = self.source_nodes.get(bias)
-        if variable is None or len(variable.shape) != 1:
-            return False
-        matrix = product
-        if product.target is aten._unsafe_view.default and len(product.users) == 1:
-            matrix = product.args[0]
-        if matrix.target is not aten.mm.default or len(matrix.users) > 1:
-            return False
-        if not changed.isdisjoint((matrix, product, bias, *matrix.args)):
-            return False
-        # addmm neither widens the product to the bias nor promotes dtypes, and adds
-        # the bias to the matrix' columns.
-        columns, before, after = (x.meta["val"] for x in (matrix, product, node))
-        return (
-            columns.shape[-1] == before.shape[-1]
-            and before.shape == after.shape
-            and before.dtype == after.dtype == variable._value.dtype
-        )
-
-    def _is_view(self, node):
-        if node.target is operator.getitem:  # one of several
-            return self._is_view(node.args[0])
-        schema = getattr(node.target, "_schema", None)
-        return schema is not None and any(
-            r.alias_info is not None and not r.alias_info.is_write
-            for r in schema.returns
-        )
-
-    def _changed_in_place(self):
-        """The nodes whose tensors some later call overwrites."""
-        changed = set()
-        for node in self.module.graph.nodes:
-            schema = getattr(node.target, "_schema", None)
-            if schema is None or not schema.is_mutable:
-                continue
-            for argument, value in zip(schema.arguments, node.args, strict=False):
-                if argument.alias_info is None or not argument.alias_info.is_write:
-                    continue
-                for written in value if isinstance(value, list | tuple) else [value]:
-                    changed.add(written)
-            changed.add(node)  # returns what it wrote to
-        # Whoever looks at the same memory through a view has changed as well.
-        before = -1
-        while before != len(changed):
-            before = len(changed)
-            for node in self.module.graph.nodes:
-                if self._is_view(node) and not changed.isdisjoint(
-                    (node, *node.all_input_nodes)
-                ):
-                    changed.update((node, *node.all_input_nodes))
-        return changed
-
-    def _own_outputs(self):
+    def _own_outputs(self, variables):
         """Has each output a memory of its own; drops variables left unchanged."""
         torch, graph = self.torch, self.module.graph
         output = next(iter(graph.find_nodes(op="output")))
@@ -322,12 +151,12 @@ class TorchGraph:
         pairs = [
             (variable, value)
             for variable, value in zip(self.written, values[:count], strict=True)
-            if self.source_nodes.get(value) is not variable
+            if variables.get(value) is not variable
         ]
         self.written = [variable for variable, _ in pairs]
         outputs = []
         for value in [v for _, v in pairs] + values[count:]:
-            if value in outputs or value.op == "placeholder" or self._is_view(value):
+            if value in outputs or value.op == "placeholder" or is_view(value):
                 with graph.inserting_before(output):
                     value = graph.call_function(
                         torch.ops.aten.clone.default,

@@ -1,0 +1,75 @@
+"""What a call in a recorded PyTorch graph does, by its operator's schema and tags."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+
+def may_fail(node: Node) -> bool:
+    """Returns whether a call can raise, depending on the values it gets."""
+    if node.op != "call_function":
+        return False
+    tags = getattr(node.target, "tags", ())
+    name = getattr(node.target, "__name__", "")
+    harmless = ("_foreach", "getitem", "clone", "_to_copy")
+    return torch.Tag.pointwise not in tags and not name.startswith(harmless)
+
+
+def is_view(node: Node) -> bool:
+    """Returns whether a call's result lies in the memory of one of its arguments."""
+    if node.target is operator.getitem:  # one of several
+        return is_view(node.args[0])
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(
+        r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
+    )
+
+
+def readers(node: Node) -> set[Node]:
+    """Returns the calls that use a node's tensor, through views of it too."""
+    found = set()
+    for user in node.users:
+        found.add(user)
+        if is_view(user):
+            found |= readers(user)
+    return found
+
+
+def written_arguments(
+    schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Returns the arguments that an operator writes to, such as `self` and `out`."""
+    names = [argument.name for argument in schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return [
+        given[argument.name]
+        for argument in schema.arguments
+        if argument.alias_info is not None
+        and argument.alias_info.is_write
+        and argument.name in given
+    ]
+
+
+def changed_in_place(graph: Graph) -> set[Node]:
+    """Returns the nodes whose tensors some call overwrites, through views too."""
+    changed: set[Node] = set()
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        for value in written_arguments(schema, node.args, node.kwargs):
+            changed.update(value if isinstance(value, list | tuple) else [value])
+        changed.add(node)  # returns what it wrote to
+    # Whoever looks at the same memory through a view has changed as well.
+    before = -1
+    while before != len(changed):
+        before = len(changed)
+        for node in graph.nodes:
+            if is_view(node):
+                together = (node, *node.all_input_nodes)
+                if not changed.isdisjoint(together):
+                    changed.update(together)
+    return changed
