@@ -3,6 +3,7 @@ import operator
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import kit
 
@@ -12,7 +13,7 @@ if keras.backend.backend() != "torch":
 import torch
 from torch import fx
 
-from kit.engines import torch_passes
+from kit.engines import torch_nodes, torch_passes
 
 aten = torch.ops.aten
 
@@ -354,3 +355,106 @@ def test_an_out_argument_changes_a_tensor():
 
     a, b = fn(np.ones(2, "float32"))
     assert a.tolist() == [3.0, 3.0] and b.tolist() == [2.0, 2.0]
+
+
+# --- What may fail --------------------------------------------------------------
+
+
+@torch.library.custom_op("kit_test::_foreach_check", mutates_args=())
+def foreach_check(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@foreach_check.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def clone_checked(x):
+    return x
+
+
+FLOATS, INTEGERS = {"dtype": torch.float32}, {"dtype": torch.int32}
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        # Pointwise operators, by their tag.
+        (lambda h, x: h.call(aten.mul.Tensor, x, x), (False, False)),
+        (lambda h, x: h.call(aten.add_.Tensor, x, 1), (False, False)),
+        (lambda h, x: h.call(aten.where.self, h.call(aten.gt.Scalar, x, 1), x, x),
+         (False, False)),
+        # Those that look at whole numbers.
+        (lambda h, x: h.call(aten.remainder.Tensor, x, x), (False, True)),
+        (lambda h, x: h.call(aten.remainder_.Tensor, x, x), (False, True)),
+        (lambda h, x: h.call(aten.fmod.Tensor, x, x), (False, True)),
+        (lambda h, x: h.call(aten.div.Tensor_mode, x, x, rounding_mode="floor"),
+         (False, True)),
+        (lambda h, x: h.call(aten.div.Tensor, x, x), (False, False)),
+        (lambda h, x: h.call(
+            aten.masked_fill.Tensor, x, h.call(aten.gt.Scalar, x, 1), h.input()
+        ), (False, True)),
+        # Copies.
+        (lambda h, x: h.call(aten.clone.default, x), (False, False)),
+        (lambda h, x: h.call(aten._to_copy.default, x, dtype=torch.int64),
+         (False, False)),
+        # Arithmetic on lists, and what is taken of its results.
+        (lambda h, x: h.call(aten._foreach_mul.List, [x], [x]), (False, False)),
+        (lambda h, x: h.call(aten._foreach_add_.Scalar, [x], 1), (False, False)),
+        (lambda h, x: h.call(
+            operator.getitem, h.call(aten._foreach_mul.List, [x], [x]), 0
+        ), (False, False)),
+        # Names that only begin like these.
+        (lambda h, x: h.call(torch.ops.kit_test._foreach_check.default, x),
+         (True, True)),
+        (lambda h, x: h.call(clone_checked, x), (True, True)),
+        # Everything else.
+        (lambda h, x: h.call(
+            aten.index_select.default, x, 0, h.input(1, dtype=torch.int64)
+        ), (True, True)),
+        (lambda h, x: h.call(aten.floor_divide.default, x, x), (True, True)),
+        (lambda h, x: h.call(aten.sum.default, x), (True, True)),
+        # No calls.
+        (lambda h, x: x, (False, False)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("whole", [False, True], ids=["floats", "integers"])
+def test_what_may_fail(make, expected, whole):
+    hand = Hand()
+    node = make(hand, hand.input(2, **(INTEGERS if whole else FLOATS)))
+    assert torch_nodes.may_fail(node) == expected[whole]
+
+
+def test_what_is_known_about_nothing_may_fail():
+    hand = Hand()
+    x = hand.input(2)
+    node = hand.call(aten.remainder.Tensor, x, x)
+    assert not torch_nodes.may_fail(node)
+    node.meta.clear()
+    assert torch_nodes.may_fail(node)
+
+
+@pytest.mark.parametrize(
+    "fail", [ops.mod, ops.floor_divide, lambda x, n: ops.take(x, 9 - 9 * n)]
+)
+def test_a_step_before_a_failure_changes_nothing(fail):
+    variables = [keras.Variable(np.ones(n, "float32")) for n in (3, 2)]
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(variables)
+
+    @kit.compiled
+    def step(x, n):
+        kit.minimize(
+            lambda: sum(ops.sum(v**2) for v in variables), variables, optimizer
+        )
+        return fail(x, n)
+
+    x = np.arange(2, dtype="int32")
+    step(x, np.ones(2, "int32"))
+    before = [v.numpy().copy() for v in variables]
+    with pytest.raises((RuntimeError, IndexError)):
+        step(x, np.array([1, 0], "int32"))
+    assert optimizer.iterations.numpy() == 1
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)

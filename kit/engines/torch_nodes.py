@@ -7,15 +7,44 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+aten = torch.ops.aten
+
+# Arithmetic on lists of tensors, as Keras' optimizers and gradient clipping use it.
+_FOREACH = {
+    *(aten._foreach_add, aten._foreach_add_, aten._foreach_sub, aten._foreach_sub_),
+    *(aten._foreach_mul, aten._foreach_mul_, aten._foreach_div, aten._foreach_div_),
+    *(aten._foreach_addcmul, aten._foreach_addcmul_),
+    *(aten._foreach_addcdiv, aten._foreach_addcdiv_),
+    *(aten._foreach_maximum, aten._foreach_maximum_),
+    *(aten._foreach_minimum, aten._foreach_minimum_),
+    *(aten._foreach_sqrt, aten._foreach_sqrt_, aten._foreach_pow, aten._foreach_norm),
+    *(aten._foreach_abs, aten._foreach_abs_, aten._foreach_neg, aten._foreach_neg_),
+}
+_COPIES = {aten.clone, aten._to_copy}
+# Pointwise operators that look at the values of whole numbers: division by zero raises,
+# and so does a number to fill in that the dtype doesn't hold.
+_CHECKED = {
+    *(aten.div, aten.div_, aten.fmod, aten.fmod_, aten.remainder, aten.remainder_),
+    *(aten.masked_fill, aten.masked_fill_),
+}
+
 
 def may_fail(node: Node) -> bool:
-    """Returns whether a call can raise, depending on the values it gets."""
-    if node.op != "call_function":
+    """Returns whether a call can raise, depending on the values it gets.
+
+    Only calls that are known to be harmless can't: pointwise operators, copies, the
+    arithmetic on lists in `_FOREACH`, and taking one of several results.
+    """
+    if node.op != "call_function" or node.target is operator.getitem:
         return False
-    tags = getattr(node.target, "tags", ())
-    name = getattr(node.target, "__name__", "")
-    harmless = ("_foreach", "getitem", "clone", "_to_copy")
-    return torch.Tag.pointwise not in tags and not name.startswith(harmless)
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    packet = node.target.overloadpacket
+    if packet in _CHECKED:
+        value = node.meta.get("val")
+        return not (isinstance(value, torch.Tensor) and value.is_floating_point())
+    harmless = packet in _FOREACH or packet in _COPIES
+    return not harmless and torch.Tag.pointwise not in node.target.tags
 
 
 def is_view(node: Node) -> bool:
