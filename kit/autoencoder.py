@@ -26,10 +26,8 @@ import numpy as np
 from keras import ops
 
 from kit import random
-from kit.backend import compiled, scan
+from kit.backend import Tensor, compiled, scan
 from kit.models import Model, Sequential, WithParts
-
-Tensor = Any  # a tensor of the backend, or what it can be made of
 
 
 def encoder(

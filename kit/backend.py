@@ -36,13 +36,14 @@ import numpy as np
 import optree
 from keras import ops
 
-from kit.engines.base import Nested, flatten
+from kit.engines.base import Nested, Tensor, flatten
 from kit.engines.changed_layers import watch_layers
 from kit.engines.replacements import installed
 from kit.engines.running import get_engine, prepare
 from kit.engines.scope import context, tracing
 
 __all__ = [
+    "Tensor",
     "apply_gradients",
     "compile_seconds",
     "compiled",

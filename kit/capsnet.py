@@ -29,9 +29,8 @@ import numpy as np
 from keras import ops
 
 from kit.autoencoder import decoder as dense_decoder
+from kit.backend import Tensor
 from kit.models import Model, WithParts, output_range, to_array
-
-Tensor = Any  # a tensor of the backend, or what it can be made of
 
 # Convolutions: (filters, kernel size, strides); primary capsules: (kinds, kernel size,
 # strides).

@@ -37,11 +37,10 @@ from keras import ops
 
 from kit import random
 from kit.autoencoder import Autoencoder
-from kit.backend import compiled, is_tracing, scan
+from kit.backend import Tensor, compiled, is_tracing, scan
 from kit.initialization import initialize_weights
 from kit.models import Model, Sequential, to_array
 
-Tensor = Any  # a tensor of the backend, or what it can be made of
 VISIBLE = ("bernoulli", "gaussian")
 # What a compiled update holds as plain numbers.
 FROZEN = (

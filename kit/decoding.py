@@ -22,9 +22,8 @@ import keras
 from keras import ops
 
 from kit import random
-from kit.backend import scan
+from kit.backend import Tensor, scan
 
-Tensor = Any
 Step = Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]
 
 

@@ -39,8 +39,6 @@ from kit import random
 from kit.backend import compiled, gradient, minimize
 from kit.models import Model, WithParts, output_range, to_array
 
-Tensor = Any  # a tensor of the backend, or what it can be made of
-
 LOSSES = ("non_saturating", "wasserstein")
 
 

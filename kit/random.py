@@ -24,11 +24,12 @@ Reference:
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from kit.backend import Tensor
 
 __all__ = [
     "Generator",
@@ -46,7 +47,6 @@ __all__ = [
     "uniform",
 ]
 
-Tensor = Any  # a tensor of the backend, or what it can be made of
 
 # After how many bits each of the eight rounds rotates (Salmon et al., table 2).
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)

@@ -28,10 +28,8 @@ import numpy as np
 from keras import ops
 
 from kit import decoding, random
-from kit.backend import compiled, scan
+from kit.backend import Tensor, compiled, scan
 from kit.models import Sequential
-
-Tensor = Any
 
 RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU)
 # Layers that treat each time step alone, so that `step` may apply them to one.

@@ -27,11 +27,9 @@ import numpy as np
 from keras import ops
 
 from kit import decoding
-from kit.backend import compiled
+from kit.backend import Tensor, compiled
 from kit.data.corpus import Characters
 from kit.models import Model
-
-Tensor = Any
 
 # Unicode's own characters for it: "start of text" and "end of text".
 START, END = "\x02", "\x03"

@@ -40,10 +40,8 @@ import keras
 from keras import ops
 
 from kit import decoding, random
-from kit.backend import compiled
+from kit.backend import Tensor, compiled
 from kit.models import Model, Sequential
-
-Tensor = Any
 
 # Layers that treat each position alone, so that `step` may apply them to one.
 POINTWISE = (

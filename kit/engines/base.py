@@ -1,7 +1,7 @@
 """What an engine is: how compiled functions run on one backend."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import keras
 import optree
@@ -9,8 +9,14 @@ from keras import ops
 
 from kit.engines.replacements import Replacement
 
-Tensor = Any  # a tensor of the backend
-Nested = Any  # any nesting of tuples, lists, dicts and named tuples of arrays
+# A tensor of the running backend (`tf.Tensor`, `jax.Array`, `torch.Tensor`), or what
+# it can be made of: a NumPy array, a number, a Keras variable. The backends share no
+# type, so a type checker sees `Any`.
+Tensor: TypeAlias = Any
+# Any nesting of tuples, lists, dicts and named tuples of tensors, or one tensor.
+Nested: TypeAlias = Any
+# What puts a list of tensors in its place in a function's results.
+Unflatten: TypeAlias = Callable[[Sequence[Tensor]], Nested]
 
 
 CONVOLUTIONS: tuple[type[keras.layers.Layer], ...] = (
@@ -39,8 +45,11 @@ class Engine(Protocol):
         """Returns an array as a tensor of the backend."""
 
     def trace(
-        self, fn: Callable[[Sequence[Tensor]], tuple], arrays: list, inductor: bool
-    ) -> Callable[[Sequence[Any]], Nested]:
+        self,
+        fn: Callable[[Sequence[Tensor]], tuple[list[Tensor], Unflatten]],
+        arrays: list[Tensor],
+        inductor: bool,
+    ) -> Callable[[Sequence[Tensor]], Nested]:
         """Compiles a function of arrays like these.
 
         Args:

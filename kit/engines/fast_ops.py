@@ -13,13 +13,9 @@ Shapes: B batch, T time steps, U units.
 """
 
 import functools
-from typing import Any
 
 import keras
 from keras import ops
-
-Tensor = Any
-
 
 # --- XLA (JAX and TensorFlow) -------------------------------------------------
 

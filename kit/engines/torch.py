@@ -35,7 +35,9 @@ class TorchEngine:
         self.import_no_other_framework = import_no_other_framework
         self.make_fx = proxy_tensor.make_fx
         self.untraced = proxy_tensor.disable_proxy_modes_tracing
-        self.loops: Any = weakref.WeakValueDictionary()
+        self.loops: weakref.WeakValueDictionary[int, TorchLoop] = (
+            weakref.WeakValueDictionary()
+        )
         self.numbers = itertools.count()
         # One for each copy of this package (`python -m kit copy`) in a process.
         self.namespace = __name__.replace(".", "_")

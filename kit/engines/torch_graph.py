@@ -1,28 +1,52 @@
 """PyTorch's recorded graphs: how one is made, rewritten, and run."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
+import torch
 from torch.fx import Node
 
 from kit.engines import fast_ops, torch_calls
-from kit.engines.base import Tensor
+from kit.engines.base import Tensor, Unflatten
 from kit.engines.scope import Scope, context, raw_value
 from kit.engines.torch_nodes import is_view, may_fail, readers
 from kit.engines.torch_passes import Recording, simplify
+
+if TYPE_CHECKING:
+    from kit.engines.torch import TorchEngine
 
 
 class TorchGraph:
     """A function as a flat graph of ATen calls.
 
-    Its inputs are the function's arguments, `captured` tensors (constants, and
-    what a loop's body takes from around it) and the values of the variables in
-    `sources`; its outputs the new values of `written`, then the results.
+    The graph's inputs are the function's arguments, the tensors in `captured` and the
+    values of the variables in `sources`, in this order. Its outputs are the new values
+    of the variables in `written`, then the results.
+
+    Attributes:
+        module: The graph, a callable.
+        captured: Constants, and what a loop's body takes from around it.
+        sources: Variables that the function reads.
+        written: Variables whose new values are among the outputs.
+        unflatten: Puts the list of results in its place in the function's results.
+        loops: Loops that the graph calls by their numbers, kept alive here.
     """
 
-    def __init__(self, engine, fn, tensors, in_loop=False):
-        torch = engine.torch
-        self.torch = torch
+    module: torch.fx.GraphModule
+    captured: list[Tensor]
+    sources: list[keras.Variable]
+    written: list[keras.Variable]
+    unflatten: Unflatten
+    loops: "list[TorchLoop]"
+
+    def __init__(
+        self,
+        engine: "TorchEngine",
+        fn: Callable[[Sequence[Tensor]], tuple[list[Tensor], Any]],
+        tensors: Sequence[Tensor],
+        in_loop: bool = False,
+    ):
         held = {}  # id of a tensor -> the variable whose value it stands for
         examples = []  # keeps these ids valid
 
@@ -56,7 +80,7 @@ class TorchGraph:
     def _rewrite(self, held, in_loop):
         recording = self._lift(held)
         for node in self.module.graph.find_nodes(
-            op="call_function", target=self.torch.ops.aten.mkldnn_rnn_layer.default
+            op="call_function", target=torch.ops.aten.mkldnn_rnn_layer.default
         ):
             node.target = fast_ops.torch_lstm_forward
         simplify(recording)
@@ -94,7 +118,7 @@ class TorchGraph:
                 placeholder = graph.placeholder(f"lifted_{nodes[0].name}")
             here = graph.inserting_after(placeholder)
             value = getattr(owner, "_value", owner)
-            placeholder.meta["val"] = self.torch.empty_like(value, device="meta")
+            placeholder.meta["val"] = torch.empty_like(value, device="meta")
             if isinstance(owner, keras.Variable):
                 variables[placeholder] = owner
             else:
@@ -122,7 +146,7 @@ class TorchGraph:
         final = dict(zip(map(id, self.written), output.args[0], strict=False))
         last_risk = max((order[n] for n in nodes if may_fail(n)), default=-1)
         for node in nodes:
-            if node.target is not self.torch.ops.aten.clone.default or node.kwargs:
+            if node.target is not torch.ops.aten.clone.default or node.kwargs:
                 continue
             source = node.args[0]
             variable = variables.get(source)
@@ -144,7 +168,7 @@ class TorchGraph:
 
     def _own_outputs(self, variables):
         """Has each output a memory of its own; drops variables left unchanged."""
-        torch, graph = self.torch, self.module.graph
+        graph = self.module.graph
         output = next(iter(graph.find_nodes(op="output")))
         values = list(output.args[0])
         count = len(self.written)
@@ -171,14 +195,35 @@ class TorchGraph:
             return self.module.forward
         for loop in self.loops:
             loop.call = loop.graph.compile(inductor)
-        return self.torch.compile(self.module, dynamic=False)
+        return torch.compile(self.module, dynamic=False)
 
 
 class TorchLoop:
-    """The body of a `scan`, recorded once, run `length` times."""
+    """The body of a `scan`, recorded once, run `length` times.
 
-    def __init__(self, engine, body, carry, slices, length, reverse):
-        self.torch = engine.torch
+    Attributes:
+        number: What recorded graphs know the loop by.
+        call: The body's program.
+        captured: Constants, and what the body takes from around it.
+        written: Variables that the body assigns.
+        read_only: Variables that it only reads.
+    """
+
+    number: int
+    call: Callable[..., list[Tensor]]
+    captured: list[Tensor]
+    written: list[keras.Variable]
+    read_only: list[keras.Variable]
+
+    def __init__(
+        self,
+        engine: "TorchEngine",
+        body: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[list, list]],
+        carry: list[Tensor],
+        slices: list[Tensor],
+        length: int,
+        reverse: bool,
+    ):
         self.number = next(engine.numbers)
         engine.loops[self.number] = self
         self.steps = range(length)[:: -1 if reverse else 1]
@@ -206,13 +251,12 @@ class TorchLoop:
         shapes = [(tuple(x.shape), x) for x in [v._value for v in self.written] + carry]
         shapes += [((len(self.steps), *y.shape), y) for y in ys]
         return [
-            self.torch.zeros(shape, dtype=x.dtype, device=x.device)
-            for shape, x in shapes
+            torch.zeros(shape, dtype=x.dtype, device=x.device) for shape, x in shapes
         ]
 
     def run(self, operands):
         """From the operands of `kit::loop` to its outputs."""
-        torch, num_written = self.torch, len(self.written)
+        num_written = len(self.written)
         num_state = num_written + self.num_carry
         # The body may change the variables in place: they are the loop's own.
         state = [x.clone() for x in operands[:num_written]]
@@ -228,7 +272,7 @@ class TorchLoop:
             (position.get(id(v)), None if id(v) in position else next(others))
             for v in self.graph.sources
         ]
-        ys = [None] * len(self.steps)
+        ys: list[Any] = [None] * len(self.steps)
         for t in self.steps:
             outputs = self.call(
                 *state[num_written:],

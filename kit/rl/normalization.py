@@ -5,9 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from kit.backend import Tensor
 from kit.initialization import at_least_float32
-
-Tensor = Any
 
 
 @keras.saving.register_keras_serializable(package="kit")

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit.backend import compiled
+from kit.backend import Tensor, compiled
 from kit.initialization import at_least_float32
 from kit.models import WithParts
 from kit.rl.agent import Agent
@@ -28,7 +28,6 @@ from kit.rl.returns import (
 )
 from kit.rl.training import turns
 
-Tensor = Any
 Rollout = dict[str, np.ndarray]
 
 # What the numbers that these agents are made of may be.

@@ -21,10 +21,8 @@ import numpy as np
 from keras import ops
 
 from kit import random
+from kit.backend import Tensor
 from kit.initialization import Orthogonal, at_least_float32
-
-Tensor = Any
-
 
 # --- Distributions ----------------------------------------------------------
 

@@ -3,13 +3,9 @@
 Shapes: T time steps, N environments.
 """
 
-from typing import Any
-
 from keras import ops
 
-from kit.backend import scan
-
-Tensor = Any
+from kit.backend import Tensor, scan
 
 
 def generalized_advantages(
