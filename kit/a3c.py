@@ -324,8 +324,7 @@ class A3C(A2C):
                 "worker needs its own: `lambda: gymnasium.make(...)`; received "
                 f"{env!r} of type {type(env).__name__}."
             )
-        if not self.compiled:
-            raise ValueError("A3C: call `compile(optimizer=...)` before `fit`.")
+        self.check_compiled()
         if any(
             isinstance(layer, keras.layers.BatchNormalization)
             for layer in self._flatten_layers()

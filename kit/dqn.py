@@ -22,7 +22,7 @@ from keras import ops
 from kit.backend import compiled, minimize, release_programs, scan
 from kit.models import WithParts
 from kit.rl.agent import Agent, compiled_with_numbers
-from kit.rl.environments import Environments, play_episodes
+from kit.rl.environments import Environments
 from kit.rl.exploration import linear_epsilon, uniform_rows
 from kit.rl.policies import hidden_layers
 from kit.rl.replay import ReplayBuffer
@@ -220,15 +220,12 @@ class DQN(WithParts, Agent):
         self.exploration_fraction = exploration_fraction
         self.double = double
         self.action_start = action_start
+        self.obs_shape = tuple(q_network.input_shape[1:])
         self.num_actions = q_network.output_shape[-1]
         self.target_network = keras.models.clone_model(q_network)
         self.target_network.set_weights(q_network.get_weights())
         self.target_network.trainable = False
         self.build(q_network.input_shape)
-
-    def build(self, input_shape):
-        """Nothing is left to build: the networks came built."""
-        self.built = True
 
     def call(self, inputs, training=None):
         """Returns the Q-values `(B, A)` of observations `(B, ...)`."""
@@ -251,17 +248,10 @@ class DQN(WithParts, Agent):
 
     def get_compile_config(self):
         """Returns the arguments of `compile`, for saving; `None` before it."""
-        if not self.compiled:
-            return None
-        return {
-            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
-            "loss": keras.saving.serialize_keras_object(self.td_loss),
-        }
-
-    def compile_from_config(self, config):
-        """Compiles as `get_compile_config` says; the optimizer's state follows."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        config = super().get_compile_config()
+        if config is not None:
+            config["loss"] = keras.saving.serialize_keras_object(self.td_loss)
+        return config
 
     def fit(
         self,
@@ -302,9 +292,8 @@ class DQN(WithParts, Agent):
                 `compile` wasn't called, or a number is not positive.
         """
         envs = Environments(env)
-        self._check_spaces(envs)
-        if not self.compiled:
-            raise ValueError("DQN: call `compile(optimizer=...)` before `fit`.")
+        self.check_spaces(envs)
+        self.check_compiled()
         self.action_start = int(envs.action_space.start)
         space = envs.observation_space
         buffer = ReplayBuffer(self.buffer_size, space.shape, space.dtype, envs.num_envs)
@@ -345,10 +334,6 @@ class DQN(WithParts, Agent):
                 turn.logs.update(loss=loss, q_value=q_value)
                 self._update_target(turn.start, turn.end)
         return self.history
-
-    def finalize_optimizers(self) -> None:
-        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
-        self.optimizer.finalize_variable_values(self.trainable_variables)
 
     def _play(self, envs, buffer, obs, explore, uniform):
         """Plays a turn, epsilon-greedily; returns what to act on next."""
@@ -426,75 +411,25 @@ class DQN(WithParts, Agent):
                 # In this form tau = 1 copies to the last bit.
                 target.assign(tau * online + (1.0 - tau) * target)
 
-    def act(self, obs: Any) -> Any:
-        """Returns the greedy action, or actions.
-
-        Args:
-            obs: One observation, or a batch of them (B, ...).
-
-        Returns:
-            An action as the environment takes it for one observation, an integer,
-            else an integer array (B,).
-        """
-        obs = np.asarray(obs)
-        expected = tuple(self.q_network.input_shape[1:])
-        if obs.shape == expected:
-            action = ops.convert_to_numpy(self._greedy(obs[None]))[0]
-            return int(action) + self.action_start
-        if obs.shape[1:] != expected:
-            raise ValueError(
-                f"DQN: `obs` must have shape {expected}, or a batch axis before it, "
-                f"received {obs.shape}."
-            )
-        return ops.convert_to_numpy(self._greedy(obs)) + self.action_start
+    def greedy_policy(self, envs=None):
+        """Returns the function from observations to the actions rated highest."""
+        first = self.action_start if envs is None else envs.action_space.start
+        return lambda obs: ops.convert_to_numpy(self._greedy(obs)) + first
 
     def export(self, filepath: Any, *args: Any, **kwargs: Any):
         """Exports `q_network`, as `keras.Model.export` does; see there."""
         return self.q_network.export(filepath, *args, **kwargs)
 
-    def evaluate(
-        self, env: Any, episodes: int = 20, seed: int | None = None
-    ) -> dict[str, float]:
-        """Plays episodes greedily.
-
-        Args:
-            env: Environment as in `fit`.
-            episodes: Number of episodes. Defaults to 20.
-            seed: Seed of the first reset. Defaults to none.
-
-        Returns:
-            `return`, `return_std`, `length` and `episodes`: means over episodes,
-            and the standard deviation of their returns.
-        """
-        envs = Environments(env)
-        self._check_spaces(envs)
-        first = envs.action_space.start
-        return play_episodes(
-            env,
-            lambda obs: ops.convert_to_numpy(self._greedy(obs)) + first,
-            episodes,
-            seed,
-        )
-
-    def _check_spaces(self, envs):
-        from gymnasium.spaces import Box, Discrete
+    def check_spaces(self, envs):
+        """Raises an error if `q_network` isn't made for these environments."""
+        from gymnasium.spaces import Discrete
 
         if not isinstance(envs.action_space, Discrete):
             raise ValueError(
                 f"DQN: the action space {envs.action_space} isn't supported; DQN needs "
                 "Discrete actions. For continuous ones, use PPO or actor-critic."
             )
-        if not isinstance(envs.observation_space, Box):
-            raise ValueError(
-                f"DQN: the observation space {envs.observation_space} isn't supported; "
-                "DQN needs a Box. gymnasium.wrappers.FlattenObservation makes one."
-            )
-        expected = tuple(self.q_network.input_shape[1:])
-        if tuple(envs.observation_space.shape) != expected:
-            raise ValueError(
-                f"DQN: the environment's observations have shape "
-                f"{envs.observation_space.shape}, `q_network` takes {expected}."
-            )
+        self.check_box(envs, "q_network")
         if envs.action_space.n != self.num_actions:
             raise ValueError(
                 f"DQN: the environment has {envs.action_space.n} actions, `q_network` "

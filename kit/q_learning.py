@@ -22,7 +22,7 @@ from keras import ops
 
 from kit.backend import release_programs, scan
 from kit.rl.agent import Agent, compiled_with_numbers
-from kit.rl.environments import Environments, play_episodes
+from kit.rl.environments import Environments
 from kit.rl.exploration import linear_epsilon, uniform_rows
 from kit.rl.training import turns
 
@@ -106,6 +106,7 @@ class QLearning(Agent):
 
     ranges = RANGES
     fixed = ("num_states", "num_actions", "initial_value")
+    obs_shape = ()  # a state is a number
 
     def __init__(
         self,
@@ -153,10 +154,6 @@ class QLearning(Agent):
             trainable=trainable,
         )
 
-    def build(self, input_shape=None):
-        """Nothing is left to build."""
-        self.built = True
-
     def call(self, inputs, training=None):
         """Returns the Q-values `(B, A)` of states `(B,)`."""
         return ops.take(self.table, inputs, axis=0)
@@ -185,17 +182,6 @@ class QLearning(Agent):
         super().compile(optimizer=optimizer, **kwargs)
         # Programs hold the optimizer that they were compiled with.
         release_programs(self, "_learn")
-
-    def get_compile_config(self):
-        """Returns the arguments of `compile`, for saving; `None` before it."""
-        if not self.compiled:
-            return None
-        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
-
-    def compile_from_config(self, config):
-        """Compiles as `get_compile_config` says; the optimizer's state follows."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
@@ -237,9 +223,8 @@ class QLearning(Agent):
                 `compile` wasn't called, or a number is not positive.
         """
         envs = Environments(env)
-        self._check_spaces(envs)
-        if not self.compiled:
-            raise ValueError("QLearning: call `compile(optimizer=...)` before `fit`.")
+        self.check_spaces(envs)
+        self.check_compiled()
         self.state_start = int(envs.observation_space.start)
         self.action_start = int(envs.action_space.start)
         progress = turns(
@@ -271,9 +256,6 @@ class QLearning(Agent):
             turn.logs.update(loss=loss, q_value=q_value, alpha=alpha)
             turn.logs["epsilon"] = epsilon[-1]
         return self.history
-
-    def finalize_optimizers(self) -> None:
-        """Ends a training; a plain SGD has nothing to do for that."""
 
     def _choose(self, table, state, epsilon, uniform):
         """Returns epsilon-greedy actions (N,) for states (N,); `uniform`: (2, N)."""
@@ -367,17 +349,17 @@ class QLearning(Agent):
         """The place of (s, a) in the table, read row by row."""
         return state * self.num_actions + action
 
-    def act(self, obs: Any) -> Any:
-        """Returns the greedy action, or actions.
+    def greedy_policy(self, envs=None):
+        """Returns the function from states to the actions rated highest."""
+        first_state, first_action = self.state_start, self.action_start
+        if envs is not None:
+            first_state = envs.observation_space.start
+            first_action = envs.action_space.start
+        table = ops.convert_to_numpy(self.table)
+        return lambda obs: table[obs - first_state].argmax(axis=-1) + first_action
 
-        Args:
-            obs: A state as the environment gives it, or several of them (B,).
-
-        Returns:
-            An action as the environment takes it for one state, an integer, else an
-            integer array (B,).
-        """
-        obs = np.asarray(obs)
+    def check_obs(self, obs):
+        """Raises an error if it is neither a state nor an array of states `(B,)`."""
         if not np.issubdtype(obs.dtype, np.integer) or obs.ndim > 1:
             raise ValueError(
                 "QLearning: `obs` must be an integer or an array of integers with one "
@@ -388,9 +370,6 @@ class QLearning(Agent):
             raise ValueError(
                 f"QLearning: `obs` must lie between {first} and {last}, received {obs}."
             )
-        table = ops.convert_to_numpy(self.table)
-        action = table[obs - first].argmax(axis=-1) + self.action_start
-        return action if obs.ndim else int(action)
 
     def export(self, *args: Any, **kwargs: Any):
         """Raises an error: there is no network to export."""
@@ -400,34 +379,8 @@ class QLearning(Agent):
             "agent with `agent.save(path)`."
         )
 
-    def evaluate(
-        self, env: Any, episodes: int = 20, seed: int | None = None
-    ) -> dict[str, float]:
-        """Plays episodes greedily.
-
-        They have to end: a greedy policy may walk in circles for ever, so give an
-        environment that has none a time limit, `max_episode_steps` of
-        `gymnasium.make`.
-
-        Args:
-            env: Environment as in `fit`.
-            episodes: Number of episodes. Defaults to 20.
-            seed: Seed of the first reset. Defaults to none.
-
-        Returns:
-            `return`, `return_std`, `length` and `episodes`: means over episodes,
-            and the standard deviation of their returns.
-        """
-        envs = Environments(env)
-        self._check_spaces(envs)
-        greedy = ops.convert_to_numpy(self.table).argmax(axis=-1)  # (S,)
-        first_state = envs.observation_space.start
-        first_action = envs.action_space.start
-        return play_episodes(
-            env, lambda obs: greedy[obs - first_state] + first_action, episodes, seed
-        )
-
-    def _check_spaces(self, envs):
+    def check_spaces(self, envs):
+        """Raises an error if the table isn't made for these environments."""
         from gymnasium.spaces import Box, Discrete
 
         if isinstance(envs.observation_space, Box):

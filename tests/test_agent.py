@@ -12,6 +12,7 @@ from keras import ops
 import kit
 from kit import backend
 from kit.a3c import Worker
+from kit.rl.agent import Agent
 
 KINDS = ("dqn", "q_learning", "a2c", "ppo", "a3c")
 
@@ -291,6 +292,73 @@ def test_what_an_agent_is_built_by_cannot_be_changed(kind, name, value):
     setattr(agent, name, getattr(agent, name))
     with pytest.raises(AttributeError, match=f"`{name}` can't be changed from .* to "):
         setattr(agent, name, value)
+
+
+# --- What a subclass defines ----------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="test")
+class Highest(Agent):
+    """Does what its observation is highest in; has nothing else of its own."""
+
+    obs_shape = (3,)
+
+    def __init__(self, *, seed=0, **kwargs):
+        super().__init__(seed=seed, **kwargs)
+        self.bias = self.add_weight(shape=(3,), initializer="zeros", name="bias")
+        self.build()
+
+    def call(self, inputs, training=None):
+        return inputs + self.bias
+
+    def check_spaces(self, envs):
+        self.check_box(envs, "bias")
+
+    def greedy_policy(self, envs=None):
+        first = 0 if envs is None else envs.action_space.start
+        return lambda obs: ops.convert_to_numpy(self(obs)).argmax(-1) + first
+
+
+def test_an_agent_acts_and_plays_by_what_its_class_defines():
+    agent = Highest()
+    assert (agent.act([0, 3, 1]), type(agent.act([0, 3, 1]))) == (1, int)
+    assert agent.act(np.eye(3)[[2, 0]]).tolist() == [2, 0]
+    for shape in ((), (2,), (1, 1, 3)):
+        with pytest.raises(ValueError, match=r"Highest: `obs` must have shape \(3,\)"):
+            agent.act(np.zeros(shape))
+    world = World(start=5)
+    agent.bias.assign([0.0, 0.0, 9.0])
+    assert agent.evaluate(world, 2) == {
+        "return": 8.0,
+        "return_std": 0.0,
+        "length": 4.0,
+        "episodes": 2,
+    }
+    assert world.actions == [7] * 8
+    with pytest.raises(ValueError, match=r"Discrete\(5.*Highest needs a Box"):
+        agent.evaluate(World(numbered=True), 1)
+
+
+def test_an_agent_is_saved_with_its_optimizer(tmp_path):
+    agent = Highest(seed=4)
+    assert agent.get_compile_config() is None
+    with pytest.raises(ValueError, match="Highest: call `compile"):
+        agent.check_compiled()
+    agent.compile(keras.optimizers.Adam(0.25))
+    agent.check_compiled()
+    agent.optimizer.build(agent.trainable_variables)
+    agent.optimizer.iterations.assign(3)
+    agent.save(tmp_path / "agent.keras")
+    loaded = keras.saving.load_model(tmp_path / "agent.keras")
+    assert float(loaded.optimizer.learning_rate) == 0.25
+    assert int(loaded.optimizer.iterations) == 3 and loaded.seed == 4
+
+
+def test_what_a_class_must_define_is_named():
+    agent = Agent(seed=0)
+    for method in (agent.fit, agent.check_spaces, agent.greedy_policy):
+        with pytest.raises(NotImplementedError, match=f"`{method.__name__}` isn't def"):
+            method(None)
 
 
 # --- Actions --------------------------------------------------------------------

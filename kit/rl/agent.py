@@ -1,4 +1,7 @@
-"""What all agents share: options that may be set at any time, seeds, and files.
+"""What all agents share: acting, options that may be set at any time, seeds, files.
+
+A subclass says which environments its networks fit, and what it does in a state; `act`
+and `evaluate` follow from that.
 
 An agent's options are the arguments of its constructor. Each is checked whenever it is
 set. A real number, such as the weight of the entropy, is an argument of the compiled
@@ -18,11 +21,15 @@ from keras import ops
 
 from kit import random
 from kit.backend import compiled, release_programs
+from kit.rl.environments import Environments, play_episodes
 from kit.rl.training import check_options, is_real
 
 
 class Agent(keras.Model):
     """A Keras model that plays, and learns from it.
+
+    A subclass sets `obs_shape`, and defines `call`, `fit`, `check_spaces` and
+    `greedy_policy`.
 
     Args:
         seed: Seed of what the agent draws.
@@ -31,16 +38,145 @@ class Agent(keras.Model):
     Attributes:
         ranges: Valid values of the options by name, as `check_options` takes them.
         fixed: Names of options that can't be changed, as variables depend on them.
+        obs_shape: Shape of one observation.
         random: Generator of what the agent draws. Its state is saved with the agent.
     """
 
     ranges: Mapping[str, Any] = {}
     fixed: tuple[str, ...] = ()
+    obs_shape: tuple[int, ...]
 
     def __init__(self, *, seed: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.seed = seed
         self.random = random.Generator(seed)
+
+    def build(self, input_shape=None):
+        """Builds nothing: networks come built, tables are made in the constructor."""
+        self.built = True
+
+    # --- What a subclass defines ----------------------------------------------
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Plays and learns: `fit(env, total_timesteps, ...)`, as a subclass says."""
+        raise self._undefined("fit")
+
+    def check_spaces(self, envs: Environments) -> None:
+        """Raises a `ValueError` if the agent isn't made for these environments."""
+        raise self._undefined("check_spaces")
+
+    def greedy_policy(
+        self, envs: Environments | None = None
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns the function that chooses the best or likeliest actions.
+
+        Args:
+            envs: The environments to play in, which say how they number their states
+                and actions. Defaults to `None`: as those of the last `fit` did.
+
+        Returns:
+            A function from observations `(B, ...)` to actions `(B, ...)` as the
+            environment takes them.
+        """
+        raise self._undefined("greedy_policy")
+
+    def _undefined(self, method):
+        return NotImplementedError(
+            f"{type(self).__name__}: `{method}` isn't defined. A subclass of `Agent` "
+            "sets `obs_shape` and defines `call`, `fit`, `check_spaces` and "
+            "`greedy_policy`."
+        )
+
+    # --- Acting ---------------------------------------------------------------
+
+    def act(self, obs: Any) -> Any:
+        """Returns the greedy action, or actions.
+
+        Args:
+            obs: One observation, or a batch of them `(B, ...)`.
+
+        Returns:
+            An action as the environment takes it for one observation, an integer if
+            its actions are `Discrete`; else B of them.
+
+        Raises:
+            ValueError: If `obs` has another shape, or is no state.
+        """
+        return self.act_by(self.greedy_policy(), obs)
+
+    def act_by(self, policy: Callable[[np.ndarray], np.ndarray], obs: Any) -> Any:
+        """Returns what a policy on batches does with one observation or several."""
+        obs = np.asarray(obs)
+        self.check_obs(obs)
+        if obs.ndim > len(self.obs_shape):
+            return policy(obs)
+        action = policy(obs[None])[0]
+        return action if action.ndim else action.item()
+
+    def check_obs(self, obs: np.ndarray) -> None:
+        """Raises a `ValueError` if it is neither an observation nor a batch of them."""
+        if self.obs_shape not in (obs.shape, obs.shape[1:]):
+            raise ValueError(
+                f"{type(self).__name__}: `obs` must have shape {self.obs_shape}, or a "
+                f"batch axis before it, received {obs.shape}."
+            )
+
+    def evaluate(
+        self, env: Any, episodes: int = 20, seed: int | None = None
+    ) -> dict[str, float]:
+        """Plays episodes greedily: always the best or likeliest actions.
+
+        Episodes must end. A greedy policy may walk in circles, so give an environment
+        without an end a time limit: `max_episode_steps` of `gymnasium.make`.
+
+        Args:
+            env: Environment as in `fit`.
+            episodes: Number of episodes. Defaults to 20.
+            seed: Seed of the first reset. Defaults to none.
+
+        Returns:
+            `return`, `return_std`, `length` and `episodes`: means over episodes,
+            and the standard deviation of their returns.
+
+        Raises:
+            TypeError: If `env` isn't one of Gymnasium's.
+            ValueError: If its spaces don't fit the agent, or `episodes` is below 1.
+        """
+        envs = Environments(env)
+        self.check_spaces(envs)
+        return play_episodes(env, self.greedy_policy(envs), episodes, seed)
+
+    # --- Checks ---------------------------------------------------------------
+
+    def check_compiled(self) -> None:
+        """Raises a `ValueError` unless `compile` was called."""
+        if not self.compiled:
+            raise ValueError(
+                f"{type(self).__name__}: call `compile(optimizer=...)` before `fit`."
+            )
+
+    def check_box(self, envs: Environments, network: str) -> None:
+        """Raises a `ValueError` unless observations are arrays of `obs_shape`.
+
+        Args:
+            envs: The environments.
+            network: Name of the argument that takes the observations.
+        """
+        from gymnasium.spaces import Box
+
+        name, space = type(self).__name__, envs.observation_space
+        if not isinstance(space, Box):
+            raise ValueError(
+                f"{name}: the observation space {space} isn't supported; {name} needs "
+                "a Box. gymnasium.wrappers.FlattenObservation makes one."
+            )
+        if tuple(space.shape) != self.obs_shape:
+            raise ValueError(
+                f"{name}: the environment's observations have shape {space.shape}, "
+                f"`{network}` takes {self.obs_shape}."
+            )
+
+    # --- Options --------------------------------------------------------------
 
     def __setattr__(self, name, value):
         """Checks options; has programs compiled again that depend on them."""
@@ -102,6 +238,8 @@ class Agent(keras.Model):
         ]
         release_programs(self, *methods)
 
+    # --- Seeds and files ------------------------------------------------------
+
     def env_seed(self, seed: int | None) -> int:
         """Returns the seed of the environment in a training.
 
@@ -112,6 +250,22 @@ class Agent(keras.Model):
         # Drawn in any case: the agent's later draws don't depend on `seed`.
         (drawn,) = random.split_seed(self.random, 1)
         return drawn if seed is None else seed
+
+    def finalize_optimizers(self) -> None:
+        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
+        self.optimizer.finalize_variable_values(self.trainable_variables)
+
+    def get_compile_config(self):
+        """Returns the arguments of `compile`, for saving; `None` before it."""
+        if not self.compiled:
+            return None
+        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config):
+        """Compiles as `get_compile_config` says; the optimizer's state follows."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
 
     def save_own_variables(self, store):
         """Saves the agent's own variables, and how far its generator has come."""

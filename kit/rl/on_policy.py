@@ -18,7 +18,7 @@ from kit.backend import Tensor, compiled
 from kit.initialization import at_least_float32
 from kit.models import WithParts
 from kit.rl.agent import Agent
-from kit.rl.environments import Environments, play_episodes
+from kit.rl.environments import Environments
 from kit.rl.normalization import RunningNormalization
 from kit.rl.policies import Distribution
 from kit.rl.returns import (
@@ -75,6 +75,7 @@ class OnPolicy(WithParts, Agent):
         super().__init__(seed=seed, **kwargs)
         name = type(self).__name__
         self.distribution = _check_networks(name, actor, critic)
+        self.obs_shape = tuple(actor.input_shape[1:])
         self.actor = actor
         self.critic: Any = critic
         self.normalize_observations = normalize_observations
@@ -88,10 +89,6 @@ class OnPolicy(WithParts, Agent):
             )
             self.return_statistics.build((None,))
         self.build(actor.input_shape)
-
-    def build(self, input_shape):
-        """Nothing is left to build: the networks came built."""
-        self.built = True
 
     def call(self, obs, training=None):
         """Returns what describes the policy, `(B, ...)`, and the values `(B,)`."""
@@ -124,18 +121,6 @@ class OnPolicy(WithParts, Agent):
         network = keras.Model(inputs, self.policy(inputs))
         return network.export(filepath, *args, **kwargs)
 
-    def get_compile_config(self):
-        """Returns the arguments of `compile`, for saving; `None` before it."""
-        if not self.compiled:
-            return None
-        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
-
-    def compile_from_config(self, config):
-        """Compiles as `get_compile_config` says; the optimizer's state follows."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-
     # --- Playing ------------------------------------------------------------
 
     @compiled
@@ -162,66 +147,27 @@ class OnPolicy(WithParts, Agent):
         Raises:
             ValueError: If `obs` has another shape.
         """
-        obs = np.asarray(obs)
-        expected = tuple(self.actor.input_shape[1:])
-        single = obs.shape == expected
-        batch = obs[None] if single else obs
-        if batch.shape[1:] != expected:
-            raise ValueError(
-                f"{type(self).__name__}: `obs` must have shape {expected}, or a batch "
-                f"axis before it, received {obs.shape}."
-            )
-        if sample:
-            noise = self.distribution.noise(self.random, batch.shape[:1])
-            action = self.sample(batch, noise)
-        else:
-            action = self.mode(batch)
-        action = self.distribution.to_env(ops.convert_to_numpy(action))
-        return action[0] if single else action
+        return self.act_by(self._draw if sample else self.greedy_policy(), obs)
 
-    def evaluate(
-        self, env: Any, episodes: int = 20, seed: int | None = None
-    ) -> dict[str, float]:
-        """Plays episodes, always with the likeliest actions.
+    def _draw(self, obs):
+        noise = self.distribution.noise(self.random, obs.shape[:1])
+        action = ops.convert_to_numpy(self.sample(obs, noise))
+        return self.distribution.to_env(action)
 
-        Args:
-            env: Environment as in `fit`.
-            episodes: Number of episodes. Defaults to 20.
-            seed: Seed of the first reset. Defaults to none.
-
-        Returns:
-            `return`, `return_std`, `length` and `episodes`: means over episodes,
-            and the standard deviation of their returns.
-        """
-        self.check_spaces(Environments(env))
-
-        def policy(obs):
-            return self.distribution.to_env(ops.convert_to_numpy(self.mode(obs)))
-
-        return play_episodes(env, policy, episodes, seed)
+    def greedy_policy(self, envs=None):
+        """Returns the function from observations to the likeliest actions."""
+        to_env = self.distribution.to_env
+        return lambda obs: to_env(ops.convert_to_numpy(self.mode(obs)))
 
     def check_spaces(self, envs: Environments) -> None:
         """Raises an error if the networks aren't made for these environments."""
-        from gymnasium.spaces import Box
-
-        name = type(self).__name__
-        if not isinstance(envs.observation_space, Box):
-            raise ValueError(
-                f"{name}: the observation space {envs.observation_space} isn't "
-                f"supported; {name} needs a Box. gymnasium.wrappers.FlattenObservation "
-                "makes one."
-            )
-        expected = tuple(self.actor.input_shape[1:])
-        if tuple(envs.observation_space.shape) != expected:
-            raise ValueError(
-                f"{name}: the environment's observations have shape "
-                f"{envs.observation_space.shape}, `actor` takes {expected}."
-            )
+        self.check_box(envs, "actor")
         if not self.distribution.fits(envs.action_space):
             layer = self.distribution
             raise ValueError(
-                f"{name}: the environment's actions are {envs.action_space}; `actor` "
-                f"ends in {type(layer).__name__} for others. "
+                f"{type(self).__name__}: the environment's actions are "
+                f"{envs.action_space}; `actor` ends in {type(layer).__name__} for "
+                "others. "
                 "`kit.policies.distribution(env.action_space)` makes the layer for a "
                 "space that is supported."
             )
@@ -234,10 +180,6 @@ class OnPolicy(WithParts, Agent):
                 f"at least in a gradient step, which has {size}: none is better than "
                 "itself. Raise `num_steps`, or normalize_advantages=False."
             )
-
-    def finalize_optimizers(self) -> None:
-        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
-        self.optimizer.finalize_variable_values(self.trainable_variables)
 
     # --- Learning -----------------------------------------------------------
 
@@ -271,8 +213,7 @@ class OnPolicy(WithParts, Agent):
         envs = Environments(env)
         self.check_spaces(envs)
         name = type(self).__name__
-        if not self.compiled:
-            raise ValueError(f"{name}: call `compile(optimizer=...)` before `fit`.")
+        self.check_compiled()
         size = self.num_steps * envs.num_envs
         if size < num_minibatches:
             raise ValueError(
