@@ -38,7 +38,8 @@ from kit import random
 from kit.actor_critic import A2C, LOGS
 from kit.backend import apply_gradients, compiled, loss_gradients, release_programs
 from kit.rl.environments import Environments
-from kit.rl.on_policy import Rollouts
+from kit.rl.returns import explained_variance
+from kit.rl.rollouts import Rollouts, prepare_batch
 from kit.rl.training import check_options, turns
 
 ENGINES = ("threads", "ray")
@@ -419,8 +420,12 @@ class Worker:
             version: What its `pull` returned first.
             weights: What it returned second.
         """
+        # Algorithm S3 of the paper.
+        # 1. Make the own weights theta' those that were pulled.
         self._load(weights)
+        # 2. Play T steps by pi(a | s; theta').
         rollout = self.rollouts.play()
+        # 3. Find the gradients at theta'; `push` applies them to theta.
         gradients, logs = map(
             ops.convert_to_numpy, self._differentiate(rollout, numbers)
         )
@@ -445,13 +450,18 @@ class Worker:
     def _differentiate(self, rollout, numbers):
         """Returns the gradients (P,), and the figures that `LOGS` names."""
         agent = self.agent
-        zeros = ops.zeros((self.envs.num_envs,))  # rewards aren't normalized
         with agent.using(numbers):
-            batch, _ = agent.experience(rollout, zeros)
-            (_, logs), gradients = loss_gradients(
-                lambda: agent.losses(batch), agent.trainable_variables
+            # As A2C's step, but that nothing is normalized, and nothing changed.
+            _, value, next_value = agent.apply_to_rollout(rollout)
+            batch = prepare_batch(
+                rollout, value, next_value, agent.gamma, agent.gae_lambda
             )
-        logs["explained_variance"] = agent.explained(batch)
+            (_, logs), gradients = loss_gradients(
+                lambda: agent.loss_and_logs(batch), agent.trainable_variables
+            )
+        logs["explained_variance"] = explained_variance(
+            batch["value"], batch["returns"], batch["valid_mask"]
+        )
         return _to_vector(gradients), ops.stack([logs[name] for name in LOGS])
 
 
@@ -611,6 +621,6 @@ def _import_ray():
 class _Tally:
     """What `turns` asks of environments, for those of all workers."""
 
-    def __init__(self, num_envs):
+    def __init__(self, num_envs: int):
         self.num_envs = num_envs
-        self.episodes = []
+        self.episodes: list[tuple[float, int]] = []

@@ -19,8 +19,11 @@ from keras import ops
 
 from kit.backend import minimize, release_programs
 from kit.rl.agent import compiled_with_numbers
+from kit.rl.environments import Environments
 from kit.rl.on_policy import OnPolicy, flat_values
-from kit.rl.returns import normalized, weighted_mean
+from kit.rl.returns import explained_variance, normalized, weighted_mean
+from kit.rl.rollouts import Rollouts, prepare_batch
+from kit.rl.training import turns
 
 LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
 
@@ -115,17 +118,17 @@ class A2C(OnPolicy):
         super().__init__(
             actor,
             critic,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            num_steps=num_steps,
+            normalize_advantages=normalize_advantages,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
             normalize_observations=normalize_observations,
             normalize_rewards=normalize_rewards,
             seed=seed,
             **kwargs,
         )
-        self.gamma = gamma
-        self.gae_lambda = gae_lambda
-        self.num_steps = num_steps
-        self.normalize_advantages = normalize_advantages
-        self.ent_coef = ent_coef
-        self.vf_coef = vf_coef
 
     def compile(self, optimizer: Any = "rmsprop", critic_optimizer: Any = None):
         """Sets how to learn.
@@ -208,15 +211,30 @@ class A2C(OnPolicy):
             ValueError: If the spaces don't fit the networks, `compile` wasn't called,
                 or a number is not positive.
         """
-        return self.train(
-            env,
+        envs = Environments(env)
+        self.check_spaces(envs)
+        self.check_compiled()
+        self.check_normalization(self.num_steps * envs.num_envs)
+        progress = turns(
+            self,
+            envs,
             total_timesteps,
+            self.num_steps,
             LOGS,
+            whole_turns=True,
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
-            seed=seed,
         )
+        rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
+        discounted = ops.zeros((envs.num_envs,))
+        for turn in progress:
+            # 1. Play T steps in each environment by the policy as it is.
+            rollout = rollouts.play()
+            # 2. Make one gradient step on all of them.
+            logs, discounted = self._learn(rollout, discounted)
+            turn.logs.update(logs)
+        return self.history
 
     def finalize_optimizers(self):
         """Ends a training, as Keras' own `fit` does (`use_ema`)."""
@@ -229,34 +247,36 @@ class A2C(OnPolicy):
     @compiled_with_numbers
     def _learn(self, rollout, discounted):
         """Makes one gradient step on a rollout, arrays (T, N, ...)."""
-        batch, discounted = self.experience(rollout, discounted)
+        # 2.1 Observations and rewards, in the units that the networks learn in.
+        played, discounted = self.normalize_rollout(rollout, discounted)
+
+        # 2.2 Returns R, of n steps and the critic's estimate of the rest, and
+        # advantages R - V(s).
+        _, value, next_value = self.apply_to_rollout(played)
+        batch = prepare_batch(played, value, next_value, self.gamma, self.gae_lambda)
+
+        # 2.3 Gradients of both losses: one step for all weights, or two.
         if self.critic_optimizer is None:
             variables = self.trainable_variables
-            logs = minimize(lambda: self.losses(batch), variables, self.optimizer)[1]
         else:
-            logs = self._two_steps(batch)
-        logs["explained_variance"] = self.explained(batch)
+            variables = self.actor.trainable_variables
+        _, logs = minimize(lambda: self.loss_and_logs(batch), variables, self.optimizer)
+        if self.critic_optimizer is not None:
+            variables = self.critic.trainable_variables
+            minimize(lambda: self._critic_loss(batch), variables, self.critic_optimizer)
+
+        # 2.4 What to report, and to remember of the observations.
+        logs["explained_variance"] = explained_variance(
+            batch["value"], batch["returns"], batch["valid_mask"]
+        )
         self.update_statistics(rollout)
         return logs, discounted
 
-    def _two_steps(self, batch):
-        """One step for the actor, and one for the critic."""
-        variables = self.actor.trainable_variables
-        _, logs = minimize(lambda: self.losses(batch), variables, self.optimizer)
-
-        def critic_loss():
-            value = flat_values(self.critic(batch["obs"], training=True))
-            return weighted_mean(value_loss(value, batch["returns"]), batch["weight"])
-
-        variables = self.critic.trainable_variables
-        minimize(critic_loss, variables, self.critic_optimizer)
-        return logs
-
-    def losses(self, batch):
+    def loss_and_logs(self, batch):
         """Returns the loss of actor and critic, and the logs."""
-        weight, advantage = batch["weight"], batch["advantage"]
+        valid_mask, advantage = batch["valid_mask"], batch["advantage"]
         if self.normalize_advantages:
-            advantage = normalized(advantage, weight)
+            advantage = normalized(advantage, valid_mask)
         outputs, value = self.apply_networks(batch["obs"], training=True)
         log_prob = self.distribution.log_prob(outputs, batch["action"])
         logs = {
@@ -264,10 +284,15 @@ class A2C(OnPolicy):
             "value_loss": value_loss(value, batch["returns"]),
             "entropy": self.distribution.entropy(outputs),
         }
-        logs = {name: weighted_mean(x, weight) for name, x in logs.items()}
+        logs = {name: weighted_mean(x, valid_mask) for name, x in logs.items()}
         loss = (
             logs["policy_loss"]
             + self.vf_coef * logs["value_loss"]
             - self.ent_coef * logs["entropy"]
         )
         return loss, logs
+
+    def _critic_loss(self, batch):
+        """Returns the loss of a critic with an optimizer of its own."""
+        value = flat_values(self.critic(batch["obs"], training=True))
+        return weighted_mean(value_loss(value, batch["returns"]), batch["valid_mask"])

@@ -26,8 +26,11 @@ from keras.optimizers.schedules import LearningRateSchedule
 from kit import random
 from kit.backend import minimize, release_programs, scan
 from kit.rl.agent import compiled_with_numbers
+from kit.rl.environments import Environments
 from kit.rl.on_policy import RANGES, OnPolicy
-from kit.rl.returns import normalized, weighted_mean
+from kit.rl.returns import explained_variance, normalized, weighted_mean
+from kit.rl.rollouts import Rollouts, prepare_batch
+from kit.rl.training import turns
 
 LOGS = (
     "policy_loss",
@@ -170,23 +173,23 @@ class PPO(OnPolicy):
         super().__init__(
             actor,
             critic,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            num_steps=num_steps,
+            normalize_advantages=normalize_advantages,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
             normalize_observations=normalize_observations,
             normalize_rewards=normalize_rewards,
             seed=seed,
             **kwargs,
         )
-        self.gamma = gamma
-        self.gae_lambda = gae_lambda
-        self.num_steps = num_steps
         self.num_minibatches = num_minibatches
         self.num_epochs = num_epochs
         if isinstance(clip_coef, dict):  # as `get_config` wrote it
             clip_coef = keras.saving.deserialize_keras_object(clip_coef)
         self.clip_coef = clip_coef
         self.clip_value_loss = clip_value_loss
-        self.normalize_advantages = normalize_advantages
-        self.ent_coef = ent_coef
-        self.vf_coef = vf_coef
         self.target_kl = target_kl
 
     def compile(self, optimizer: Any = "adam", **kwargs: Any):
@@ -242,87 +245,86 @@ class PPO(OnPolicy):
             ValueError: If the spaces don't fit the networks, `compile` wasn't called,
                 a number is not positive, or a turn has fewer steps than minibatches.
         """
-        return self.train(
-            env,
+        envs = Environments(env)
+        self.check_spaces(envs)
+        self.check_compiled()
+        self._check_minibatches(envs.num_envs)
+        progress = turns(
+            self,
+            envs,
             total_timesteps,
+            self.num_steps,
             LOGS,
-            num_minibatches=self.num_minibatches,
+            whole_turns=True,
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
-            seed=seed,
         )
+        rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
+        discounted = ops.zeros((envs.num_envs,))
+        for turn in progress:
+            # 1. Play T steps in each environment by the policy as it is.
+            rollout = rollouts.play()
+            # 2. Make K passes over them: advantages, minibatches, gradient steps.
+            logs, discounted = self._learn(rollout, discounted)
+            turn.logs.update(logs)
+        return self.history
 
     @compiled_with_numbers
     def _learn(self, rollout, discounted):
         """Makes all passes over a rollout, arrays (T, N, ...)."""
-        data, discounted = self.experience(rollout, discounted)
-        size = data["weight"].shape[0]
+        # 2.1 Observations and rewards, in the units that the networks learn in.
+        played, discounted = self.normalize_rollout(rollout, discounted)
+
+        # 2.2 Advantages (equation 11), by the networks that played.
+        outputs, value, next_value = self.apply_to_rollout(played)
+        data = prepare_batch(played, value, next_value, self.gamma, self.gae_lambda)
+        data["log_prob"] = self.distribution.log_prob(outputs, data["action"])
+
+        # 2.3 Minibatches: K random orders of all transitions, each cut into equal
+        # parts. All orders at once: one draw instead of many.
+        size = data["valid_mask"].shape[0]
         used = size // self.num_minibatches * self.num_minibatches
-
-        def minibatch(goes_on, indices):
-            batch = {k: ops.take(x, indices, axis=0) for k, x in data.items()}
-            return goes_on, self._gradient_step(batch, goes_on)
-
-        def one_pass(goes_on, order):
-            goes_on, logs = scan(minibatch, goes_on, order)
-            if self.target_kl is not None:
-                near = logs["approx_kl"][-1] <= self.target_kl
-                goes_on = ops.logical_and(goes_on, near)
-            return goes_on, logs
-
-        # All orders at once, a row for each minibatch: one draw instead of many.
         orders = random.permutation(self.random, size, self.num_epochs)[:, :used]
         orders = ops.reshape(orders, (self.num_epochs, self.num_minibatches, -1))
+
+        # 2.4 A gradient step on each (`_gradient_step`), until the policy is too far
+        # from the one that played.
+        def minibatch(keep_updating, indices):
+            batch = {name: ops.take(x, indices, axis=0) for name, x in data.items()}
+            return keep_updating, self._gradient_step(batch, keep_updating)
+
+        def one_pass(keep_updating, order):
+            keep_updating, logs = scan(minibatch, keep_updating, order)
+            if self.target_kl is not None:
+                near = logs["approx_kl"][-1] <= self.target_kl
+                keep_updating = ops.logical_and(keep_updating, near)
+            return keep_updating, logs
+
         _, logs = scan(one_pass, ops.ones((), "bool"), orders)
+
+        # 2.5 What to report, and to remember of the observations.
         logs = {name: ops.mean(values) for name, values in logs.items()}
-        logs["explained_variance"] = self.explained(data)
+        logs["explained_variance"] = explained_variance(
+            data["value"], data["returns"], data["valid_mask"]
+        )
         self.update_statistics(rollout)
         return logs, discounted
 
-    def _gradient_step(self, batch, goes_on):
-        """One step on a minibatch, which changes nothing if `goes_on` is false."""
-        weight = batch["weight"]
-        advantage = batch["advantage"]
-        if self.normalize_advantages:
-            advantage = normalized(advantage, weight)
+    def _gradient_step(self, batch, keep_updating):
+        """One step on a minibatch (M, ...); changes nothing if not `keep_updating`."""
         clip_coef = self.clip_coef
         if isinstance(clip_coef, LearningRateSchedule):
             clip_coef = clip_coef(self.optimizer.iterations)
-        value_clip = clip_coef if self.clip_value_loss else math.inf
 
         def loss_fn():
-            outputs, value = self.apply_networks(batch["obs"], training=True)
-            log_prob = self.distribution.log_prob(outputs, batch["action"])
-            policy_loss = clipped_policy_loss(
-                log_prob, batch["log_prob"], advantage, clip_coef
-            )
-            value_loss = clipped_value_loss(
-                value, batch["value"], batch["returns"], value_clip
-            )
-            entropy = self.distribution.entropy(outputs)
-            # (r - 1) - log r is never negative, and its mean the KL divergence.
-            log_ratio = log_prob - batch["log_prob"]
-            approx_kl = ops.exp(log_ratio) - 1.0 - log_ratio
-            beyond = ops.abs(ops.exp(log_ratio) - 1.0) > clip_coef
-            logs = {
-                "policy_loss": policy_loss,
-                "value_loss": value_loss,
-                "entropy": entropy,
-                "approx_kl": approx_kl,
-                "clip_fraction": ops.cast(beyond, "float32"),
-            }
-            logs = {name: weighted_mean(x, weight) for name, x in logs.items()}
-            loss = (
-                logs["policy_loss"]
-                + self.vf_coef * logs["value_loss"]
-                - self.ent_coef * logs["entropy"]
-            )
-            return loss, logs
+            return self.loss_and_logs(batch, clip_coef)
 
         variables = self.trainable_variables
         if self.target_kl is None:
             return minimize(loss_fn, variables, self.optimizer)[1]
+        # The step is made in any case; its result is kept, or undone. The optimizer
+        # counts it either way: the learning rate falls as if there were no target.
         optimizer_state = [
             x for x in self.optimizer.variables if x is not self.optimizer.iterations
         ]
@@ -330,13 +332,66 @@ class PPO(OnPolicy):
         before = [ops.copy(variable) for variable in state]
         _, logs = minimize(loss_fn, variables, self.optimizer)
         for variable, old in zip(state, before, strict=True):
-            variable.assign(ops.where(goes_on, variable.value, old))
+            variable.assign(ops.where(keep_updating, variable.value, old))
         return logs
+
+    def loss_and_logs(self, batch, clip_coef):
+        """Returns the loss of a minibatch (M, ...), and the logs."""
+        valid_mask, advantage = batch["valid_mask"], batch["advantage"]
+        if self.normalize_advantages:
+            advantage = normalized(advantage, valid_mask)
+        outputs, value = self.apply_networks(batch["obs"], training=True)
+        log_prob = self.distribution.log_prob(outputs, batch["action"])
+
+        # Clipped losses: L^CLIP (equation 7) and L^VF.
+        policy_loss = clipped_policy_loss(
+            log_prob, batch["log_prob"], advantage, clip_coef
+        )
+        value_loss = clipped_value_loss(
+            value,
+            batch["value"],
+            batch["returns"],
+            clip_coef if self.clip_value_loss else math.inf,
+        )
+        entropy = self.distribution.entropy(outputs)
+
+        # How far the policy went. (r - 1) - log r is never negative, and its mean the
+        # KL divergence.
+        log_ratio = log_prob - batch["log_prob"]
+        approx_kl = ops.exp(log_ratio) - 1.0 - log_ratio
+        beyond = ops.abs(ops.exp(log_ratio) - 1.0) > clip_coef
+        logs = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approx_kl": approx_kl,
+            "clip_fraction": ops.cast(beyond, "float32"),
+        }
+        logs = {name: weighted_mean(x, valid_mask) for name, x in logs.items()}
+
+        # All in one (equation 9), with the opposite sign: it is minimized.
+        loss = (
+            logs["policy_loss"]
+            + self.vf_coef * logs["value_loss"]
+            - self.ent_coef * logs["entropy"]
+        )
+        return loss, logs
 
     def _statistics(self):
         """What the networks keep besides weights, as BatchNormalization does."""
         networks = [self.actor] if self.critic is None else [self.actor, self.critic]
         return [v for network in networks for v in network.non_trainable_variables]
+
+    def _check_minibatches(self, num_envs):
+        """Raises an error if a turn is too short for its minibatches."""
+        size = self.num_steps * num_envs
+        if size < self.num_minibatches:
+            raise ValueError(
+                f"{type(self).__name__}: `num_minibatches` is {self.num_minibatches}, "
+                f"more than the {size} steps of a turn: num_steps={self.num_steps} in "
+                f"{num_envs} environments."
+            )
+        self.check_normalization(size // self.num_minibatches)
 
     def get_config(self):
         """Returns the constructor's arguments, for saving."""

@@ -11,6 +11,7 @@ from worlds import Identity
 
 import kit
 from kit.actor_critic import policy_gradient_loss, value_loss
+from kit.rl.rollouts import prepare_batch
 
 TINY = {
     "total_timesteps": 300,
@@ -60,6 +61,17 @@ def learn(agent, rollout):
     return {name: float(numpy(x)) for name, x in logs.items()}
 
 
+def batch_of(agent, rollout):
+    """The batch that an agent makes of a rollout of nothing to be normalized."""
+
+    @kit.compiled
+    def learn(rollout):
+        _, value, next_value = agent.apply_to_rollout(rollout)
+        return prepare_batch(rollout, value, next_value, agent.gamma, agent.gae_lambda)
+
+    return {name: numpy(x) for name, x in learn(rollout).items()}
+
+
 def test_losses_by_hand():
     got = policy_gradient_loss(tensor(np.log([0.5, 0.25])), tensor([3.0, -2.0]))
     np.testing.assert_allclose(numpy(got), [3 * np.log(2), -4 * np.log(2)], 1e-5)
@@ -75,10 +87,7 @@ def test_a_turn_is_one_gradient_step(two):
     logs = learn(agent, rollout)
 
     twin = make_agent(gamma=0.9)
-    batch, _ = kit.compiled(lambda *args: twin.experience(*args))(
-        rollout, np.zeros(3, "float32")
-    )
-    batch = {name: numpy(x) for name, x in batch.items()}
+    batch = batch_of(twin, rollout)
 
     done, advantage, returns = (
         tensor(x)
@@ -113,9 +122,7 @@ def test_n_step_returns_by_hand():
     rollout = make_rollout(steps=3, envs=1)
     rollout["reward"][:, 0] = [1, 2, 3]
     rollout["terminated"][:] = rollout["ended"][:] = False
-    batch, _ = kit.compiled(lambda *args: agent.experience(*args))(
-        rollout, np.zeros(1, "float32")
-    )
+    batch = batch_of(agent, rollout)
     last = numpy(agent.critic(rollout["next_obs"][-1]))[0, 0]
     expected = [1 + 1 + 0.75 + last / 8, 2 + 1.5 + last / 4, 3 + last / 2]
     # Where the next observation isn't the next row's, only the sum telescopes.
@@ -124,7 +131,7 @@ def test_n_step_returns_by_hand():
     gap = next_value[:2] - value[1:]
     expected[0] += gap[0] / 2 + gap[1] / 4
     expected[1] += gap[1] / 2
-    np.testing.assert_allclose(numpy(batch["returns"]), expected, rtol=1e-4)
+    np.testing.assert_allclose(batch["returns"], expected, rtol=1e-4)
 
 
 def test_normalized_advantages_forget_the_size_of_rewards():

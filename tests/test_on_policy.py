@@ -1,4 +1,4 @@
-"""What A2C and PPO share: rollouts, experience, spaces, files; what they solve."""
+"""What A2C and PPO share: rollouts, batches, spaces, files; what they solve."""
 
 import gymnasium
 import keras
@@ -11,7 +11,8 @@ from worlds import Identity
 
 import kit
 from kit.rl.environments import Environments
-from kit.rl.on_policy import Rollouts
+from kit.rl.on_policy import OnPolicy
+from kit.rl.rollouts import Rollouts, prepare_batch
 from kit.tools import parity
 
 AGENTS = {"a2c": kit.A2C, "ppo": kit.PPO}
@@ -136,14 +137,57 @@ def test_the_same_seed_plays_the_same_on_every_backend():
     assert rollout["action"][:, 0].tolist() == expected
 
 
-# --- Experience ---------------------------------------------------------------
+# --- Batches ------------------------------------------------------------------
+
+
+def test_a_batch_by_hand():
+    # T = 3 steps in N = 2 environments. In the first, step 1 terminates; in the second
+    # it is truncated, and step 2 only begins an episode.
+    rollout = {
+        "obs": np.arange(12, dtype="float32").reshape(3, 2, 2),
+        "action": np.array([[0, 1], [1, 0], [0, 1]]),
+        "reward": np.array([[1, 2], [3, 4], [5, 0]], "float32"),
+        "next_obs": np.zeros((3, 2, 2), "float32"),
+        "terminated": np.array([[False, False], [True, False], [False, False]]),
+        "ended": np.array([[False, False], [True, True], [False, False]]),
+        "valid": np.array([[True, True], [True, True], [True, False]]),
+    }
+    value = np.array([[1, 1], [2, 2], [3, 3]], "float32")
+    next_value = np.array([[2, 2], [8, 8], [4, 4]], "float32")
+    batch = prepare_batch(rollout, value, next_value, 0.5, 0.5)
+    batch = {name: numpy(x) for name, x in batch.items()}
+    # delta = r + (1 - terminated) V(s') / 2 - V(s); A = delta + (1 - ended) A' / 4.
+    expected = [[1 + 1 / 4, 2 + 6 / 4], [1, 6], [4, -1]]
+    np.testing.assert_allclose(batch["advantage"], np.ravel(expected), rtol=1e-6)
+    np.testing.assert_allclose(batch["returns"], np.ravel(expected + value), rtol=1e-6)
+    assert batch["value"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert batch["valid_mask"].tolist() == [1, 1, 1, 1, 1, 0]
+    assert batch["valid_mask"].dtype == "float32"
+    assert batch["action"].tolist() == [0, 1, 1, 0, 0, 1]
+    assert batch["obs"].tolist() == rollout["obs"].reshape(6, 2).tolist()
+    names = ("obs", "action", "value", "advantage", "returns", "valid_mask")
+    assert tuple(batch) == names
+
+
+def batch_of(agent, rollout):
+    """The batch that an agent makes of a rollout, and the returns to go on with."""
+
+    @kit.compiled
+    def learn(rollout, discounted):
+        played, discounted = agent.normalize_rollout(rollout, discounted)
+        _, value, next_value = agent.apply_to_rollout(played)
+        batch = prepare_batch(played, value, next_value, agent.gamma, agent.gae_lambda)
+        return batch, discounted
+
+    num_envs = rollout["reward"].shape[1]
+    batch, discounted = learn(rollout, np.zeros(num_envs, "float32"))
+    return {name: numpy(x) for name, x in batch.items()}, numpy(discounted)
 
 
 def test_truncation_is_continued_by_the_state_that_it_ended_in():
     agent = make_agent("ppo", gamma=0.5, gae_lambda=0.0)
     rollout = Rollouts(agent, Environments(Scripted()), 5, seed=0).play()
-    learn = kit.compiled(lambda *args: agent.experience(*args)[0])
-    batch = {k: numpy(x) for k, x in learn(rollout, np.zeros(1, "float32")).items()}
+    batch, _ = batch_of(agent, rollout)
     value = numpy(agent.critic(rollout["obs"][:, 0]))[:, 0]
     next_value = numpy(agent.critic(rollout["next_obs"][:, 0]))[:, 0]
     # Steps 0 and 1 terminate, 2 to 4 are truncated: only step 1 has nothing after it.
@@ -151,34 +195,82 @@ def test_truncation_is_continued_by_the_state_that_it_ended_in():
     np.testing.assert_allclose(batch["returns"], expected, rtol=1e-4)
     np.testing.assert_allclose(batch["value"], value, rtol=1e-4)
     np.testing.assert_allclose(batch["advantage"], expected - value, rtol=1e-3)
-    log_prob = agent.distribution.log_prob(
-        agent.actor(rollout["obs"][:, 0]), rollout["action"][:, 0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_networks_are_applied_to_both_ends_of_each_step(shared):
+    agent = make_agent("ppo", shared=shared)
+    rollout = Rollouts(agent, Environments(Scripted()), 5, seed=0).play()
+    outputs, value, next_value = map(
+        numpy, kit.compiled(lambda x: agent.apply_to_rollout(x))(rollout)
     )
-    np.testing.assert_allclose(batch["log_prob"], numpy(log_prob), rtol=1e-4)
+    for obs, found in (("obs", value), ("next_obs", next_value)):
+        policy, expected = map(numpy, agent(rollout[obs][:, 0]))
+        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4)
+        if obs == "obs":
+            np.testing.assert_allclose(outputs, policy, rtol=1e-4, atol=1e-6)
 
 
 def test_steps_that_only_reset_have_no_weight():
     env = SyncVectorEnv([Scripted, Scripted], autoreset_mode=AutoresetMode.NEXT_STEP)
     agent = make_agent("ppo", normalize_observations=True)
     rollout = Rollouts(agent, Environments(env), 4, seed=0).play()
-    learn = kit.compiled(lambda *args: agent.experience(*args)[0])
-    batch = learn(rollout, np.zeros(2, "float32"))
-    assert numpy(batch["weight"]).tolist() == [1, 1, 1, 1, 0, 0, 1, 1]
+    batch, _ = batch_of(agent, rollout)
+    assert batch["valid_mask"].tolist() == [1, 1, 1, 1, 0, 0, 1, 1]
     kit.compiled(lambda rollout: agent.update_statistics(rollout))(rollout)
     assert numpy(agent.obs_statistics.count) == 6
+
+
+def test_observations_are_normalized_by_the_statistics_of_earlier_rollouts():
+    agent = make_agent("ppo", normalize_observations=True)
+    agent.obs_statistics.mean.assign([1.0, 0.0, 0.0])
+    agent.obs_statistics.variance.assign([4.0, 1.0, 1.0])
+    rollout = Rollouts(agent, Environments(Scripted()), 3, seed=0).play()
+    played, _ = kit.compiled(lambda *args: agent.normalize_rollout(*args))(
+        rollout, np.zeros(1, "float32")
+    )
+    # Episode and step.
+    assert rollout["obs"][:, 0, :2].tolist() == [[0, 0], [0, 1], [1, 0]]
+    expected = {
+        "obs": [[-0.5, 0], [-0.5, 1], [0, 0]],
+        "next_obs": [[-0.5, 1], [-0.5, 2], [0, 1]],
+    }
+    for name, obs in expected.items():
+        np.testing.assert_allclose(numpy(played[name])[:, 0, :2], obs, atol=1e-6)
 
 
 def test_rewards_are_divided_by_the_spread_of_returns():
     agent = make_agent("ppo", normalize_rewards=True, gamma=0.5, gae_lambda=0.0)
     rollout = Rollouts(agent, Environments(Scripted()), 5, seed=0).play()
-    learn = kit.compiled(lambda *args: agent.experience(*args))
-    batch, discounted = learn(rollout, np.zeros(1, "float32"))
+    batch, discounted = batch_of(agent, rollout)
     totals = np.array([1, 2.5, 1, 2.5, 4.25])
-    assert numpy(discounted).tolist() == [0]
+    assert discounted.tolist() == [0]
     next_value = numpy(agent.critic(rollout["next_obs"][:, 0]))[:, 0]
     reward = np.array([1, 2, 1, 2, 3]) / totals.std()
     expected = reward + 0.5 * next_value * [1, 0, 1, 1, 1]
-    np.testing.assert_allclose(numpy(batch["returns"]), expected, rtol=1e-3)
+    np.testing.assert_allclose(batch["returns"], expected, rtol=1e-3)
+
+
+def test_all_options_are_arguments_of_the_class_that_uses_them():
+    networks = kit.policy_network((3,), Discrete(2)), kit.value_network((3,))
+    options = {
+        "gamma": 0.5,
+        "gae_lambda": 0.25,
+        "num_steps": 7,
+        "normalize_advantages": True,
+        "ent_coef": 0.125,
+        "vf_coef": 2.0,
+        "normalize_observations": True,
+        "normalize_rewards": False,
+    }
+    with pytest.raises(TypeError, match="gamma.*vf_coef"):
+        OnPolicy(
+            *networks, normalize_observations=True, normalize_rewards=False, seed=0
+        )
+    agent = OnPolicy(*networks, **options, seed=3)
+    assert options.items() <= agent.get_config().items()
+    rollout = Rollouts(agent, Environments(Scripted()), agent.num_steps, 0).play()
+    assert batch_of(agent, rollout)[0]["returns"].shape == (7,)
 
 
 # --- Worlds that they solve -----------------------------------------------------

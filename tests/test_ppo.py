@@ -13,6 +13,7 @@ from worlds import Identity
 
 import kit
 from kit.ppo import clipped_policy_loss, clipped_value_loss
+from kit.rl.rollouts import prepare_batch
 
 TINY = {
     "total_timesteps": 300,
@@ -65,6 +66,19 @@ def learn(agent, rollout):
     return {name: float(numpy(x)) for name, x in logs.items()}
 
 
+def batch_of(agent, rollout):
+    """The batch that an agent makes of a rollout of nothing to be normalized."""
+
+    @kit.compiled
+    def learn(rollout):
+        outputs, value, next_value = agent.apply_to_rollout(rollout)
+        batch = prepare_batch(rollout, value, next_value, agent.gamma, agent.gae_lambda)
+        return batch, agent.distribution.log_prob(outputs, batch["action"])
+
+    batch, log_prob = learn(rollout)
+    return {name: numpy(x) for name, x in {**batch, "log_prob": log_prob}.items()}
+
+
 # --- Losses -------------------------------------------------------------------
 
 
@@ -102,10 +116,7 @@ def test_one_pass_is_one_gradient_step_on_all_that_was_seen(clip_value_loss):
     logs = learn(agent, rollout)
 
     twin = make_agent(**options)
-    batch, _ = kit.compiled(lambda *args: twin.experience(*args))(
-        rollout, np.zeros(2, "float32")
-    )
-    batch = {name: numpy(x) for name, x in batch.items()}
+    batch = batch_of(twin, rollout)
     advantage = batch["advantage"]
     advantage = tensor((advantage - advantage.mean()) / (advantage.std() + 1e-8))
     done, old, returns = (

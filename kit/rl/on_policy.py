@@ -1,17 +1,14 @@
 """What agents share that learn from their latest experience only: A2C, PPO, A3C.
 
-An actor and a critic, a frame for saving and evaluating them, and the rollouts: T steps
-in each of N environments, from which one update is learned. How they learn stands in
-`kit/actor_critic.py`, `kit/ppo.py` and `kit/a3c.py`. Shapes: T time steps, N
-environments, B = T N.
+An actor and a critic as one Keras model: how they act, what a rollout is to them, and
+how they are saved. How they learn stands in `kit/actor_critic.py`, `kit/ppo.py` and
+`kit/a3c.py`. Shapes: T time steps, N environments, B = T N.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from kit.backend import Tensor, compiled
@@ -21,16 +18,10 @@ from kit.rl.agent import Agent
 from kit.rl.environments import Environments
 from kit.rl.normalization import RunningNormalization
 from kit.rl.policies import Distribution
-from kit.rl.returns import (
-    discounted_returns,
-    explained_variance,
-    generalized_advantages,
-)
-from kit.rl.training import turns
+from kit.rl.returns import discounted_returns
+from kit.rl.rollouts import Rollout, flatten_steps
 
-Rollout = dict[str, np.ndarray]
-
-# What the numbers that these agents are made of may be.
+# Valid ranges of the constructor's arguments.
 RANGES: dict[str, Any] = {
     "gamma": (0, 1),
     "gae_lambda": (0, 1),
@@ -46,9 +37,19 @@ RANGES: dict[str, Any] = {
 class OnPolicy(WithParts, Agent):
     """An actor and a critic as one Keras model, that plays and is saved.
 
+    A subclass gives all arguments, which are the options that all these agents have,
+    and defines `fit`.
+
     Args:
         actor: See `kit.PPO`.
         critic: See `kit.PPO`.
+        gamma: Discount factor in [0, 1].
+        gae_lambda: Lambda of the generalized advantages, in [0, 1].
+        num_steps: T, steps of each environment in a rollout.
+        normalize_advantages: Whether to bring advantages to mean 0, variance 1 in each
+            gradient step.
+        ent_coef: Weight of the entropy.
+        vf_coef: Weight of the critic's loss.
         normalize_observations: Whether to bring observations to mean 0, variance 1.
         normalize_rewards: Whether to divide rewards by the spread of returns.
         seed: Seed of what is drawn.
@@ -67,6 +68,12 @@ class OnPolicy(WithParts, Agent):
         actor: keras.Model,
         critic: keras.Model | None,
         *,
+        gamma: float,
+        gae_lambda: float,
+        num_steps: int,
+        normalize_advantages: bool,
+        ent_coef: float,
+        vf_coef: float,
         normalize_observations: bool,
         normalize_rewards: bool,
         seed: int,
@@ -78,6 +85,12 @@ class OnPolicy(WithParts, Agent):
         self.obs_shape = tuple(actor.input_shape[1:])
         self.actor = actor
         self.critic: Any = critic
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.num_steps = num_steps
+        self.normalize_advantages = normalize_advantages
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
         self.normalize_observations = normalize_observations
         self.normalize_rewards = normalize_rewards
         if normalize_observations:
@@ -183,173 +196,60 @@ class OnPolicy(WithParts, Agent):
 
     # --- Learning -----------------------------------------------------------
 
-    def train(
-        self,
-        env: Any,
-        total_timesteps: int,
-        log_names: Sequence[str],
-        *,
-        num_minibatches: int = 1,
-        seed: int | None = None,
-        **reporting: Any,
-    ) -> keras.callbacks.History:
-        """Plays a rollout and learns from it by `_learn`, turn by turn.
+    def normalize_rollout(
+        self, rollout: Rollout, discounted: Tensor
+    ) -> tuple[Rollout, Tensor]:
+        """Returns a rollout in the units that the networks learn in.
 
-        Args:
-            env: Environment or vector environment.
-            total_timesteps: Number of environment steps, all environments together.
-            log_names: Names of what `_learn` logs.
-            num_minibatches: Parts that it divides a rollout into.
-            seed: Seed of the environment; `None` for one that the agent draws.
-            **reporting: See `kit.rl.training.turns`.
-
-        Returns:
-            The `History` of the epochs' logs.
-
-        Raises:
-            TypeError: If `env` isn't one of Gymnasium's.
-            ValueError: If an argument is out of its range, or `compile` wasn't called.
-        """
-        envs = Environments(env)
-        self.check_spaces(envs)
-        name = type(self).__name__
-        self.check_compiled()
-        size = self.num_steps * envs.num_envs
-        if size < num_minibatches:
-            raise ValueError(
-                f"{name}: `num_minibatches` is {num_minibatches}, more than the {size} "
-                f"steps of a turn: num_steps={self.num_steps} in {envs.num_envs} "
-                "environments."
-            )
-        self.check_normalization(size // num_minibatches)
-        progress = turns(
-            self,
-            envs,
-            total_timesteps,
-            self.num_steps,
-            log_names,
-            whole_turns=True,
-            **reporting,
-        )
-        rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
-        discounted = ops.zeros((envs.num_envs,))
-        for turn in progress:
-            logs, discounted = self._learn(rollouts.play(), discounted)
-            turn.logs.update(logs)
-        return self.history
-
-    def experience(self, rollout: dict, discounted: Tensor) -> tuple[dict, Tensor]:
-        """Returns what there is to learn from a rollout; part of a compiled program.
+        Part of a compiled program.
 
         Args:
             rollout: From `Rollouts`, arrays `(T, N, ...)`.
             discounted: What this returned second for the rollout before; zeros `(N,)`.
 
         Returns:
-            A dict of arrays `(B, ...)`: `obs`, normalized; `action`; what the policy
-            that played made of them, `outputs`, `log_prob` and `value`; `advantage`
-            and `returns`, what the critic is to learn; `weight`, 0 where a step only
-            began an episode. And the discounted returns to go on with.
+            The rollout, and the discounted returns to go on with.
         """
-        weight = ops.cast(rollout["valid"], "float32")
         reward = rollout["reward"]
         if self.normalize_rewards:
             totals, discounted = discounted_returns(
                 reward, rollout["ended"], discounted, self.gamma
             )
-            self.return_statistics.update(_flat(totals), _flat(weight))
+            valid_mask = ops.cast(rollout["valid"], "float32")
+            self.return_statistics.update(
+                flatten_steps(totals), flatten_steps(valid_mask)
+            )
             reward = self.return_statistics(reward)
-        obs = self.normalized(_flat(rollout["obs"]))
-        outputs, value = self.apply_networks(obs)
-        # After an end stands what it ended in, not what comes next.
-        _, next_value = self.apply_networks(self.normalized(_flat(rollout["next_obs"])))
-        shape = reward.shape
-        advantage = generalized_advantages(
-            reward,
-            ops.reshape(value, shape),
-            ops.reshape(next_value, shape),
-            rollout["terminated"],
-            rollout["ended"],
-            self.gamma,
-            self.gae_lambda,
-        )
-        action, advantage = _flat(rollout["action"]), _flat(advantage)
-        batch = {
-            "obs": obs,
-            "action": action,
-            "log_prob": self.distribution.log_prob(outputs, action),
-            "value": value,
-            "advantage": advantage,
-            "returns": advantage + value,
-            "weight": _flat(weight),
+        normalized = {
+            **rollout,
+            "reward": reward,
+            "obs": self.normalized(rollout["obs"]),
+            "next_obs": self.normalized(rollout["next_obs"]),
         }
-        return batch, discounted
+        return normalized, discounted
 
-    def update_statistics(self, rollout: dict) -> None:
-        """Takes the observations into account, once they have been learned from."""
-        if self.normalize_observations:
-            self.obs_statistics.update(_flat(rollout["obs"]), _flat(rollout["valid"]))
+    def apply_to_rollout(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """Applies the networks to what `normalize_rollout` returned.
 
-    def explained(self, batch: dict) -> Tensor:
-        """Returns the share of the returns' variance that the critic had foreseen."""
-        return explained_variance(batch["value"], batch["returns"], batch["weight"])
-
-
-class Rollouts:
-    """Plays T steps at a time in N environments.
-
-    Args:
-        agent: An `OnPolicy` agent.
-        envs: The environments.
-        num_steps: T.
-        seed: Of the environments' first episodes.
-    """
-
-    def __init__(self, agent: Any, envs: Environments, num_steps: int, seed: int):
-        self.agent = agent
-        self.envs = envs
-        self.num_steps = num_steps
-        shape = (num_steps, envs.num_envs)
-        # One call for a rollout: to draw costs more than the numbers do. The agent
-        # keeps the program, for the next `fit`.
-        draws = agent.__dict__.setdefault("_draws", {})
-        if shape not in draws:
-            draws[shape] = compiled(
-                lambda: agent.distribution.noise(agent.random, shape)
-            )
-        self.draw = draws[shape]
-        self.obs = envs.reset(seed)
-
-    def play(self) -> Rollout:
-        """Returns `(T, N, ...)` arrays of what was seen, done and got.
-
-        `obs`, `action`, `reward`, `next_obs` (what an action led to, also at an end),
-        `terminated`, `ended` (terminated or truncated), `valid` (`False` where the
-        step only began an episode).
+        Returns:
+            What describes the policy in the states `obs`, `(B, ...)`; V(s) of `obs`,
+            `(T, N)`; V(s') of `next_obs`, `(T, N)`.
         """
-        agent, envs = self.agent, self.envs
-        noise = ops.convert_to_numpy(self.draw())
-        rows = []
-        for t in range(self.num_steps):
-            action = ops.convert_to_numpy(agent.sample(self.obs, noise[t]))
-            step = envs.step(agent.distribution.to_env(action))
-            ended = step.terminated | step.truncated
-            valid = np.ones_like(ended) if step.valid is None else step.valid
-            rows.append(
-                (
-                    self.obs,
-                    action,
-                    step.reward,
-                    step.next_obs,
-                    step.terminated,
-                    ended,
-                    valid,
-                )
+        outputs, value = self.apply_networks(flatten_steps(rollout["obs"]))
+        _, next_value = self.apply_networks(flatten_steps(rollout["next_obs"]))
+        shape = rollout["reward"].shape
+        return outputs, ops.reshape(value, shape), ops.reshape(next_value, shape)
+
+    def update_statistics(self, rollout: Rollout) -> None:
+        """Takes the observations into account, once they have been learned from.
+
+        Args:
+            rollout: From `Rollouts`, before `normalize_rollout`.
+        """
+        if self.normalize_observations:
+            self.obs_statistics.update(
+                flatten_steps(rollout["obs"]), flatten_steps(rollout["valid"])
             )
-            self.obs = step.obs
-        names = ("obs", "action", "reward", "next_obs", "terminated", "ended", "valid")
-        columns = map(np.stack, zip(*rows, strict=True))
-        return dict(zip(names, columns, strict=True))
 
 
 def flat_values(outputs: Tensor) -> Tensor:
@@ -359,11 +259,6 @@ def flat_values(outputs: Tensor) -> Tensor:
     """
     dtype = keras.backend.standardize_dtype(outputs.dtype)
     return ops.cast(outputs[:, 0], at_least_float32(dtype))
-
-
-def _flat(x):
-    """(T, N, ...) as (B, ...)."""
-    return ops.reshape(x, (-1, *x.shape[2:]))
 
 
 def _check_networks(name, actor, critic):

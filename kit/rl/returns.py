@@ -49,9 +49,9 @@ def generalized_advantages(
 
     Reference: Schulman et al., 2015, https://arxiv.org/abs/1506.02438, equation 16.
     """
-    goes_on = 1.0 - ops.cast(terminated, value.dtype)
+    not_terminated = 1.0 - ops.cast(terminated, value.dtype)
     same_episode = 1.0 - ops.cast(ended, value.dtype)
-    delta = reward + gamma * goes_on * next_value - value  # (T, N)
+    delta = reward + gamma * not_terminated * next_value - value  # (T, N)
     decay = gamma * gae_lambda * same_episode
 
     def step(advantage, slices):

@@ -1,0 +1,142 @@
+"""Rollouts: T steps in each of N environments, and the batch to learn from them.
+
+Shapes: T time steps, N environments, B = T N.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from keras import ops
+
+from kit.backend import compiled
+from kit.rl.environments import Environments
+from kit.rl.returns import generalized_advantages
+
+if TYPE_CHECKING:
+    from kit.rl.on_policy import OnPolicy
+
+Tensor = Any
+Rollout = dict[str, Any]
+
+
+class Rollouts:
+    """Plays T steps at a time in N environments.
+
+    Args:
+        agent: The agent that plays, by its `distribution`, `random` and `sample`.
+        envs: The environments.
+        num_steps: T.
+        seed: Of the environments' first episodes.
+    """
+
+    def __init__(
+        self, agent: "OnPolicy", envs: Environments, num_steps: int, seed: int
+    ):
+        self.agent = agent
+        self.envs = envs
+        self.num_steps = num_steps
+        shape = (num_steps, envs.num_envs)
+        # One call for a rollout: to draw costs more than the numbers do. The agent
+        # keeps the program, for the next `fit`.
+        draws = agent.__dict__.setdefault("_draws", {})
+        if shape not in draws:
+            draws[shape] = compiled(
+                lambda: agent.distribution.noise(agent.random, shape)
+            )
+        self.draw = draws[shape]
+        self.obs = envs.reset(seed)
+
+    def play(self) -> Rollout:
+        """Returns `(T, N, ...)` arrays of what was seen, done and got.
+
+        `obs`, `action`, `reward`, `next_obs` (what an action led to: at the end of an
+        episode its final observation, not the first one of the next episode),
+        `terminated`, `ended` (terminated or truncated), `valid` (`False` where the
+        step only began an episode).
+        """
+        agent, envs = self.agent, self.envs
+        noise = ops.convert_to_numpy(self.draw())
+        rows = []
+        for t in range(self.num_steps):
+            action = ops.convert_to_numpy(agent.sample(self.obs, noise[t]))
+            step = envs.step(agent.distribution.to_env(action))
+            ended = step.terminated | step.truncated
+            valid = np.ones_like(ended) if step.valid is None else step.valid
+            rows.append(
+                (
+                    self.obs,
+                    action,
+                    step.reward,
+                    step.next_obs,
+                    step.terminated,
+                    ended,
+                    valid,
+                )
+            )
+            self.obs = step.obs
+        names = ("obs", "action", "reward", "next_obs", "terminated", "ended", "valid")
+        columns = map(np.stack, zip(*rows, strict=True))
+        return dict(zip(names, columns, strict=True))
+
+
+def prepare_batch(
+    rollout: Rollout,
+    value: Tensor,
+    next_value: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> dict[str, Tensor]:
+    """Makes the batch that an actor and a critic learn from.
+
+    The critic's values say how good each action was:
+    A = `generalized_advantages(...)`, and the critic is to learn R = A + V(s).
+
+    Args:
+        rollout: Arrays `(T, N, ...)`, as `Rollouts.play` returns them.
+        value: V(s), of `rollout["obs"]`, `(T, N)`.
+        next_value: V(s'), of `rollout["next_obs"]`, `(T, N)`.
+        gamma: Discount factor.
+        gae_lambda: Lambda, in [0, 1].
+
+    Returns:
+        A dict of arrays `(B, ...)`: `obs`, `action`, `value`, `advantage` (A),
+        `returns` (R), `valid_mask` (1, or 0 where a step only began an episode).
+
+    Example:
+
+    ```python
+    rollout = {
+        "obs": np.zeros((2, 1, 4), "float32"),
+        "action": np.array([[0], [1]]),
+        "reward": np.array([[1.0], [2.0]], "float32"),
+        "terminated": np.array([[False], [True]]),
+        "ended": np.array([[False], [True]]),
+        "valid": np.array([[True], [True]]),
+    }
+    zeros = np.zeros((2, 1), "float32")
+    prepare_batch(rollout, zeros, zeros, 0.5, 1.0)["returns"]  # 2, 2
+    ```
+    """
+    advantage = generalized_advantages(
+        rollout["reward"],
+        value,
+        next_value,
+        rollout["terminated"],
+        rollout["ended"],
+        gamma,
+        gae_lambda,
+    )
+    value, advantage = flatten_steps(value), flatten_steps(advantage)
+    return {
+        "obs": flatten_steps(rollout["obs"]),
+        "action": flatten_steps(rollout["action"]),
+        "value": value,
+        "advantage": advantage,
+        "returns": advantage + value,
+        "valid_mask": ops.cast(flatten_steps(rollout["valid"]), "float32"),
+    }
+
+
+def flatten_steps(x: Tensor) -> Tensor:
+    """Returns `(T, N, ...)` as `(B, ...)`."""
+    return ops.reshape(x, (-1, *x.shape[2:]))
