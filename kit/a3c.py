@@ -451,7 +451,7 @@ class Worker:
         """Returns the gradients (P,), and the figures that `LOGS` names."""
         agent = self.agent
         with agent.using(numbers):
-            # As A2C's step, but that nothing is normalized, and nothing changed.
+            # As in A2C; but nothing is normalized, and no weight changes here.
             _, value, next_value = agent.apply_to_rollout(rollout)
             batch = prepare_batch(
                 rollout, value, next_value, agent.gamma, agent.gae_lambda

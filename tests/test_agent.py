@@ -309,7 +309,7 @@ class Highest(Agent):
         self.build()
 
     def call(self, inputs, training=None):
-        return inputs + self.bias
+        return ops.cast(inputs, "float32") + self.bias
 
     def check_spaces(self, envs):
         self.check_box(envs, "bias")

@@ -49,6 +49,8 @@ def generalized_advantages(
 
     Reference: Schulman et al., 2015, https://arxiv.org/abs/1506.02438, equation 16.
     """
+    # Alone, it may be given NumPy's arrays, which PyTorch's tensors don't multiply.
+    reward, value, next_value = map(ops.convert_to_tensor, (reward, value, next_value))
     not_terminated = 1.0 - ops.cast(terminated, value.dtype)
     same_episode = 1.0 - ops.cast(ended, value.dtype)
     delta = reward + gamma * not_terminated * next_value - value  # (T, N)
