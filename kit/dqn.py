@@ -28,7 +28,7 @@ from kit.rl.policies import hidden_layers
 from kit.rl.replay import ReplayBuffer
 from kit.rl.training import turns
 
-# What the numbers that an agent is made of may be.
+# Valid ranges of the constructor's arguments.
 RANGES: dict[str, Any] = {
     "gamma": (0, 1),
     "buffer_size": (1, math.inf),
@@ -314,8 +314,11 @@ class DQN(WithParts, Agent):
         steps = self.train_freq * envs.num_envs
         size = 2 * steps + self.gradient_steps * self.batch_size
         numbers = uniform_rows(self.random, (size,))
+        # Algorithm 1 of the paper; the steps of a turn together, instead of one by one.
         for turn, uniform in zip(progress, numbers, strict=False):
             play, chosen = np.split(uniform, [2 * steps])
+            # 1. With probability epsilon a random action, otherwise the best one;
+            # execute it, and store the transition.
             play = play.reshape(2, self.train_freq, envs.num_envs)[:, : turn.num_steps]
             at = turn.start + envs.num_envs * np.arange(turn.num_steps)
             epsilon = linear_epsilon(
@@ -327,12 +330,18 @@ class DQN(WithParts, Agent):
             explore = play[0] < epsilon[:, None]  # (T, N)
             obs = self._play(envs, buffer, obs, explore, play[1])
             turn.logs["epsilon"] = epsilon[-1]
-            if turn.end >= self.learning_starts:
-                chosen = chosen.reshape(self.gradient_steps, self.batch_size)
-                batches = buffer.gather(buffer.indices(chosen))
-                loss, q_value = self._learn(batches)
-                turn.logs.update(loss=loss, q_value=q_value)
-                self._update_target(turn.start, turn.end)
+            if turn.end < self.learning_starts:
+                continue
+            # 2. Draw random minibatches of transitions.
+            chosen = chosen.reshape(self.gradient_steps, self.batch_size)
+            batches = buffer.gather(buffer.indices(chosen))
+            # 3. and 4. Targets y, and a gradient step on each minibatch.
+            loss, q_value = self._learn(batches)
+            turn.logs.update(loss=loss, q_value=q_value)
+            # 5. Every C steps, move the target network.
+            freq = self.target_update_freq
+            if updates := turn.end // freq - turn.start // freq:
+                self._soft_update_target(1.0 - (1.0 - self.tau) ** updates)
         return self.history
 
     def _play(self, envs, buffer, obs, explore, uniform):
@@ -363,46 +372,41 @@ class DQN(WithParts, Agent):
     @compiled_with_numbers
     def _learn(self, batches):
         """Makes G gradient steps on batches (G, B, ...)."""
+        variables = self.q_network.trainable_variables
 
         def gradient_step(carry, batch):
-            return carry, self._gradient_step(batch)
+            # 3. y = r + gamma (1 - terminated) max_a' Q_target(s', a').
+            td_target = self._td_target(batch)
+
+            def loss_fn():
+                q = self.q_network(batch["obs"], training=True)  # (B, A)
+                q = _q_of_taken_action(q, batch["action"])  # (B,)
+                return ops.mean(self.td_loss(td_target, q)), ops.mean(q)
+
+            # 4. A gradient step on the loss of y and Q(s, a).
+            return carry, minimize(loss_fn, variables, self.optimizer)
 
         _, (losses, q_values) = scan(gradient_step, None, batches)
         return ops.mean(losses), ops.mean(q_values)
 
-    def _gradient_step(self, batch):
-        td_target = self._td_target(batch)
-
-        def loss_fn():
-            q = self.q_network(batch["obs"], training=True)  # (B, A)
-            q = _of_action(q, batch["action"])
-            return ops.mean(self.td_loss(td_target, q)), ops.mean(q)
-
-        return minimize(loss_fn, self.q_network.trainable_variables, self.optimizer)
-
     def _td_target(self, batch):
         """Y = r + gamma (1 - terminated) Q_target(s', a'), shape (B,).
 
-        Only `terminated` ends what is to come: an episode that was truncated
-        would have gone on.
+        Only `terminated` makes the next state's value 0. An episode that was truncated
+        would have continued: bootstrap from the next state's value.
         """
         next_q = self.target_network(batch["next_obs"], training=False)  # (B, A)
         if self.double:
             best = ops.argmax(self.q_network(batch["next_obs"]), axis=-1)
-            next_q = _of_action(next_q, best)
+            next_q = _q_of_taken_action(next_q, best)
         else:
             next_q = ops.max(next_q, axis=-1)
-        goes_on = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
-        return batch["reward"] + self.gamma * goes_on * next_q
-
-    def _update_target(self, before, timesteps):
-        """Moves the target network as often as its period ended in this turn."""
-        freq = self.target_update_freq
-        if updates := timesteps // freq - before // freq:
-            self._mix_target(1.0 - (1.0 - self.tau) ** updates)
+        not_terminated = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
+        return batch["reward"] + self.gamma * not_terminated * next_q
 
     @compiled
-    def _mix_target(self, tau):
+    def _soft_update_target(self, tau):
+        """Moves the target network a part `tau` of the way to the network."""
         variables = zip(
             self.target_network.variables, self.q_network.variables, strict=True
         )
@@ -450,7 +454,7 @@ def _rates_actions(model):
     )
 
 
-def _of_action(q, action):
+def _q_of_taken_action(q, action):
     """The Q-values (B,) of one action each, out of all (B, A)."""
     actions = ops.arange(q.shape[-1], dtype="int32")
     taken = ops.equal(ops.expand_dims(ops.cast(action, "int32"), -1), actions)

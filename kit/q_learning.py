@@ -26,8 +26,8 @@ from kit.rl.environments import Environments
 from kit.rl.exploration import linear_epsilon, uniform_rows
 from kit.rl.training import turns
 
-# What the numbers that an agent is made of may be.
 ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")
+# Valid ranges of the constructor's arguments.
 RANGES: dict[str, Any] = {
     "num_states": (1, math.inf),
     "num_actions": (1, math.inf),
@@ -251,7 +251,9 @@ class QLearning(Agent):
                 self.epsilon_end,
                 self.exploration_fraction,
             )  # (T,)
+            # 1. Take T steps: act, observe, choose the next action epsilon-greedily.
             steps, state, action = self._play(envs, state, action, epsilon, uniform)
+            # 2. Learn from them, one after another.
             loss, q_value, alpha = self._learn(steps)
             turn.logs.update(loss=loss, q_value=q_value, alpha=alpha)
             turn.logs["epsilon"] = epsilon[-1]
@@ -298,15 +300,18 @@ class QLearning(Agent):
     def _learn(self, steps):
         """Learns from transitions (T, N), one after another."""
         steps = {name: ops.reshape(x, (-1,)) for name, x in steps.items()}  # (B,)
-        # Only `terminated` ends what is to come: an episode that was truncated
-        # would have gone on.
+        # 2.1 The discount is 0 only where the episode terminated. One that was
+        # truncated would have continued: bootstrap from the next state's value.
         steps["discount"] = self.gamma * (1.0 - steps["terminated"])
         steps["entry"] = self._entry(steps["state"], steps["action"])
         steps["next_entry"] = self._entry(steps["next_state"], steps["next_action"])
+        # 2.2 Learning rates, which fall with the visits of an entry.
         steps["alpha"] = self._alpha(steps["entry"], steps["valid"])
 
+        # 2.3 Q(s, a) <- Q(s, a) + alpha (y - Q(s, a)), in the order of the steps.
         _, logs = scan(lambda _, step: (None, self._update(step)), None, steps)
 
+        # 2.4 What to report, and to count.
         count = ops.sum(steps["valid"])
         iterations = self.optimizer.iterations
         iterations.assign_add(ops.cast(count, iterations.dtype))
