@@ -5,11 +5,26 @@ import numbers
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
 from keras import ops
+
+if TYPE_CHECKING:
+    from kit.rl.agent import Agent
+
+
+class CountsEpisodes(Protocol):
+    """What `turns` asks of environments.
+
+    Attributes:
+        num_envs: N.
+        episodes: `(return, length)` of the episodes that ended; `turns` clears it.
+    """
+
+    num_envs: int
+    episodes: list[tuple[float, int]]
 
 
 def check_options(
@@ -91,8 +106,8 @@ class Turn:
 
 
 def turns(
-    agent: Any,
-    envs: Any,
+    agent: "Agent",
+    envs: CountsEpisodes,
     total_timesteps: int,
     num_steps: int,
     log_names: Sequence[str],
@@ -110,8 +125,8 @@ def turns(
     there is nothing to take a mean of.
 
     Args:
-        agent: Compiled agent, a `keras.Model`.
-        envs: `kit.rl.environments.Environments`.
+        agent: The agent, compiled.
+        envs: `kit.rl.environments.Environments`, or what counts episodes as they do.
         total_timesteps: Environment steps, all environments together. The last
             turn may be shorter, and ends within N steps of this.
         num_steps: Steps of each environment in a turn.
