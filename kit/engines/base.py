@@ -1,4 +1,4 @@
-"""What an engine is: how compiled functions run on one backend."""
+"""The interface of an engine, which compiles and runs functions on one backend."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -15,7 +15,7 @@ from kit.engines.replacements import Replacement
 Tensor: TypeAlias = Any
 # Any nesting of tuples, lists, dicts and named tuples of tensors, or one tensor.
 Nested: TypeAlias = Any
-# What puts a list of tensors in its place in a function's results.
+# Restores the structure of a function's results from a list of tensors.
 Unflatten: TypeAlias = Callable[[Sequence[Tensor]], Nested]
 
 
@@ -34,11 +34,11 @@ CONVOLUTIONS: tuple[type[keras.layers.Layer], ...] = (
 
 
 class Engine(Protocol):
-    """What each backend's engine does; `kit.backend` has the checks before it."""
+    """The interface of each backend's engine. `kit.backend` checks the arguments."""
 
     # Layers that take longer in a compiled loop than in a program of their own.
     slow_in_loops: tuple[type[keras.layers.Layer], ...]
-    # What stands in the place of parts of Keras while this engine traces.
+    # Functions of Keras that this engine replaces while it traces.
     replacements: list[Replacement]
 
     def tensor(self, x: Any) -> Tensor:
@@ -50,16 +50,17 @@ class Engine(Protocol):
         arrays: list[Tensor],
         inductor: bool,
     ) -> Callable[[Sequence[Tensor]], Nested]:
-        """Compiles a function of arrays like these.
+        """Compiles a function for arguments of these shapes and dtypes.
 
         Args:
-            fn: Returns a list of tensors, and a function that puts such a list in the
-                place of the first one in the results.
-            arrays: Examples of its arguments.
-            inductor: Whether to compile further by TorchInductor, on PyTorch.
+            fn: Returns its results as a list of tensors, and a function that restores
+                their structure.
+            arrays: Example arguments; they set shapes and dtypes.
+            inductor: Whether to compile further with TorchInductor (PyTorch only).
 
         Returns:
-            A function from the arguments to the results, which assigns the variables.
+            A function that takes the arguments, assigns the variables and returns the
+            results.
         """
 
     def value_and_grad(
@@ -72,7 +73,8 @@ class Engine(Protocol):
             variables: What to differentiate with respect to.
 
         Returns:
-            The results, and a gradient for each variable, `None` where it has no part.
+            The results, and a gradient for each variable: `None` if the loss doesn't
+            depend on it.
         """
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
@@ -84,15 +86,15 @@ class Engine(Protocol):
         grads: Sequence[Tensor],
         variables: Sequence[keras.Variable],
     ) -> None:
-        """Makes an optimizer's step."""
+        """Applies gradients to variables: one step of the optimizer."""
 
     def gradient(
         self, fn: Callable[[list[Tensor]], Tensor], leaves: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the gradient of a scalar function; zeros where it has no part."""
+        """Returns the gradient of a scalar function; zeros if it ignores an input."""
 
     def release(self) -> None:
-        """Frees the memory of programs that nobody can call any more."""
+        """Frees the memory of programs that are no longer referenced."""
 
     def set_random_seed(self, seed: int) -> None:
         """Seeds the framework's own random numbers, if it has any."""

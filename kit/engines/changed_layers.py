@@ -1,7 +1,7 @@
-"""Notices layers that become other ones after a program was compiled that calls them.
+"""Detects layers that change after a program that calls them was compiled.
 
-Such as by `quantize` and `enable_lora`, which add and take away variables and set the
-dtype policy. A layer says so when it happens, so that calls need not look.
+`quantize` and `enable_lora`, for example, add and remove variables and set the dtype
+policy. A changed layer notifies its programs, so that calls need not check.
 """
 
 import functools
@@ -47,7 +47,7 @@ HOOKS = ("_track_variable", "_untrack_variable", "dtype_policy")
 
 @functools.cache
 def watch_layers() -> None:
-    """Has layers tell the compiled functions that call them when they change."""
+    """Makes layers notify the compiled functions that call them when they change."""
     layer = keras.layers.Layer
 
     def watched(method):

@@ -1,8 +1,8 @@
-"""What takes the place of parts of Keras while a compiled function is traced.
+"""Replaces functions of Keras while a compiled function is traced.
 
-Each engine has a table of these, with the reason for each one. They are put in place
-when a trace begins, and taken out when it ends; in between, threads that don't trace
-still get Keras' own. test_backend.py names them all.
+Each engine has a table of replacements, with the reason for each one. They are
+installed when a trace begins and removed when it ends; in between, threads that don't
+trace still get Keras' own functions. test_backend.py names them all.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def fast_op(
 
 @contextlib.contextmanager
 def installed(replacements: Sequence[Replacement]) -> Iterator[None]:
-    """Puts replacements in place, and afterwards what stood there before."""
+    """Installs replacements; restores the originals at the end."""
     originals = [(x, getattr(x.owner, x.name)) for x in replacements]
     for x, original in originals:
         setattr(x.owner, x.name, x.make(original))

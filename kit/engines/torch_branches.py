@@ -51,7 +51,7 @@ class Region:
         return x
 
     def replace(self, base, copy):
-        """Has a copy stand for a tensor, and for whatever lies in its memory."""
+        """Uses a copy in place of a tensor, and of all views of its memory."""
         if copy.stride() != base.stride():
             raise ValueError(
                 "keras.ops.cond: a branch changes in place a tensor with gaps, of "
@@ -101,7 +101,7 @@ class Branch(Region):
 
 
 def resolve(structure: Any) -> Any:
-    """Returns what stands for the tensors of a structure in the innermost region."""
+    """Replaces the tensors of a structure by their copies in the open regions."""
     if not any(region.copies for region in _open):
         return structure
 
@@ -114,7 +114,7 @@ def resolve(structure: Any) -> Any:
 
 
 def merge(pred: Any, yes: Branch, no: Branch) -> None:
-    """Has what the branch that is taken made of a tensor stand for it from now on."""
+    """Gives tensors that a branch changed the value from the branch that is taken."""
     for memory, (base, _) in (yes.copies | no.copies).items():
         if memory not in yes.own | no.own:
             after = torch.where(pred, yes.resolve(base), no.resolve(base))

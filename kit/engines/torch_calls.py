@@ -8,7 +8,7 @@ microsecond each, so the way to them counts. Two things make it shorter:
 - `torch.ops.aten.mul.Tensor(x, y)` goes through Python and boxes its arguments;
   `torch.mul(x, y)` is the same operator without either, in two thirds of the time.
 
-`torch_graph.py` has both done to a graph that is complete. Values stay the same to the
+`TorchGraph` does both once a graph is complete. Values stay the same to the
 last bit; test_torch_calls.py checks that.
 """
 

@@ -29,7 +29,7 @@ class TorchGraph:
         captured: Constants, and what a loop's body takes from around it.
         sources: Variables that the function reads.
         written: Variables whose new values are among the outputs.
-        unflatten: Puts the list of results in its place in the function's results.
+        unflatten: Restores the structure of the function's results from a list.
         loops: Loops that the graph calls by their numbers, kept alive here.
     """
 
@@ -132,7 +132,7 @@ class TorchGraph:
         return Recording(graph, variables, constants)
 
     def _work_in_place(self, variables, in_loop):
-        """Has optimizers change the variables themselves, not copies of them.
+        """Lets optimizers change the variables themselves, not copies of them.
 
         `minimize` gives them a copy, `clone` in the graph. It isn't needed where
         nobody reads the old value afterwards, and where nothing can fail any more
@@ -167,7 +167,7 @@ class TorchGraph:
             output.args = ([value for _, value in kept] + values[len(pairs) :],)
 
     def _own_outputs(self, variables):
-        """Has each output a memory of its own; drops variables left unchanged."""
+        """Gives each output memory of its own; drops variables that stay unchanged."""
         graph = self.module.graph
         output = next(iter(graph.find_nodes(op="output")))
         values = list(output.args[0])

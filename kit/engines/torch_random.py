@@ -6,7 +6,7 @@ from kit.engines.replacements import Replacement, function
 
 
 def traceable_draws() -> list[Replacement]:
-    """Has `keras.random` draw from the seed's value while PyTorch is traced.
+    """Makes `keras.random` draw from the seed variable's value while PyTorch traces.
 
     Keras seeds a `torch.Generator` with the number that the seed holds at that
     moment, which a trace would make a constant: the same dropout mask on every

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
-from kit.backend import compiled
+from kit.backend import Tensor, compiled
 from kit.rl.environments import Environments
 from kit.rl.returns import generalized_advantages
 
 if TYPE_CHECKING:
     from kit.rl.on_policy import OnPolicy
 
-Tensor = Any
 Rollout = dict[str, Any]
 
 
