@@ -29,7 +29,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit.backend import Tensor
+from kit.engines.base import Tensor
 
 __all__ = [
     "Generator",
