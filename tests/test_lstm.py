@@ -90,10 +90,10 @@ def test_what_is_no_prose_or_no_news_is_left_out():
 
     So it is known that lists are mutable sequences, typically used to store items.
     """
-    found = list(data._unseen_prose(document, seen := set()))
+    found = list(data.corpus._unseen_prose(document, seen := set()))
     start = "Lists are mutable sequences, typically used to store collections"
     assert found == [f"{start} of homogeneous items."]
-    assert list(data._unseen_prose(document, seen)) == []
+    assert list(data.corpus._unseen_prose(document, seen)) == []
 
 
 # The n-grams
