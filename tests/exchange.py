@@ -157,6 +157,20 @@ def named(prefix, arrays):
     return {f"{prefix}{name}": array for name, array in arrays.items()}
 
 
+def outputs_for(model, arrays):
+    """The outputs of a model's parts for the inputs that lie in a file beside it."""
+    outputs = {}
+    for part, network in parts(model).items():
+        prefix = f"{part}_inputs_"
+        inputs = {
+            name.removeprefix(prefix): arrays[name]
+            for name in arrays.files
+            if name.startswith(prefix)
+        }
+        outputs |= named(f"{part}_outputs_", outputs_of(network, inputs))
+    return outputs
+
+
 def save(folder):
     for name, (recipe, arguments) in RUNS.items():
         run = folder / keras.backend.backend() / name
@@ -175,16 +189,7 @@ def load(folder):
     backend = keras.backend.backend()
     for path in sorted(folder.glob("*/*/*.keras")):
         model = keras.saving.load_model(path)
-        arrays = np.load(path.with_suffix(".npz"))
-        outputs = {}
-        for part, network in parts(model).items():
-            prefix = f"{part}_inputs_"
-            inputs = {
-                name.removeprefix(prefix): arrays[name]
-                for name in arrays.files
-                if name.startswith(prefix)
-            }
-            outputs |= named(f"{part}_outputs_", outputs_of(network, inputs))
+        outputs = outputs_for(model, np.load(path.with_suffix(".npz")))
         np.savez(path.with_name(f"{path.stem}-{backend}.npz"), **outputs)
 
 

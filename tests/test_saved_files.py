@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from exchange import named, outputs_of, parts
+from exchange import outputs_for
 
 import kit
 
@@ -27,15 +27,8 @@ AGENTS = {
 def test_a_file_of_an_earlier_version_gives_the_same_outputs(path):
     model = keras.saving.load_model(path)
     assert type(model) is AGENTS.get(path.stem, type(model))
-    arrays, outputs = np.load(path.with_suffix(".npz")), {}
-    for part, network in parts(model).items():
-        prefix = f"{part}_inputs_"
-        inputs = {
-            name.removeprefix(prefix): arrays[name]
-            for name in arrays.files
-            if name.startswith(prefix)
-        }
-        outputs |= named(f"{part}_outputs_", outputs_of(network, inputs))
+    arrays = np.load(path.with_suffix(".npz"))
+    outputs = outputs_for(model, arrays)
     expected = {name: arrays[name] for name in arrays.files if "_outputs_" in name}
     assert outputs.keys() == expected.keys() and expected
     for name, array in expected.items():
