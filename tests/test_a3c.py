@@ -465,12 +465,15 @@ def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
     # Workers import this file by the name that it has here.
     folders = [os.path.dirname(__file__), os.getcwd(), os.environ.get("PYTHONPATH")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    # Ray kills workers where memory is short, as it is while other tests run beside.
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
     addresses, killed = set(), []
 
     def kill_one(agent):
         addresses.add(ray.util.get_node_ip_address())
         # Once both play, and one of them has to go on alone until it is replaced.
         if len(agent.pushes) == 2 and not killed:
+            assert agent.restarts == 0  # the one that dies is the one killed here
             killed.append(int(min(path.name for path in tmp_path.iterdir())))
             os.kill(killed[0], signal.SIGKILL)
         agent.stop_training = len(agent.pushes) == 3 or agent.updates == 10**5
