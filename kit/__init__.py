@@ -57,7 +57,7 @@ if not _runs_commands():
         scan,
         set_random_seed,
     )
-    from kit.callbacks import EpochTimer, Evaluation
+    from kit.callbacks import BackupAndRestore, EpochTimer, Evaluation
     from kit.capsnet import (
         CapsNet,
         CapsuleLayer,
@@ -91,6 +91,7 @@ __all__ = [
     "A2C",
     "A3C",
     "Autoencoder",
+    "BackupAndRestore",
     "CapsNet",
     "CapsuleLayer",
     "CompiledFit",

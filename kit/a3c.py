@@ -236,6 +236,7 @@ class A3C(A2C):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            parts={"tally": tally, "counts": _Counts(self)},
         )
         self.max_updates = math.ceil(total_timesteps / (self.num_steps * num_envs))
         self.max_restarts = max_restarts
@@ -618,9 +619,39 @@ def _import_ray():
     return ray
 
 
+class _Counts:
+    """What the shared agent has counted, as a part of a backup."""
+
+    names = ("updates", "restarts", "staleness", "pushes")
+
+    def __init__(self, agent: A3C):
+        self.agent = agent
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the counts by name."""
+        return {name: getattr(self.agent, name) for name in self.names}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from the counts of `get_state`."""
+        for name, value in state.items():
+            is_count = isinstance(value, dict)
+            setattr(self.agent, name, collections.Counter(value) if is_count else value)
+
+
 class _Tally:
     """What `turns` asks of environments, for those of all workers."""
 
     def __init__(self, num_envs: int):
         self.num_envs = num_envs
         self.episodes: list[tuple[float, int]] = []
+
+    def record(self) -> None:
+        """Does nothing: workers' environments begin anew."""
+
+    def get_state(self) -> list[tuple[float, int]]:
+        """Returns the episodes that haven't been reported yet, for a backup."""
+        return self.episodes
+
+    def set_state(self, state: list[tuple[float, int]]) -> None:
+        """Goes on from what `get_state` returned."""
+        self.episodes[:] = state

@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from kit.backend import minimize, release_programs
+from kit.backups import Values
 from kit.rl.agent import compiled_with_numbers
 from kit.rl.environments import Environments
 from kit.rl.on_policy import OnPolicy, flat_values
@@ -215,6 +216,7 @@ class A2C(OnPolicy):
         self.check_spaces(envs)
         self.check_compiled()
         self.check_normalization(self.num_steps * envs.num_envs)
+        parts: dict[str, Any] = {"envs": envs}
         progress = turns(
             self,
             envs,
@@ -225,14 +227,16 @@ class A2C(OnPolicy):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            parts=parts,
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
-        discounted = ops.zeros((envs.num_envs,))
+        # Of the rewards so far, by which rewards are normalized.
+        parts["rewards"] = rewards = Values(discounted=ops.zeros((envs.num_envs,)))
         for turn in progress:
             # 1. Play T steps in each environment by the policy as it is.
             rollout = rollouts.play()
             # 2. Make one gradient step on all of them.
-            logs, discounted = self._learn(rollout, discounted)
+            logs, rewards.discounted = self._learn(rollout, rewards.discounted)
             turn.logs.update(logs)
         return self.history
 

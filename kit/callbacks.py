@@ -1,10 +1,14 @@
 """Keras callbacks: what happens between the epochs of a training."""
 
+import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from kit.backups import Backups, Part, Session
 from kit.rl.environments import share_environment
 
 
@@ -80,7 +84,157 @@ class EpochTimer(keras.callbacks.Callback):
         """Starts the clock."""
         self.start = time.perf_counter()
 
+    def get_state(self):
+        """Returns the seconds of the present epoch so far, for a backup."""
+        return time.perf_counter() - self.start
+
+    def set_state(self, state):
+        """Goes on with an epoch that has lasted so many seconds."""
+        self.start = time.perf_counter() - state
+
     def on_epoch_end(self, epoch, logs=None):
         """Adds `seconds` to the logs."""
         if logs is not None:
             logs["seconds"] = time.perf_counter() - self.start
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Backs a training up, and goes on exactly where an interrupted one was.
+
+    As Keras' callback of this name, but a resumed training ends with the same weights,
+    to the last bit, as one that was never interrupted: it also saves the optimizers,
+    all random generators, the other callbacks, the replay buffer, and the environment,
+    in the middle of an epoch. For the agents of the kit, and for `fit` of `kit.Model`
+    and `kit.Sequential` on arrays.
+
+    Where the folder holds a backup, `fit` goes on from it. A backup is written beside
+    the one before, flushed to disk and renamed: a process may be killed at any moment.
+    Ctrl-C and SIGTERM end a training after the present step, with a backup.
+
+    Environments of Gymnasium are restored exactly if their state is plain Python and
+    NumPy (classic control, toy text), or if their episode can be played again from its
+    first observation (Box2D, MuJoCo). Others, and those in other processes, begin a new
+    episode, and a warning says so.
+
+    Args:
+        backup_dir: Folder for the backups of this training, and of nothing else.
+        interval: Seconds between two backups. Where writing one takes long, the next
+            one waits until it costs at most 2 % of the time. 0 writes one after each
+            step, whatever it costs. Defaults to 30.
+        restore: Whether to go on from a backup that is there. `False` begins anew.
+            Defaults to `True`.
+        delete_checkpoint: Whether to delete the backups at the end of `fit`. If
+            `False`, the last one is of the finished training: another `fit` returns
+            at once. Defaults to `True`.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range; in `fit`, if the backup is of another model,
+            environment or training, or no backup is whole.
+        OSError: In `fit`, if there is no space for backups, or the last one can't be
+            written.
+
+    Example:
+
+    ```python
+    # Killed and started again, it goes on.
+    agent.fit(env, 1_000_000, callbacks=[kit.BackupAndRestore("backups/dqn")])
+    ```
+    """
+
+    def __init__(
+        self,
+        backup_dir: str | Path,
+        interval: float = 30.0,
+        restore: bool = True,
+        delete_checkpoint: bool = True,
+    ):
+        super().__init__()
+        if not isinstance(backup_dir, str | Path) or not str(backup_dir):
+            raise TypeError(
+                "BackupAndRestore: `backup_dir` must be the path of a folder, received "
+                f"{backup_dir!r}."
+            )
+        if not isinstance(interval, int | float) or isinstance(interval, bool):
+            raise TypeError(
+                "BackupAndRestore: `interval` must be a number of seconds, received "
+                f"{interval!r}."
+            )
+        if not 0 <= interval < math.inf:
+            raise ValueError(
+                f"BackupAndRestore: `interval` must be 0 or more, received {interval}."
+            )
+        self.backups = Backups(backup_dir)
+        self.interval = interval
+        self.restore: bool | None = restore
+        self.delete_checkpoint = delete_checkpoint
+        self._session: Session | None = None
+        self._more: dict[str, Part] = {}
+
+    def stage(self, name: str) -> "BackupAndRestore":
+        """Returns a callback for one of several trainings that follow each other.
+
+        Its backups lie in a folder of this one, and stay until `delete` is called: a
+        stage that is over is restored at once.
+
+        Args:
+            name: Name of the stage, a file name.
+        """
+        return BackupAndRestore(
+            Path(self.backups.folder) / name,
+            self.interval,
+            restore=self.restore is not False,
+            delete_checkpoint=False,
+        )
+
+    def keep(self, **parts: Part) -> None:
+        """Adds what a loop around `fit` must remember, and restores it if it can.
+
+        Args:
+            **parts: By name, objects with `get_state` and `set_state`, such as
+                `kit.backups.Values`.
+        """
+        self._more.update(parts)
+        saved = self.backups.load({}, {}) if self.restore else None
+        if saved is not None:
+            for name, part in parts.items():
+                part.set_state(saved[name])
+
+    def delete(self) -> None:
+        """Deletes the backups, those of all stages, too."""
+        self.backups.delete()
+
+    def open_session(
+        self, identity: Mapping[str, Any], parts: Mapping[str, Part]
+    ) -> Session:
+        """Returns the backups of a training that begins. The training loop calls it.
+
+        See `kit.backups.Session` for the arguments.
+        """
+        # Whoever fits again in this process goes on from the model as it is.
+        restore, self.restore = self.restore, None
+        if restore is False:
+            self.backups.delete()
+        self._session = Session(
+            self.backups,
+            self.interval,
+            bool(restore),
+            self.delete_checkpoint,
+            identity,
+            {**parts, **self._more},
+        )
+        return self._session
+
+    def on_train_begin(self, logs=None):
+        """Checks that the training loop can be backed up."""
+        if self._session is None:
+            raise ValueError(
+                "BackupAndRestore: this training can't be backed up exactly, as Keras' "
+                "own loop runs it (the data isn't in arrays, or an option is set that "
+                "only Keras knows). Use keras.callbacks.BackupAndRestore, which saves "
+                "after each epoch."
+            )
+
+    def on_train_end(self, logs=None):
+        """Forgets the training."""
+        self._session = None

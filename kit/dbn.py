@@ -38,6 +38,7 @@ from keras import ops
 from kit import random
 from kit.autoencoder import Autoencoder
 from kit.backend import Tensor, compiled, is_tracing, scan
+from kit.backups import end_stages, in_stage
 from kit.initialization import initialize_weights
 from kit.models import Model, Sequential, to_array
 
@@ -495,7 +496,7 @@ class DBN(Model):
             )
             self._check_built_for(validation_data, "validation_data")
         histories = []
-        for rbm in self.rbms:
+        for i, rbm in enumerate(self.rbms):
             model = _Pretraining(rbm)
             model.compile(optimizer=None)
             options: Any = {}
@@ -506,7 +507,7 @@ class DBN(Model):
                     x,
                     batch_size=batch_size,
                     epochs=epochs,
-                    callbacks=list(callbacks or ()),
+                    callbacks=in_stage(callbacks, f"rbm-{i}"),
                     verbose=verbose,
                     **options,
                 )
@@ -515,6 +516,7 @@ class DBN(Model):
                 x = _in_batches(rbm, x)
                 if validation_data is not None:
                     validation_data = _in_batches(rbm, validation_data)
+        end_stages(callbacks)
         return histories
 
     def to_classifier(self, num_classes: int, seed: int = 0) -> Sequential:

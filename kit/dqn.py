@@ -23,7 +23,7 @@ from kit.backend import compiled, minimize, release_programs, scan
 from kit.models import WithParts
 from kit.rl.agent import Agent, compiled_with_numbers
 from kit.rl.environments import Environments
-from kit.rl.exploration import linear_epsilon, uniform_rows
+from kit.rl.exploration import UniformRows, linear_epsilon
 from kit.rl.policies import hidden_layers
 from kit.rl.replay import ReplayBuffer
 from kit.rl.training import turns
@@ -297,6 +297,7 @@ class DQN(WithParts, Agent):
         self.action_start = int(envs.action_space.start)
         space = envs.observation_space
         buffer = ReplayBuffer(self.buffer_size, space.shape, space.dtype, envs.num_envs)
+        parts: dict[str, Any] = {"envs": envs, "buffer": buffer}
         progress = turns(
             self,
             envs,
@@ -306,14 +307,14 @@ class DQN(WithParts, Agent):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            parts=parts,
         )
-        obs = envs.reset(self.env_seed(seed))
-        buffer.reset(obs)
+        buffer.reset(envs.reset(self.env_seed(seed)))
         # Two random numbers a step, to explore or not and how, and one a sampled
         # transition.
         steps = self.train_freq * envs.num_envs
         size = 2 * steps + self.gradient_steps * self.batch_size
-        numbers = uniform_rows(self.random, (size,))
+        parts["numbers"] = numbers = UniformRows(self.random, (size,))
         # Algorithm 1 of the paper; the steps of a turn together, instead of one by one.
         for turn, uniform in zip(progress, numbers, strict=False):
             play, chosen = np.split(uniform, [2 * steps])
@@ -328,7 +329,7 @@ class DQN(WithParts, Agent):
                 self.exploration_fraction,
             )
             explore = play[0] < epsilon[:, None]  # (T, N)
-            obs = self._play(envs, buffer, obs, explore, play[1])
+            self._play(envs, buffer, explore, play[1])
             turn.logs["epsilon"] = epsilon[-1]
             if turn.end < self.learning_starts:
                 continue
@@ -344,13 +345,16 @@ class DQN(WithParts, Agent):
                 self._soft_update_target(1.0 - (1.0 - self.tau) ** updates)
         return self.history
 
-    def _play(self, envs, buffer, obs, explore, uniform):
-        """Plays a turn, epsilon-greedily; returns what to act on next."""
+    def _play(self, envs, buffer, explore, uniform):
+        """Plays a turn, epsilon-greedily."""
+        if envs.restarted:  # which a backup couldn't restore
+            buffer.restart(envs.obs)
+            envs.restarted = False
         random_action = (uniform * self.num_actions).astype(np.int32)
         for t in range(len(explore)):
             action = random_action[t]  # (N,)
             if not explore[t].all():
-                greedy = ops.convert_to_numpy(self._greedy(obs))
+                greedy = ops.convert_to_numpy(self._greedy(envs.obs))
                 action = np.where(explore[t], action, greedy)
             step = envs.step(action + self.action_start)
             buffer.add(
@@ -362,8 +366,6 @@ class DQN(WithParts, Agent):
                 step.obs,
                 step.valid,
             )
-            obs = step.obs
-        return obs
 
     @compiled
     def _greedy(self, obs):

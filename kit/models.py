@@ -45,6 +45,8 @@ from kit.backend import (
     scan,
     why_not_compiled,
 )
+from kit.backups import backed_up
+from kit.files import SavedWhole
 
 # Between two reports to the callbacks; few enough for a progress bar to move.
 MAX_STEPS_PER_CALL = 64
@@ -67,7 +69,7 @@ else:
     Mixin = object
 
 
-class CompiledFit(Mixin):
+class CompiledFit(SavedWhole):
     """What `Sequential` and `Model` add to Keras' classes of these names.
 
     A mixin for your own: `class VAE(kit.CompiledFit, keras.Model)`. Whatever you
@@ -251,36 +253,55 @@ class CompiledFit(Mixin):
             callbacks, verbose, epochs, batches.number, add_history=True
         )
         steps = self._steps_per_call(batches, progress, "train")
-        rng = np.random.default_rng(np.random.randint(2**31))
-
+        at = _Position(self, np.random.default_rng(np.random.randint(2**31)))
+        identity = {"examples": data.size, "batch_size": batch_size, "shuffle": shuffle}
         self.stop_training = False
-        logs: dict[str, Any] = {}
-        epoch_logs: dict[str, Any] = {}
-        progress.on_train_begin()
-        initial_epoch = self._initial_epoch or initial_epoch  # of BackupAndRestore
-        for epoch in range(initial_epoch, epochs):
-            self.reset_metrics()
-            progress.on_epoch_begin(epoch)
-            order = rng.permutation(data.size) if shuffle else np.arange(data.size)
-            for first, indices in batches.calls(order, steps):
-                progress.on_train_batch_begin(first)
-                logs = _numbers(programs.train(data.arrays, indices))
-                progress.on_train_batch_end(first + len(indices) - 1, logs)
+        parts = {"position": at}
+        with backed_up(progress.callbacks, self, identity, parts) as backup:
+            progress.on_train_begin()
+            # Keras' BackupAndRestore sets `_initial_epoch`.
+            begin = self._initial_epoch or initial_epoch
+            saved = backup.load()
+            if saved is None:
+                backup.check_space()
+            else:
+                begin = saved["position"]["epoch"]
+            for epoch in range(begin, epochs):
+                self.reset_metrics()
+                at.begin_epoch(epoch)
+                progress.on_epoch_begin(epoch)
+                if saved is not None:  # the callbacks, too, go on from it
+                    backup.set_state(saved)
+                    saved = None
+                order = at.order(data.size) if shuffle else np.arange(data.size)
+                for first, indices in batches.calls(order, steps):
+                    if first < at.batch:  # done before it was interrupted
+                        continue
+                    if self.stop_training:
+                        break
+                    progress.on_train_batch_begin(first)
+                    at.logs = _numbers(programs.train(data.arrays, indices))
+                    at.batch = first + len(indices)
+                    progress.on_train_batch_end(at.batch - 1, at.logs)
+                    backup.look()
+                at.epoch_logs = dict(at.logs)
+                if validation is not None and self._should_eval(epoch, validation_freq):
+                    results = self._evaluate(
+                        validation, validation_batch_size or batch_size, progress
+                    )
+                    at.epoch_logs |= {f"val_{name}": x for name, x in results.items()}
+                progress.on_epoch_end(epoch, at.epoch_logs)
+                at.begin_epoch(epoch + 1)
                 if self.stop_training:
+                    at.begin_epoch(epochs)
                     break
-            epoch_logs = dict(logs)
-            if validation is not None and self._should_eval(epoch, validation_freq):
-                results = self._evaluate(
-                    validation, validation_batch_size or batch_size, progress
-                )
-                epoch_logs |= {f"val_{name}": x for name, x in results.items()}
-            progress.on_epoch_end(epoch, epoch_logs)
-            if self.stop_training:
-                break
-        if epochs > initial_epoch and self.optimizer is not None:
-            # An optimizer with `use_ema` ends on the averages.
-            self.optimizer.finalize_variable_values(self.trainable_weights)
-        progress.on_train_end(epoch_logs)
+            if epochs > begin and self.optimizer is not None:
+                # An optimizer with `use_ema` ends on the averages.
+                self.optimizer.finalize_variable_values(self.trainable_weights)
+            progress.on_train_end(at.epoch_logs)
+            if saved is not None:  # of a training that was over
+                backup.set_state(saved)
+            backup.finish()
         return self.history
 
     def evaluate(
@@ -596,6 +617,38 @@ class _Data:
     def example(self, batch_size):
         count = min(batch_size, self.size)
         return keras.tree.map_structure(_unless_none(lambda a: a[:count]), self.arrays)
+
+
+class _Position:
+    """How far `fit` is: what a resumed one goes on from."""
+
+    def __init__(self, model, rng):
+        self.model = model
+        self.rng = rng
+        self.epoch = 0
+        self.batch = 0  # the next one in this epoch
+        self.logs: dict[str, Any] = {}  # of the last batches
+        self.epoch_logs: dict[str, Any] = {}  # of the last epoch
+        self.drawn_from = rng.bit_generator.state  # the order of this epoch
+
+    def begin_epoch(self, epoch):
+        self.epoch, self.batch = epoch, 0
+        self.drawn_from = self.rng.bit_generator.state
+
+    def order(self, size):
+        """Draws the order of the examples, again the same in a resumed epoch."""
+        self.rng.bit_generator.state = self.drawn_from
+        return self.rng.permutation(size)
+
+    def get_state(self):
+        names = ("epoch", "batch", "logs", "epoch_logs", "drawn_from")
+        state = {name: getattr(self, name) for name in names}
+        return {**state, "stop_training": self.model.stop_training}
+
+    def set_state(self, state):
+        state = dict(state)
+        self.model.stop_training = state.pop("stop_training")
+        vars(self).update(state)
 
 
 class _Batches:

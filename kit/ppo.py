@@ -25,6 +25,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kit import random
 from kit.backend import minimize, release_programs, scan
+from kit.backups import Values
 from kit.rl.agent import compiled_with_numbers
 from kit.rl.environments import Environments
 from kit.rl.on_policy import RANGES, OnPolicy
@@ -249,6 +250,7 @@ class PPO(OnPolicy):
         self.check_spaces(envs)
         self.check_compiled()
         self._check_minibatches(envs.num_envs)
+        parts: dict[str, Any] = {"envs": envs}
         progress = turns(
             self,
             envs,
@@ -259,14 +261,16 @@ class PPO(OnPolicy):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            parts=parts,
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
-        discounted = ops.zeros((envs.num_envs,))
+        # Of the rewards so far, by which rewards are normalized.
+        parts["rewards"] = rewards = Values(discounted=ops.zeros((envs.num_envs,)))
         for turn in progress:
             # 1. Play T steps in each environment by the policy as it is.
             rollout = rollouts.play()
             # 2. Make K passes over them: advantages, minibatches, gradient steps.
-            logs, discounted = self._learn(rollout, discounted)
+            logs, rewards.discounted = self._learn(rollout, rewards.discounted)
             turn.logs.update(logs)
         return self.history
 

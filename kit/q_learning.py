@@ -21,9 +21,10 @@ import numpy as np
 from keras import ops
 
 from kit.backend import release_programs, scan
+from kit.backups import Values
 from kit.rl.agent import Agent, compiled_with_numbers
 from kit.rl.environments import Environments
-from kit.rl.exploration import linear_epsilon, uniform_rows
+from kit.rl.exploration import UniformRows, linear_epsilon
 from kit.rl.training import turns
 
 ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")
@@ -227,6 +228,7 @@ class QLearning(Agent):
         self.check_compiled()
         self.state_start = int(envs.observation_space.start)
         self.action_start = int(envs.action_space.start)
+        parts: dict[str, Any] = {"envs": envs}
         progress = turns(
             self,
             envs,
@@ -236,13 +238,15 @@ class QLearning(Agent):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            parts=parts,
         )
-        state = envs.reset(self.env_seed(seed))
-        state = state - self.state_start
+        state = envs.reset(self.env_seed(seed)) - self.state_start
         # Two a step: to explore or not, and how.
-        draws = uniform_rows(self.random, (self.train_freq, 2, envs.num_envs))
+        draws = UniformRows(self.random, (self.train_freq, 2, envs.num_envs))
         table = ops.convert_to_numpy(self.table)
         action = self._choose(table, state, self.epsilon_start, next(draws)[0])
+        chosen = Values(state=state, action=action)
+        parts |= {"draws": draws, "chosen": chosen}
         for turn, uniform in zip(progress, draws, strict=False):
             at = turn.start + envs.num_envs * np.arange(turn.num_steps)
             epsilon = linear_epsilon(
@@ -252,7 +256,7 @@ class QLearning(Agent):
                 self.exploration_fraction,
             )  # (T,)
             # 1. Take T steps: act, observe, choose the next action epsilon-greedily.
-            steps, state, action = self._play(envs, state, action, epsilon, uniform)
+            steps = self._play(envs, chosen, epsilon, uniform)
             # 2. Learn from them, one after another.
             loss, q_value, alpha = self._learn(steps)
             turn.logs.update(loss=loss, q_value=q_value, alpha=alpha)
@@ -264,13 +268,17 @@ class QLearning(Agent):
         random_action = (uniform[1] * self.num_actions).astype(np.int32)
         return np.where(uniform[0] < epsilon, random_action, table[state].argmax(-1))
 
-    def _play(self, envs, state, action, epsilon, uniform):
-        """Plays a turn, epsilon-greedily.
+    def _play(self, envs, chosen, epsilon, uniform):
+        """Plays a turn, epsilon-greedily; returns the transitions, arrays (T, N).
 
-        Returns the transitions, arrays (T, N), and what to go on with: the states
-        and the actions in them.
+        `chosen` has the states to go on from, and the actions in them.
         """
         table = ops.convert_to_numpy(self.table)
+        if envs.restarted:  # which a backup couldn't restore
+            chosen.state = envs.obs - self.state_start
+            chosen.action = self._choose(table, chosen.state, epsilon[0], uniform[0])
+            envs.restarted = False
+        state, action = chosen.state, chosen.action
         shape = (self.train_freq, envs.num_envs)
         names = ("state", "action", "next_state", "next_action")
         steps = {name: np.zeros(shape, np.int32) for name in names}
@@ -294,7 +302,8 @@ class QLearning(Agent):
                 # Where no episode ended, the same draws make the same choice.
                 state = step.obs - self.state_start
                 action = self._choose(table, state, epsilon[t], uniform[t])
-        return steps, state, action
+        chosen.state, chosen.action = state, action
+        return steps
 
     @compiled_with_numbers
     def _learn(self, steps):

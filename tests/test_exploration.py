@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 
 from kit import random
-from kit.rl.exploration import linear_epsilon, uniform_rows
+from kit.rl.exploration import UniformRows, linear_epsilon
 
 
 def test_epsilon_by_hand():
@@ -14,13 +14,13 @@ def test_epsilon_by_hand():
 
 
 def test_rows_are_uniform_and_never_the_same():
-    rows = uniform_rows(random.Generator(0), (3, 2000))
+    rows = UniformRows(random.Generator(0), (3, 2000))
     drawn = np.stack(list(itertools.islice(rows, 7)))  # more than one call makes
     assert drawn.shape == (7, 3, 2000)
     assert len(np.unique(drawn)) == drawn.size
     assert drawn.min() >= 0 and drawn.max() < 1
     counts, _ = np.histogram(drawn, bins=10, range=(0, 1))
     assert ((counts - drawn.size / 10) ** 2).sum() / (drawn.size / 10) < 27.9  # p 0.001
-    again = next(uniform_rows(random.Generator(0), (3, 2000)))
+    again = next(UniformRows(random.Generator(0), (3, 2000)))
     np.testing.assert_array_equal(again, drawn[0])
-    assert np.any(next(uniform_rows(random.Generator(1), (3, 2000))) != drawn[0])
+    assert np.any(next(UniformRows(random.Generator(1), (3, 2000))) != drawn[0])

@@ -16,6 +16,8 @@ from keras import ops
 
 from kit import decoding, recurrent
 from kit.backend import compiled, scan
+from kit.backups import Values
+from kit.callbacks import BackupAndRestore
 from kit.lab.run import Run
 
 
@@ -97,6 +99,7 @@ def fit(
     warmup_steps: int = 0,
     beta_2: float = 0.999,
     seed: int = 0,
+    backup: BackupAndRestore | None = None,
     verbose: int = 1,
 ) -> list[dict[str, float]]:
     """Trains a language model by Adam, and keeps the weights that were best.
@@ -117,6 +120,7 @@ def fit(
             that. Defaults to 0.
         beta_2: How slowly Adam forgets the size of gradients, in [0, 1).
         seed: Of the places where windows begin.
+        backup: Backs the training up. Defaults to `None`.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
@@ -127,6 +131,7 @@ def fit(
         ValueError: If the text doesn't fill one batch.
     """
     rng = np.random.default_rng(seed)
+    first = rng.bit_generator.state
     x, y = windows(tokens, length, batch_size, rng)
     steps = epochs * len(x) // batch_size
     warmup_steps = min(warmup_steps, steps - 1)
@@ -141,27 +146,39 @@ def fit(
         optimizer=keras.optimizers.Adam(schedule, beta_2=beta_2, clipnorm=1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    history: list[dict[str, float]] = []
-    best_weights = model.get_weights()
-    for epoch in range(epochs):
+    callbacks = [] if backup is None else [backup]
+    best = model.get_weights()
+    at = Values(epoch=0, history=[], best_weights=best, windows_drawn_from=first)
+    if backup is not None:
+        backup.keep(loop=at)
+    while at.epoch < epochs:
         start = time.perf_counter()
+        rng.bit_generator.state = at.windows_drawn_from
+        x, y = windows(tokens, length, batch_size, rng)
         nats = model.fit(
-            x, y, batch_size, initial_epoch=epoch, epochs=epoch + 1, verbose=verbose
+            x,
+            y,
+            batch_size,
+            initial_epoch=at.epoch,
+            epochs=at.epoch + 1,
+            verbose=verbose,
+            callbacks=callbacks,
         ).history["loss"][0]
         row = {
-            "epoch": epoch + 1,
+            "epoch": at.epoch + 1,
             "bits_per_char": nats / math.log(2),
             "characters_per_second": x.size / (time.perf_counter() - start),
             "val_bits_per_char": measure(valid),
         }
         if verbose:
             print(f"{row['val_bits_per_char']:.3f} bits per character on new text")
-        history.append(row)
-        if row["val_bits_per_char"] == min(r["val_bits_per_char"] for r in history):
-            best_weights = model.get_weights()
-        x, y = windows(tokens, length, batch_size, rng)
-    model.set_weights(best_weights)
-    return history
+        at.history.append(row)
+        if row["val_bits_per_char"] == min(r["val_bits_per_char"] for r in at.history):
+            at.best_weights = model.get_weights()
+        at.windows_drawn_from = rng.bit_generator.state
+        at.epoch += 1
+    model.set_weights(at.best_weights)
+    return at.history
 
 
 def make_bits_by_windows(

@@ -21,11 +21,13 @@ from keras import ops
 
 from kit import random
 from kit.backend import compiled, release_programs
+from kit.backups import is_plain
+from kit.files import SavedWhole
 from kit.rl.environments import Environments, play_episodes
 from kit.rl.training import check_options, is_real
 
 
-class Agent(keras.Model):
+class Agent(SavedWhole, keras.Model):
     """A Keras model that plays, and learns from it.
 
     A subclass sets `obs_shape`, and defines `call`, `fit`, `check_spaces` and
@@ -228,6 +230,11 @@ class Agent(keras.Model):
     def _is_number(self, name):
         """Whether an option may be any real number between others, and is one."""
         return is_real(self.ranges.get(name)) and _is_number(self.__dict__[name])
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options by name, those that numbers and words can say."""
+        values = {name: getattr(self, name) for name in (*self.ranges, "seed")}
+        return {name: x for name, x in values.items() if is_plain(x)}
 
     def forget_programs(self) -> None:
         """Has the programs of `compiled_with_numbers` compiled again when called."""

@@ -1,10 +1,14 @@
 """One view on Gymnasium's environments and vector environments."""
 
+import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from kit.backups import is_plain
 
 
 class Step(NamedTuple):
@@ -37,6 +41,7 @@ class Environments:
         action_space: The space of one action.
         episodes: List of `(return, length)` of the episodes that ended since
             the list was last cleared.
+        obs: What to act on next, `(N, ...)`.
     """
 
     def __init__(self, env: Any):
@@ -65,11 +70,13 @@ class Environments:
         """Begins new episodes; returns their first observations (N, ...)."""
         obs, _ = self.env.reset(seed=seed)
         self._ended[:] = False
+        self.restarted = False
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
         # A copy here and in each step: some write all of them to the same memory.
         obs = np.array(obs)
-        return obs if self.is_vector else obs[None]
+        self.obs = obs if self.is_vector else obs[None]
+        return self.obs
 
     def step(self, actions: np.ndarray) -> Step:
         """Acts in each environment, with `actions` of shape (N, ...)."""
@@ -83,7 +90,49 @@ class Environments:
             for i in np.flatnonzero(ended):
                 self.episodes.append((float(self._returns[i]), int(self._lengths[i])))
                 self._returns[i] = self._lengths[i] = 0
+        self.obs = step.obs
         return step
+
+    # --- Backups --------------------------------------------------------------
+
+    def record(self) -> None:
+        """Remembers what backups need. To be called before the first reset."""
+        from kit.rl.env_state import make_readable
+
+        self.env = make_readable(self.env)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state, for a backup; `env` is a reason where it has none."""
+        from kit.rl.env_state import NotReadableError, read_attributes
+
+        try:
+            env = read_attributes(self.env)
+        except NotReadableError as error:
+            env = str(error)
+        if not is_plain(env):
+            env = "what it observed isn't plain"
+        names = ("obs", "_ended", "_returns", "_lengths", "episodes")
+        own = {name: copy.copy(getattr(self, name)) for name in names}
+        return {"env": env, **own}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from what `get_state` returned, or else from a reset."""
+        from kit.rl import env_state
+
+        self.episodes[:] = state["episodes"]
+        try:
+            if isinstance(state["env"], str):
+                raise env_state.NotReadableError(state["env"])
+            env_state.write_attributes(self.env, state["env"])
+        except env_state.NotReadableError as error:
+            warnings.warn(
+                env_state.restart_message(error), RuntimeWarning, stacklevel=2
+            )
+            self.reset()
+            self.restarted = True
+            return
+        for name in ("obs", "_ended", "_returns", "_lengths"):
+            setattr(self, name, state[name])
 
     def _step(self, action):
         obs, reward, terminated, truncated, _ = self.env.step(action)

@@ -30,10 +30,8 @@ def linear_epsilon(
     return (start + (end - start) * done).astype(np.float32)
 
 
-def uniform_rows(
-    generator: random.Generator, shape: tuple[int, ...]
-) -> Iterator[np.ndarray]:
-    """Yields arrays of random numbers in [0, 1), without end.
+class UniformRows:
+    """Arrays of random numbers in [0, 1), without end.
 
     A call to draw costs more than the numbers do: it makes many rows.
 
@@ -44,11 +42,38 @@ def uniform_rows(
     Yields:
         float64, with 32 random bits each: a large buffer needs more than a float32 has.
     """
-    rows = max(1, 2**14 // math.prod(shape))
-    draw = _bits((rows, *shape))
-    while True:
-        bits = ops.convert_to_numpy(draw(generator.next()))
-        yield from bits.view(np.uint32) / 2.0**32
+
+    def __init__(self, generator: random.Generator, shape: tuple[int, ...]):
+        self.generator = generator
+        self.rows = max(1, 2**14 // math.prod(shape))
+        self._draw = _bits((self.rows, *shape))
+        self._key: np.ndarray | None = None  # of the rows that are drawn
+        self._row = self.rows  # the next one
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Returns the iterator, which is this object."""
+        return self
+
+    def __next__(self) -> np.ndarray:
+        """Returns the next array."""
+        if self._row == self.rows:
+            self._fill(ops.convert_to_numpy(self.generator.next()), 0)
+        self._row += 1
+        return self._drawn[self._row - 1]
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns which array comes next, for a backup."""
+        return {"key": self._key, "row": self._row}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from what `get_state` returned."""
+        if state["key"] is not None:
+            self._fill(state["key"], state["row"])
+
+    def _fill(self, key, row):
+        self._key, self._row = np.array(key), row
+        bits = ops.convert_to_numpy(self._draw(self._key))
+        self._drawn = bits.view(np.uint32) / 2.0**32
 
 
 @functools.lru_cache(maxsize=8)

@@ -60,12 +60,15 @@ class ReplayBuffer:
         self._last_obs = np.zeros((16, *obs_shape), obs_dtype)
         self._free_rows = list(range(16))
         self._newest = np.zeros(num_envs, np.int64)
+        self._added = np.zeros(num_envs, np.int64)  # ever, also what is overwritten
         self._count = np.zeros(num_envs, np.int64)
         self._envs = np.arange(num_envs)
 
     def __len__(self):
         """Number of stored transitions."""
         return int(self._count.sum())
+
+    # --- Adding ---------------------------------------------------------------
 
     def reset(self, obs):
         """Begins with the first observations of N episodes, shape (N, ...)."""
@@ -101,6 +104,7 @@ class ReplayBuffer:
             self._last_row[env, self._newest[env]] = self._store_last(next_obs[env])
         following = (here + 1) % self.slots
         self._newest[envs] = following
+        self._added[envs] += 1
         self._obs[envs, following] = obs[envs]
         self._count[envs] = np.minimum(self._count[envs] + 1, self.slots - 1)
 
@@ -118,6 +122,88 @@ class ReplayBuffer:
         row = self._free_rows.pop()
         self._last_obs[row] = obs
         return row
+
+    # --- Backups --------------------------------------------------------------
+
+    @property
+    def num_bytes(self):
+        """Size in bytes."""
+        arrays = (self._obs, self._action, self._reward, self._last_row, self._last_obs)
+        return sum(x.nbytes for x in arrays) + 2 * self._terminated.nbytes
+
+    def get_state(self):
+        """Returns what `add_rows` doesn't bring back, for a backup."""
+        return {
+            "newest": self._newest,
+            "added": self._added,
+            "count": self._count,
+            # A step that only resets changes it, and adds nothing.
+            "obs": self._obs[self._envs, self._newest],
+        }
+
+    def set_state(self, state):
+        """Takes over what `get_state` returned."""
+        self._newest, self._added = state["newest"], state["added"]
+        self._count = state["count"]
+        self._obs[self._envs, self._newest] = state["obs"]
+
+    def mark(self):
+        """Returns how many transitions each environment has added, a list of N."""
+        return self._added.tolist()
+
+    def holds(self, mark):
+        """Whether some transition is left that was added before `mark`."""
+        return bool((self._added - np.array(mark) < self.slots - 1).any())
+
+    def rows_since(self, mark):
+        """Returns what was added since `mark`, a dict of arrays `(K, ...)`.
+
+        Also the newest observation, which has no transition yet.
+        """
+        new = self._added - (0 if mark is None else np.array(mark))
+        new = np.minimum(new, self._count)
+        env = np.repeat(self._envs, new + 1)
+        age = np.concatenate([np.arange(n, -1, -1) for n in new])
+        slot = (self._newest[env] - age) % self.slots
+        row = np.where(age > 0, self._last_row[env, slot], -1)
+        return {
+            "env": env,
+            "slot": slot,
+            "obs": self._obs[env, slot],
+            "action": self._action[env, slot],
+            "reward": self._reward[env, slot],
+            "terminated": self._terminated[env, slot],
+            "truncated": self._truncated[env, slot],
+            "has_last": row >= 0,
+            "last_obs": self._last_obs[row[row >= 0]],
+        }
+
+    def add_rows(self, rows):
+        """Puts what `rows_since` returned where it was."""
+        env, slot = rows["env"], rows["slot"]
+        self._release(env, slot)
+        self._obs[env, slot] = rows["obs"]
+        self._action[env, slot] = rows["action"]
+        self._reward[env, slot] = rows["reward"]
+        self._terminated[env, slot] = rows["terminated"]
+        self._truncated[env, slot] = rows["truncated"]
+        ended = rows["has_last"]
+        for e, s, obs in zip(env[ended], slot[ended], rows["last_obs"], strict=True):
+            self._last_row[e, s] = self._store_last(obs)
+
+    def restart(self, obs):
+        """Goes on with the first observations of N new episodes, shape (N, ...).
+
+        What the last transitions led to stays as it is: they ended nothing.
+        """
+        last = (self._newest - 1) % self.slots
+        for env in self._envs[self._count > 0]:
+            if self._last_row[env, last[env]] < 0:
+                row = self._store_last(self._obs[env, self._newest[env]])
+                self._last_row[env, last[env]] = row
+        self._obs[self._envs, self._newest] = obs
+
+    # --- Sampling -------------------------------------------------------------
 
     def indices(self, uniform):
         """Returns where the stored transitions lie that `uniform` draws.

@@ -43,7 +43,7 @@ class Rollouts:
                 lambda: agent.distribution.noise(agent.random, shape)
             )
         self.draw = draws[shape]
-        self.obs = envs.reset(seed)
+        envs.reset(seed)
 
     def play(self) -> Rollout:
         """Returns `(T, N, ...)` arrays of what was seen, done and got.
@@ -57,13 +57,14 @@ class Rollouts:
         noise = ops.convert_to_numpy(self.draw())
         rows = []
         for t in range(self.num_steps):
-            action = ops.convert_to_numpy(agent.sample(self.obs, noise[t]))
+            obs = envs.obs
+            action = ops.convert_to_numpy(agent.sample(obs, noise[t]))
             step = envs.step(agent.distribution.to_env(action))
             ended = step.terminated | step.truncated
             valid = np.ones_like(ended) if step.valid is None else step.valid
             rows.append(
                 (
-                    self.obs,
+                    obs,
                     action,
                     step.reward,
                     step.next_obs,
@@ -72,7 +73,6 @@ class Rollouts:
                     valid,
                 )
             )
-            self.obs = step.obs
         names = ("obs", "action", "reward", "next_obs", "terminated", "ended", "valid")
         columns = map(np.stack, zip(*rows, strict=True))
         return dict(zip(names, columns, strict=True))

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit.backups import Part, asks_for_backups, backed_up
+
 if TYPE_CHECKING:
     from kit.rl.agent import Agent
 
@@ -25,6 +27,9 @@ class CountsEpisodes(Protocol):
 
     num_envs: int
     episodes: list[tuple[float, int]]
+
+    def record(self) -> None:
+        """Prepares for backups, before the first episode."""
 
 
 def check_options(
@@ -116,6 +121,7 @@ def turns(
     steps_per_epoch: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: int | str = "auto",
+    parts: Mapping[str, Part] | None = None,
 ) -> Iterator[Turn]:
     """Yields the turns of a training, and reports on them to Keras' callbacks.
 
@@ -137,6 +143,8 @@ def turns(
             to a fiftieth of `total_timesteps`.
         callbacks: Keras callbacks.
         verbose: 0 silent, 1 progress bar, 2 a line an epoch; `"auto"` is 1.
+        parts: By name, what else has a state that a backup needs, such as a replay
+            buffer. Read when the first turn is asked for.
 
     Raises:
         ValueError: If `total_timesteps` or `steps_per_epoch` isn't positive.
@@ -147,6 +155,8 @@ def turns(
     ):
         if value is not None and not 1 <= value < math.inf:
             raise ValueError(f"`{name}` must be positive, received {value}.")
+    if asks_for_backups(callbacks):
+        envs.record()
     return _turns(
         agent,
         envs,
@@ -157,7 +167,50 @@ def turns(
         steps_per_epoch or total_timesteps / 50,
         callbacks,
         1 if verbose == "auto" else verbose,
+        {} if parts is None else parts,
     )
+
+
+class _Position:
+    """How far a training is: what a resumed one goes on from."""
+
+    def __init__(self, agent):
+        self.agent = agent
+        self.epoch = 0
+        self.batch = 0  # the next one in this epoch
+        self.timesteps = 0
+        self.first = 0  # timesteps as this epoch began
+        self.seconds = 0.0  # of this epoch so far
+        self.logs: list[dict[str, Any]] = []  # of its turns
+
+    def begin_epoch(self, epoch):
+        self.epoch, self.batch, self.first = epoch, 0, self.timesteps
+        self.seconds, self.logs = 0.0, []
+
+    def get_state(self):
+        self.logs = [{k: _number(x) for k, x in turn.items()} for turn in self.logs]
+        state = {name: x for name, x in vars(self).items() if name != "agent"}
+        return {**state, "stop_training": self.agent.stop_training}
+
+    def set_state(self, state):
+        state = dict(state)
+        self.agent.stop_training = state.pop("stop_training")
+        vars(self).update(state)
+
+
+class _Options:
+    """An agent's options, which callbacks may change."""
+
+    def __init__(self, agent):
+        self.agent = agent
+
+    def get_state(self):
+        return self.agent.options()
+
+    def set_state(self, state):
+        for name, value in state.items():
+            if getattr(self.agent, name) != value:
+                setattr(self.agent, name, value)
 
 
 def _turns(
@@ -170,6 +223,7 @@ def _turns(
     steps_per_epoch,
     callbacks,
     verbose,
+    parts,
 ):
     turn_steps = num_steps * envs.num_envs
     num_turns = math.ceil(total_timesteps / turn_steps)
@@ -188,33 +242,69 @@ def _turns(
     if not agent.optimizer.built:
         agent.optimizer.build(agent.trainable_variables)
     agent.stop_training = False
-    timesteps = 0
-    progress.on_train_begin()
-    for epoch in range(epochs):
-        progress.on_epoch_begin(epoch)
-        first, begun, logs = timesteps, time.perf_counter(), []
-        for batch in range(min(per_epoch, num_turns - epoch * per_epoch)):
-            progress.on_train_batch_begin(batch)
-            left = math.ceil((total_timesteps - timesteps) / envs.num_envs)
-            steps = num_steps if whole_turns else min(num_steps, left)
-            end = timesteps + steps * envs.num_envs
-            turn = Turn(epoch * per_epoch + batch, timesteps, end, steps)
-            yield turn
-            timesteps = end
-            logs.append(turn.logs)
-            progress.on_train_batch_end(batch, {"timesteps": timesteps})
+    at = _Position(agent)
+    identity = {
+        "environment": _name_of(getattr(envs, "env", None)),
+        "num_envs": envs.num_envs,
+        "total_timesteps": total_timesteps,
+        "num_steps": num_steps,
+        "turns_per_epoch": per_epoch,
+        **agent.options(),
+    }
+    parts = {"position": at, "options": _Options(agent), **parts}
+    with backed_up(progress.callbacks, agent, identity, parts) as backup:
+        progress.on_train_begin()
+        saved = backup.load()
+        if saved is None:
+            backup.check_space()
+        begin = saved["position"]["epoch"] if saved else 0
+        for epoch in range(begin, epochs):
+            at.begin_epoch(epoch)
+            progress.on_epoch_begin(epoch)
+            if saved is not None:  # the callbacks, too, go on from it
+                backup.set_state(saved)
+                saved = None
+            begun = time.perf_counter() - at.seconds
+            turns_left = num_turns - epoch * per_epoch
+            while at.batch < min(per_epoch, turns_left) and not agent.stop_training:
+                progress.on_train_batch_begin(at.batch)
+                left = math.ceil((total_timesteps - at.timesteps) / envs.num_envs)
+                steps = num_steps if whole_turns else min(num_steps, left)
+                end = at.timesteps + steps * envs.num_envs
+                number = epoch * per_epoch + at.batch
+                turn = Turn(number, at.timesteps, end, steps)
+                yield turn
+                at.timesteps = end
+                at.logs.append(turn.logs)
+                at.batch += 1
+                progress.on_train_batch_end(at.batch - 1, {"timesteps": end})
+                at.seconds = time.perf_counter() - begun
+                backup.look()
+            summary = _summary(at.logs, log_names, envs.episodes)
+            seconds = time.perf_counter() - begun
+            summary["steps_per_second"] = (at.timesteps - at.first) / seconds
+            summary["timesteps"] = at.timesteps
+            envs.episodes.clear()
+            progress.on_epoch_end(epoch, summary)
+            at.begin_epoch(epoch + 1)
             if agent.stop_training:
+                at.begin_epoch(epochs)
                 break
-        summary = _summary(logs, log_names, envs.episodes)
-        seconds = time.perf_counter() - begun
-        summary["steps_per_second"] = (timesteps - first) / seconds
-        summary["timesteps"] = timesteps
-        envs.episodes.clear()
-        progress.on_epoch_end(epoch, summary)
-        if agent.stop_training:
-            break
-    agent.finalize_optimizers()
-    progress.on_train_end()
+        if saved is None:
+            agent.finalize_optimizers()
+        progress.on_train_end()
+        if saved is not None:  # of a training that was over
+            backup.set_state(saved)
+        backup.finish()
+
+
+def _name_of(env):
+    spec = getattr(env, "spec", None)
+    return getattr(spec, "id", None) or type(getattr(env, "unwrapped", env)).__name__
+
+
+def _number(value):
+    return float(ops.convert_to_numpy(value))
 
 
 def _summary(logs, names, episodes):
@@ -223,5 +313,5 @@ def _summary(logs, names, episodes):
     columns = {"return": returns, "length": lengths}
     for name in names:
         values = [turn[name] for turn in logs if name in turn]
-        columns[name] = [float(ops.convert_to_numpy(x)) for x in values]
+        columns[name] = [_number(x) for x in values]
     return {k: float(np.mean(v)) if len(v) else math.nan for k, v in columns.items()}
