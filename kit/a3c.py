@@ -180,6 +180,7 @@ class A3C(A2C):
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         verbose: int | str = "auto",
         seed: int | None = None,
+        check_finite: bool = True,
     ) -> keras.callbacks.History:
         """Plays and learns.
 
@@ -210,6 +211,8 @@ class A3C(A2C):
                 `"auto"`, which is 1.
             seed: Seed of the environments. Defaults to one that the agent draws,
                 another one in each call.
+            check_finite: Whether to stop at the first loss that isn't finite, with the
+                last good weights. Defaults to `True`.
 
         Returns:
             The `History` of the epochs' logs.
@@ -236,6 +239,7 @@ class A3C(A2C):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            check_finite=check_finite,
             parts={"tally": tally, "counts": _Counts(self)},
         )
         self.max_updates = math.ceil(total_timesteps / (self.num_steps * num_envs))
@@ -643,6 +647,7 @@ class _Tally:
 
     def __init__(self, num_envs: int):
         self.num_envs = num_envs
+        self.check_finite = True
         self.episodes: list[tuple[float, int]] = []
 
     def record(self) -> None:

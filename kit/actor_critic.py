@@ -183,6 +183,7 @@ class A2C(OnPolicy):
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         verbose: int | str = "auto",
         seed: int | None = None,
+        check_finite: bool = True,
     ) -> keras.callbacks.History:
         """Plays and learns.
 
@@ -203,6 +204,8 @@ class A2C(OnPolicy):
                 `"auto"`, which is 1.
             seed: Seed of the environment. Defaults to one that the agent draws,
                 another one in each call.
+            check_finite: Whether to stop at the first loss that isn't finite, with the
+                last good weights. Defaults to `True`.
 
         Returns:
             The `History` of the epochs' logs.
@@ -227,6 +230,7 @@ class A2C(OnPolicy):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            check_finite=check_finite,
             parts=parts,
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))

@@ -262,6 +262,7 @@ class DQN(WithParts, Agent):
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         verbose: int | str = "auto",
         seed: int | None = None,
+        check_finite: bool = True,
     ) -> keras.callbacks.History:
         """Plays and learns.
 
@@ -282,6 +283,8 @@ class DQN(WithParts, Agent):
                 `"auto"`, which is 1.
             seed: Seed of the environment. Defaults to one that the agent draws,
                 another one in each call.
+            check_finite: Whether to stop at the first loss that isn't finite, with the
+                last good weights. Defaults to `True`.
 
         Returns:
             The `History` of the epochs' logs.
@@ -307,6 +310,7 @@ class DQN(WithParts, Agent):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            check_finite=check_finite,
             parts=parts,
         )
         buffer.reset(envs.reset(self.env_seed(seed)))

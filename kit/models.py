@@ -47,6 +47,7 @@ from kit.backend import (
 )
 from kit.backups import backed_up
 from kit.files import SavedWhole
+from kit.finite import Guard, with_guard
 
 # Between two reports to the callbacks; few enough for a progress bar to move.
 MAX_STEPS_PER_CALL = 64
@@ -201,6 +202,7 @@ class CompiledFit(SavedWhole):
         validation_steps=None,
         validation_batch_size=None,
         validation_freq=1,
+        check_finite=True,
     ):
         """Trains the model; arguments and results are those of `keras.Model.fit`.
 
@@ -209,14 +211,21 @@ class CompiledFit(SavedWhole):
         callback that asks for single batches gets them, at one program a batch;
         `compile(steps_per_execution=...)` sets the number of batches in a program.
 
+        One argument more, `check_finite`: unless it is `False`, examples that aren't
+        finite are refused, and the training stops at the first loss that isn't, with
+        the last good weights.
+
         Returns:
             `keras.callbacks.History`.
 
         Raises:
+            DivergenceError: If a loss isn't finite.
             ValueError: If the arrays don't have the same number of examples, or have
                 none; if `batch_size` or `validation_split` is out of range.
         """
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if options.pop("check_finite"):
+            options["callbacks"] = with_guard(callbacks)
         needs_keras = {
             "class_weight": class_weight is not None,
             "steps_per_epoch": steps_per_epoch is not None,
@@ -232,6 +241,9 @@ class CompiledFit(SavedWhole):
             return super().fit(**options)
 
         data = _Data(x, y, sample_weight)
+        if check_finite:
+            data.check_finite()
+        self._check_targets(data, "y")
         if validation_split and validation_data is None:
             data, validation = data.split(validation_split)
         elif validation_data is not None:
@@ -241,6 +253,9 @@ class CompiledFit(SavedWhole):
                 self._refuse_keras("fit", reason, "train_batch", "test_batch")
                 return super().fit(**options)
             validation = _Data(x, y, sample_weight)
+            if check_finite:
+                validation.check_finite("validation_data: ")
+            self._check_targets(validation, "validation_data")
         else:
             validation = None
         if validation is not None:
@@ -253,6 +268,7 @@ class CompiledFit(SavedWhole):
             callbacks, verbose, epochs, batches.number, add_history=True
         )
         steps = self._steps_per_call(batches, progress, "train")
+        guard = Guard(self, check_finite, progress.callbacks, "batch")
         at = _Position(self, np.random.default_rng(np.random.randint(2**31)))
         identity = {"examples": data.size, "batch_size": batch_size, "shuffle": shuffle}
         self.stop_training = False
@@ -273,6 +289,7 @@ class CompiledFit(SavedWhole):
                 if saved is not None:  # the callbacks, too, go on from it
                     backup.set_state(saved)
                     saved = None
+                guard.keep(epoch * batches.number + at.batch)
                 order = at.order(data.size) if shuffle else np.arange(data.size)
                 for first, indices in batches.calls(order, steps):
                     if first < at.batch:  # done before it was interrupted
@@ -282,6 +299,8 @@ class CompiledFit(SavedWhole):
                     progress.on_train_batch_begin(first)
                     at.logs = _numbers(programs.train(data.arrays, indices))
                     at.batch = first + len(indices)
+                    losses = {k: x for k, x in at.logs.items() if self._is_loss(k, x)}
+                    guard.look(losses, epoch * batches.number + at.batch)
                     progress.on_train_batch_end(at.batch - 1, at.logs)
                     backup.look()
                 at.epoch_logs = dict(at.logs)
@@ -356,6 +375,22 @@ class CompiledFit(SavedWhole):
                 break
         progress.on_test_end(logs)
         return logs
+
+    def _is_loss(self, name, value):
+        """Whether a log must be finite: a metric may have nothing to measure."""
+        is_loss = "loss" in name or self._has_own("train_batch")
+        return is_loss and isinstance(value, float)
+
+    def _check_targets(self, data, name):
+        """Raises where backends differ, or wouldn't notice: targets of no meaning."""
+        loss = getattr(self, "loss", None)
+        if self._has_own("train_batch", "test_batch") or loss is None:
+            return
+        outputs = getattr(self, "output_shape", None) if self.built else None
+        y = data.arrays[1]
+        if not isinstance(outputs, tuple) or y is None or keras.tree.is_nested(y):
+            return  # several outputs, or a model that doesn't tell
+        check_targets(f"{type(self).__name__}.fit", name, loss, y, outputs)
 
     def _has_own(self, *methods):
         return any(
@@ -600,6 +635,21 @@ class _Data:
             raise ValueError("x holds no example: its length is 0.")
         self.arrays = keras.tree.map_structure(_to_device, (x, y, sample_weight))
 
+    def check_finite(self, where=""):
+        """Raises an error if a number isn't finite."""
+        for name, part in zip(("x", "y", "sample_weight"), self.arrays, strict=True):
+            for path, array in keras.tree.flatten_with_path(part):
+                if array is None or "float" not in _dtype(array):
+                    continue
+                if not bool(ops.all(ops.isfinite(array))):
+                    i = int(ops.argmin(ops.all(_per_example(ops.isfinite(array)), 1)))
+                    what = "".join([name, *(f"[{key!r}]" for key in path)])
+                    raise ValueError(
+                        f"{where}`{what}` holds NaN or infinity, first in example {i}. "
+                        "Fill in or leave out what is missing; or pass "
+                        "fit(..., check_finite=False)."
+                    )
+
     def split(self, fraction):
         """Returns the first examples, and the last `fraction` of them."""
         first = math.floor(self.size * (1.0 - fraction))
@@ -805,6 +855,64 @@ def to_array(x: Any) -> np.ndarray | None:
     if isinstance(x, (np.ndarray, list, tuple)):
         return np.asarray(x)
     return ops.convert_to_numpy(x) if ops.is_tensor(x) else None
+
+
+def check_targets(
+    called: str, name: str, loss: Any, y: Any, outputs: tuple[int | None, ...]
+) -> None:
+    """Raises a `ValueError` if targets can't be those of a loss and of these outputs.
+
+    Args:
+        called: What the message begins with.
+        name: Name of the argument that holds the targets.
+        loss: A Keras loss, or its name.
+        y: Targets, an array `(N, ...)`.
+        outputs: Shape of the model's outputs.
+    """
+    loss = _loss_name(loss)
+    shape = tuple(y.shape)[1:]
+    low: float
+    high: float
+    classes = outputs[-1]
+    if loss == "sparse_categorical_crossentropy" and classes is not None:
+        if shape not in (outputs[1:-1], (*outputs[1:-1], 1)):
+            raise ValueError(
+                f"{called}: `{name}` must hold one label for each output, of shape "
+                f"(N, {', '.join(map(str, outputs[1:-1]))}), received {tuple(y.shape)}."
+            )
+        low, high = int(ops.min(y)), int(ops.max(y))
+        if not 0 <= low <= high < classes:
+            raise ValueError(
+                f"{called}: `{name}` must hold labels from 0 to {classes - 1}, as the "
+                f"model has {classes} outputs; received labels from {low} to {high}."
+            )
+    elif loss in ("binary_crossentropy", "categorical_crossentropy"):
+        low, high = float(ops.min(y)), float(ops.max(y))
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"{called}: `{name}` must hold probabilities, from 0 to 1, for the "
+                f"loss {loss}; received numbers from {low:g} to {high:g}."
+            )
+
+
+def _loss_name(loss):
+    """The name of a Keras loss however it was given; `None` of one's own losses."""
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if getattr(loss, "ignore_class", None) is not None:
+        return None  # a label outside of the classes has a meaning
+    # A class of Keras, or the function.
+    fn = getattr(loss, "fn", loss)
+    is_keras = str(getattr(fn, "__module__", "")).startswith("keras.")
+    return getattr(fn, "__name__", None) if is_keras else None
+
+
+def _dtype(array):
+    return keras.backend.standardize_dtype(array.dtype)
+
+
+def _per_example(array):
+    return ops.reshape(array, (array.shape[0], -1))
 
 
 def _take(data, indices):

@@ -215,6 +215,7 @@ class PPO(OnPolicy):
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         verbose: int | str = "auto",
         seed: int | None = None,
+        check_finite: bool = True,
     ) -> keras.callbacks.History:
         """Plays and learns.
 
@@ -237,6 +238,8 @@ class PPO(OnPolicy):
                 `"auto"`, which is 1.
             seed: Seed of the environment. Defaults to one that the agent draws,
                 another one in each call.
+            check_finite: Whether to stop at the first loss that isn't finite, with the
+                last good weights. Defaults to `True`.
 
         Returns:
             The `History` of the epochs' logs.
@@ -261,6 +264,7 @@ class PPO(OnPolicy):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=verbose,
+            check_finite=check_finite,
             parts=parts,
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))

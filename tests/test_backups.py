@@ -67,7 +67,7 @@ def test_resumed_trainings_are_the_same_to_the_last_bit(
 ):
     if kind == "dqn_lander":
         pytest.importorskip("Box2D")
-    for after in (3, 24):
+    for after in (3, 11):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             interrupt(patch, after)
             train(kind, [every_step(tmp_path)])

@@ -131,7 +131,7 @@ def gan(callbacks):
     kit.initialize_weights(discriminator, 1)
     model = kit.GAN(generator, discriminator)
     model.compile()
-    return model, model.fit(x, batch_size=4, epochs=4, callbacks=callbacks, verbose=0)
+    return model, model.fit(x, batch_size=1, epochs=4, callbacks=callbacks, verbose=0)
 
 
 def dbn(callbacks):
@@ -140,7 +140,7 @@ def dbn(callbacks):
     model = kit.DBN([kit.RBM(8, seed=0), kit.RBM(4, seed=1)])
     model.build((None, 16))
     histories = model.pretrain(
-        x, epochs=3, batch_size=4, callbacks=callbacks, verbose=0
+        x, epochs=3, batch_size=1, callbacks=callbacks, verbose=0
     )
     return model, histories[-1]
 

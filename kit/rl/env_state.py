@@ -99,7 +99,7 @@ def _forget_world(env):
     Some of them keep theirs, which remembers contacts of earlier episodes: an episode
     would depend on those before it.
     """
-    world = getattr(env, "world", None)
+    world: Any = getattr(env, "world", None)
     if type(world).__name__ == "b2World" and hasattr(env, "_destroy"):
         env._destroy()
         env.world = type(world)(gravity=world.gravity)

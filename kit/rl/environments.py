@@ -42,6 +42,8 @@ class Environments:
         episodes: List of `(return, length)` of the episodes that ended since
             the list was last cleared.
         obs: What to act on next, `(N, ...)`.
+        steps: Calls of `step` so far.
+        check_finite: Whether rewards and observations that aren't finite are an error.
     """
 
     def __init__(self, env: Any):
@@ -64,11 +66,18 @@ class Environments:
         self._resets_next = self.is_vector and mode == AutoresetMode.NEXT_STEP
         self._resets_same = self.is_vector and mode == AutoresetMode.SAME_STEP
         self._ended = np.zeros(self.num_envs, bool)
+        self.steps = 0
+        self.check_finite = True
+        self._obs_shape = (self.num_envs, *(self.observation_space.shape or ()))
         self.episodes: list[tuple[float, int]] = []
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Begins new episodes; returns their first observations (N, ...)."""
-        obs, _ = self.env.reset(seed=seed)
+        try:
+            obs, _ = self.env.reset(seed=seed)
+        except Exception as error:
+            self._tell(error, "reset")
+            raise
         self._ended[:] = False
         self.restarted = False
         self._returns = np.zeros(self.num_envs, np.float64)
@@ -76,11 +85,22 @@ class Environments:
         # A copy here and in each step: some write all of them to the same memory.
         obs = np.array(obs)
         self.obs = obs if self.is_vector else obs[None]
+        zeros = np.zeros(self.num_envs, np.float32)
+        self._check(Step(self.obs, self.obs, zeros, zeros, zeros, None))
         return self.obs
 
     def step(self, actions: np.ndarray) -> Step:
         """Acts in each environment, with `actions` of shape (N, ...)."""
-        step = self._step_vector(actions) if self.is_vector else self._step(actions[0])
+        self.steps += 1
+        try:
+            if self.is_vector:
+                step = self._step_vector(actions)
+            else:
+                step = self._step(actions[0])
+        except Exception as error:
+            self._tell(error, "step")
+            raise
+        self._check(step)
         self._returns += step.reward
         self._lengths += 1
         if step.valid is not None:
@@ -92,6 +112,41 @@ class Environments:
                 self._returns[i] = self._lengths[i] = 0
         self.obs = step.obs
         return step
+
+    # --- Checks ---------------------------------------------------------------
+
+    def _check(self, step):
+        """Raises an error for what no agent can learn from."""
+        # Sums are quicker than `isfinite`; where one isn't finite, it is looked at.
+        if not math.isfinite(_sum(step.reward)):
+            self._check_finite("reward", step.reward)
+        obs = step.next_obs
+        if obs.shape != self._obs_shape or obs.dtype.kind not in "fiub":
+            space = self.observation_space
+            raise ValueError(
+                f"{env_name(self.env)}: the observation in step {self.steps:,} has "
+                f"shape {obs.shape[1:]} and dtype {obs.dtype}, and its space is "
+                f"{space}."
+            )
+        if obs.dtype.kind == "f" and not math.isfinite(_sum(obs)):
+            self._check_finite("observation", obs)
+
+    def _check_finite(self, what, array):
+        if self.check_finite and not np.isfinite(array).all():
+            raise ValueError(
+                f"{env_name(self.env)}: the {what} in step {self.steps:,} isn't "
+                f"finite, {array.tolist()}; the observation space is "
+                f"{self.observation_space}. fit(..., check_finite=False) takes it as "
+                "it is."
+            )
+
+    def _tell(self, error, called):
+        """Adds to an environment's own error which one it was, and when."""
+        error.add_note(
+            f"Raised by `{called}` of the environment {env_name(self.env)} in step "
+            f"{self.steps:,}; its action space is {self.action_space}, its observation "
+            f"space {self.observation_space}."
+        )
 
     # --- Backups --------------------------------------------------------------
 
@@ -111,7 +166,7 @@ class Environments:
             env = str(error)
         if not is_plain(env):
             env = "what it observed isn't plain"
-        names = ("obs", "_ended", "_returns", "_lengths", "episodes")
+        names = ("obs", "_ended", "_returns", "_lengths", "episodes", "steps")
         own = {name: copy.copy(getattr(self, name)) for name in names}
         return {"env": env, **own}
 
@@ -120,6 +175,7 @@ class Environments:
         from kit.rl import env_state
 
         self.episodes[:] = state["episodes"]
+        self.steps = state["steps"]
         try:
             if isinstance(state["env"], str):
                 raise env_state.NotReadableError(state["env"])
@@ -137,6 +193,11 @@ class Environments:
     def _step(self, action):
         obs, reward, terminated, truncated, _ = self.env.step(action)
         next_obs = np.array(obs)[None]
+        if np.ndim(reward):
+            raise ValueError(
+                f"the reward must be one number, received {reward!r} of shape "
+                f"{np.shape(reward)}. gymnasium.wrappers.TransformReward can change it."
+            )
         if terminated or truncated:
             obs, _ = self.env.reset()
         return Step(
@@ -212,6 +273,16 @@ def play_episodes(
         "length": float(lengths.mean()),
         "episodes": len(results),
     }
+
+
+def _sum(array):
+    return np.add.reduce(array, axis=None)
+
+
+def env_name(env: Any) -> str:
+    """Returns what an environment is called: its id, or the name of its class."""
+    spec = getattr(env, "spec", None)
+    return getattr(spec, "id", None) or type(getattr(env, "unwrapped", env)).__name__
 
 
 def share_environment(first: Any, second: Any) -> bool:

@@ -12,6 +12,8 @@ import numpy as np
 from keras import ops
 
 from kit.backups import Part, asks_for_backups, backed_up
+from kit.finite import Guard
+from kit.rl.environments import env_name
 
 if TYPE_CHECKING:
     from kit.rl.agent import Agent
@@ -23,10 +25,12 @@ class CountsEpisodes(Protocol):
     Attributes:
         num_envs: N.
         episodes: `(return, length)` of the episodes that ended; `turns` clears it.
+        check_finite: Whether what isn't finite is an error.
     """
 
     num_envs: int
     episodes: list[tuple[float, int]]
+    check_finite: bool
 
     def record(self) -> None:
         """Prepares for backups, before the first episode."""
@@ -121,6 +125,7 @@ def turns(
     steps_per_epoch: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: int | str = "auto",
+    check_finite: bool = True,
     parts: Mapping[str, Part] | None = None,
 ) -> Iterator[Turn]:
     """Yields the turns of a training, and reports on them to Keras' callbacks.
@@ -143,6 +148,7 @@ def turns(
             to a fiftieth of `total_timesteps`.
         callbacks: Keras callbacks.
         verbose: 0 silent, 1 progress bar, 2 a line an epoch; `"auto"` is 1.
+        check_finite: Whether to stop at the first loss that isn't finite.
         parts: By name, what else has a state that a backup needs, such as a replay
             buffer. Read when the first turn is asked for.
 
@@ -155,6 +161,7 @@ def turns(
     ):
         if value is not None and not 1 <= value < math.inf:
             raise ValueError(f"`{name}` must be positive, received {value}.")
+    envs.check_finite = check_finite
     if asks_for_backups(callbacks):
         envs.record()
     return _turns(
@@ -167,6 +174,7 @@ def turns(
         steps_per_epoch or total_timesteps / 50,
         callbacks,
         1 if verbose == "auto" else verbose,
+        check_finite,
         {} if parts is None else parts,
     )
 
@@ -188,7 +196,6 @@ class _Position:
         self.seconds, self.logs = 0.0, []
 
     def get_state(self):
-        self.logs = [{k: _number(x) for k, x in turn.items()} for turn in self.logs]
         state = {name: x for name, x in vars(self).items() if name != "agent"}
         return {**state, "stop_training": self.agent.stop_training}
 
@@ -223,6 +230,7 @@ def _turns(
     steps_per_epoch,
     callbacks,
     verbose,
+    check_finite,
     parts,
 ):
     turn_steps = num_steps * envs.num_envs
@@ -242,9 +250,10 @@ def _turns(
     if not agent.optimizer.built:
         agent.optimizer.build(agent.trainable_variables)
     agent.stop_training = False
+    guard = Guard(agent, check_finite, progress.callbacks, "step")
     at = _Position(agent)
     identity = {
-        "environment": _name_of(getattr(envs, "env", None)),
+        "environment": env_name(getattr(envs, "env", None)),
         "num_envs": envs.num_envs,
         "total_timesteps": total_timesteps,
         "num_steps": num_steps,
@@ -264,6 +273,7 @@ def _turns(
             if saved is not None:  # the callbacks, too, go on from it
                 backup.set_state(saved)
                 saved = None
+            guard.keep(at.timesteps)
             begun = time.perf_counter() - at.seconds
             turns_left = num_turns - epoch * per_epoch
             while at.batch < min(per_epoch, turns_left) and not agent.stop_training:
@@ -274,10 +284,14 @@ def _turns(
                 number = epoch * per_epoch + at.batch
                 turn = Turn(number, at.timesteps, end, steps)
                 yield turn
+                logs = {name: _number(x) for name, x in turn.logs.items()}
+                losses = {name: x for name, x in logs.items() if "loss" in name}
+                guard.look(losses, end)
                 at.timesteps = end
-                at.logs.append(turn.logs)
+                at.logs.append(logs)
                 at.batch += 1
-                progress.on_train_batch_end(at.batch - 1, {"timesteps": end})
+                batch_logs = {"timesteps": end, **({} if guard.checks else losses)}
+                progress.on_train_batch_end(at.batch - 1, batch_logs)
                 at.seconds = time.perf_counter() - begun
                 backup.look()
             summary = _summary(at.logs, log_names, envs.episodes)
@@ -298,11 +312,6 @@ def _turns(
         backup.finish()
 
 
-def _name_of(env):
-    spec = getattr(env, "spec", None)
-    return getattr(spec, "id", None) or type(getattr(env, "unwrapped", env)).__name__
-
-
 def _number(value):
     return float(ops.convert_to_numpy(value))
 
@@ -313,5 +322,5 @@ def _summary(logs, names, episodes):
     columns = {"return": returns, "length": lengths}
     for name in names:
         values = [turn[name] for turn in logs if name in turn]
-        columns[name] = [_number(x) for x in values]
+        columns[name] = values
     return {k: float(np.mean(v)) if len(v) else math.nan for k, v in columns.items()}

@@ -1,0 +1,151 @@
+"""Trainings stop at the first loss that isn't a finite number.
+
+One NaN in a reward, an observation or a batch, or a step that was too long, turns all
+weights into NaN, and the training would go on without learning anything. The losses are
+part of what a compiled program returns anyway; the training loops look at them.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+# Seconds between two copies of the weights, and the share of the time that they take at
+# most.
+INTERVAL = 10.0
+MAX_SHARE = 0.01
+
+
+class DivergenceError(ArithmeticError):
+    """A loss isn't finite: the training has diverged.
+
+    Attributes:
+        quantity: Name of the loss.
+        value: NaN, or an infinity.
+    """
+
+    def __init__(self, message: str, quantity: str, value: float):
+        super().__init__(message)
+        self.quantity = quantity
+        self.value = value
+
+
+class Guard:
+    """Stops a training that diverges, and gives the model its last good weights back.
+
+    Args:
+        model: The model or agent.
+        check_finite: Whether to look at all.
+        callbacks: Keras callbacks. One that is a `TerminateOnNaN` decides instead.
+        unit: What is counted: `"step"`, `"batch"`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        check_finite: bool,
+        callbacks: Sequence[keras.callbacks.Callback],
+        unit: str,
+    ):
+        if not isinstance(check_finite, bool):
+            raise TypeError(
+                f"{type(model).__name__}.fit: `check_finite` must be True or False, "
+                f"received {check_finite!r}."
+            )
+        self.model = model
+        self.unit = unit
+        others = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks)
+        self.checks = check_finite and not others
+        self._next = -math.inf
+
+    def keep(self, count: int) -> None:
+        """Keeps a copy of the weights, now and then; they are good.
+
+        Args:
+            count: Steps or batches so far.
+        """
+        begun = time.monotonic()
+        if not self.checks or begun < self._next:
+            return
+        weights = self.model.weights
+        self._good = [np.array(ops.convert_to_numpy(w)) for w in weights]
+        self._good_count = count
+        now = time.monotonic()
+        self._next = now + max(INTERVAL, (now - begun) / MAX_SHARE)
+
+    def look(self, losses: Mapping[str, float], count: int) -> None:
+        """Looks at the losses of the last call.
+
+        Args:
+            losses: Losses by name.
+            count: Steps or batches so far.
+
+        Raises:
+            DivergenceError: If one isn't finite.
+        """
+        if not self.checks:
+            return
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                self._stop(name, value, count)
+        self.keep(count)
+
+    def _stop(self, name, value, count):
+        for weight, good in zip(self.model.weights, self._good, strict=True):
+            weight.assign(good)
+        raise _error(
+            self.model,
+            name,
+            value,
+            f"{self.unit} {count:,}. The weights are those of {self.unit} "
+            f"{self._good_count:,} again",
+        )
+
+
+def _error(model, name, value, where):
+    return DivergenceError(
+        f"{type(model).__name__}: `{name}` is {value} in {where}. Likely reasons: "
+        f"{_likely_reasons(model)}. fit(..., check_finite=False) trains on regardless.",
+        name,
+        value,
+    )
+
+
+def _likely_reasons(model):
+    rates = []
+    for optimizer in vars(model).values():
+        if isinstance(optimizer, keras.optimizers.Optimizer):
+            rate = float(ops.convert_to_numpy(optimizer.learning_rate))
+            clips = optimizer.clipnorm or optimizer.global_clipnorm
+            also = "" if clips else ", and gradients aren't clipped (`clipnorm`)"
+            rates.append(f"a learning rate that is too high (it is {rate:.3g}{also})")
+    return "; ".join([*dict.fromkeys(rates), "inputs, targets or rewards too large"])
+
+
+def with_guard(callbacks: Any) -> Any:
+    """Returns callbacks for Keras' own training loop, and one that looks at losses."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    found = keras.tree.flatten(callbacks or [])
+    if any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in found):
+        return callbacks
+    return [*found, StopWhereNotFinite()]
+
+
+class StopWhereNotFinite(keras.callbacks.Callback):
+    """Stops a training in Keras' own loop, which holds the weights meanwhile."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the losses.
+
+        Raises:
+            DivergenceError: If one isn't finite.
+        """
+        for name, value in (logs or {}).items():
+            if "loss" in name and not math.isfinite(float(value)):
+                where = f"batch {batch + 1:,} of an epoch"
+                raise _error(self.model, name, float(value), where)
