@@ -744,11 +744,11 @@ class Signals:
             sys.exit(128 + received)
 
     def _install(self):
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: None}
         self.received = None
-        for number, default in usual.items():
+        usual = (signal.default_int_handler, signal.SIG_DFL, exit_by_signal)
+        for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.getsignal(number)
-            if before in (default, signal.SIG_DFL) or getattr(before, "ends", False):
+            if before in usual:
                 self._before[number] = before
                 signal.signal(number, self._handle)
 
@@ -764,6 +764,11 @@ class Signals:
             self.end()
         self.received = number
         print("\nEnding after this step. Again: at once.", file=sys.stderr, flush=True)
+
+
+def exit_by_signal(number: int, frame: Any) -> None:
+    """Ends the process as the signal does, but by an exception: blocks are left."""
+    sys.exit(128 + number)
 
 
 signals = Signals()

@@ -35,7 +35,7 @@ import keras
 
 import kit
 from kit.lab.agent_recipe import finish_agent, flat_observations, make_envs
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 
 class Speedometer(keras.callbacks.Callback):
@@ -94,6 +94,7 @@ def main(
     render: Literal["none", "video"] = "none",
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains an agent by A3C and one by A2C, and reports how they play.
@@ -119,12 +120,13 @@ def main(
         render: "video" records an episode of the trained agent.
         seed: Seed of everything that is drawn. Runs differ all the same.
         output_dir: Folder for the results; runs/a3c-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("a3c", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("a3c", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     example = make_env(env)
 
     def make_agent(kind: Callable[..., Any], frames_per_update: int) -> Any:
@@ -165,13 +167,14 @@ def main(
     history = agent.fit(
         total_timesteps=total_timesteps,
         num_workers=num_workers,
+        callbacks=[run.backup("a3c")],
         verbose=verbose,
         **workers,
     )
 
     envs = make_envs(env, num_workers)
     a2c = make_agent(kit.A2C, num_steps * num_workers)
-    a2c.fit(envs, total_timesteps, verbose=verbose)
+    a2c.fit(envs, total_timesteps, callbacks=[run.backup("a2c")], verbose=verbose)
     envs.close()
     # Where `finish_agent` lets A3C begin.
     a2c_return = a2c.evaluate(example, eval_episodes, seed=10_000 + seed)["return"]
@@ -238,6 +241,4 @@ def draw_speeds(run: Run, speeds: dict[int, float], engine: str) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -29,7 +29,7 @@ import keras
 
 import kit
 from kit.lab.agent_recipe import finish_agent, make_envs
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 # Read by `python -m kit compare`: how runs are judged, and what --quick passes.
 COMPARISON = {
@@ -69,6 +69,7 @@ def main(
     render: Literal["none", "video"] = "none",
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains an agent by A2C and reports how it plays.
@@ -96,12 +97,15 @@ def main(
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/actor_critic-<backend>-<seed> if not
             given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("actor_critic", seed=seed, output_dir=output_dir, config=locals())
+    run = Run(
+        "actor_critic", seed=seed, output_dir=output_dir, resume=resume, config=locals()
+    )
     if shared and critic_learning_rate is not None:
         raise ValueError(
             "critic_learning_rate is for a critic of its own; leave out --shared."
@@ -145,12 +149,12 @@ def main(
         optimizer(learning_rate),
         None if critic_learning_rate is None else optimizer(critic_learning_rate),
     )
-    history = agent.fit(envs, total_timesteps, verbose=verbose)
+    history = agent.fit(
+        envs, total_timesteps, callbacks=[run.backup()], verbose=verbose
+    )
     envs.close()
     return finish_agent(run, agent, history, env, eval_episodes, render=render)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

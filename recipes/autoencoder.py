@@ -43,7 +43,7 @@ from kit.autoencoder import (
     encoder,
 )
 from kit.data.vision import Split, images
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 Variant = Literal["plain", "denoising", "variational"]
 IMAGE_SHAPE = (28, 28)
@@ -76,6 +76,7 @@ def main(
     learning_rate: float = 4e-3,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains an autoencoder, and reports what its codes are good for.
@@ -98,12 +99,15 @@ def main(
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/autoencoder-<backend>-<seed> if not
             given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("autoencoder", seed=seed, output_dir=output_dir, config=locals())
+    run = Run(
+        "autoencoder", seed=seed, output_dir=output_dir, resume=resume, config=locals()
+    )
     data = load_images(dataset)
     size = data.x_train.shape[1]
     for name, value, most in (
@@ -139,7 +143,9 @@ def main(
         "verbose": verbose,
     }
     model = make(latent_dim)
-    history, rate = train(model, data.x_train, **fit_options)
+    history, rate = train(
+        model, data.x_train, backup=run.backup("autoencoder"), **fit_options
+    )
     model.save(run.output_dir / "model.keras")
 
     # PCA is the best that a code of this size can do linearly.
@@ -165,7 +171,7 @@ def main(
     # Anomalies: the left-out class among those that were trained on.
     detector = make(anomaly_latent_dim)
     known = data.x_train[data.y_train != anomaly_class]
-    train(detector, known, **fit_options)
+    train(detector, known, backup=run.backup("detector"), **fit_options)
     known_pca = PCA(anomaly_latent_dim, random_state=seed).fit(known)
     is_anomaly = data.y_test == anomaly_class
     error = detector.reconstruction_error(data.x_test)
@@ -209,6 +215,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    backup: kit.BackupAndRestore,
     verbose: int,
 ) -> tuple[keras.callbacks.History, float]:
     """Trains on nine tenths of x, and keeps the epoch that was best on the last.
@@ -236,7 +243,7 @@ def train(
         epochs=epochs,
         validation_data=(valid, target),
         validation_batch_size=len(valid),
-        callbacks=[kit.EpochTimer(), keep_best],
+        callbacks=[kit.EpochTimer(), keep_best, backup],
         verbose=verbose,
     )
     return history, len(x) / np.median(history.history["seconds"])
@@ -340,6 +347,4 @@ def draw_history(run: Run, history: keras.callbacks.History) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

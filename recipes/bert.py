@@ -65,7 +65,7 @@ import kit
 from kit import pretrained
 from kit.data import texts
 from kit.data.texts import Texts
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 SENTENCES = (
     "The weather is lovely today.",
@@ -112,6 +112,7 @@ def main(
     dropout: float = 0.1,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Compares sentences, searches, classifies, and fine-tunes.
@@ -131,12 +132,13 @@ def main(
         dropout: Share of each sublayer's outputs to drop in training.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/bert-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bars, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("bert", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("bert", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     check_arguments(**run.config)
     path = packaged_model() if path is None else path
     tokenizer = pretrained.load_tokenizer(path, max_length)
@@ -187,6 +189,7 @@ def main(
             learning_rate=learning_rate,
             batch_size=batch_size,
             epochs=passes,
+            backup=run.backup(f"labels{suffix}"),
             verbose=verbose,
         )
         history += [{"labels": len(part.y), **row} for row in rows]
@@ -302,7 +305,7 @@ def make_classifier(bert: kit.Model, probe: Any, tokenizer: Any) -> kit.Model:
 
 
 def fine_tune(
-    model, x, y, *, learning_rate, batch_size, epochs, verbose
+    model, x, y, *, learning_rate, batch_size, epochs, backup, verbose
 ) -> list[dict[str, Any]]:
     """Trains all weights; returns what happened in each epoch."""
     steps = epochs * -(-len(y) // batch_size)
@@ -317,7 +320,7 @@ def fine_tune(
         y,
         batch_size=batch_size,
         epochs=epochs,
-        callbacks=[kit.EpochTimer()],
+        callbacks=[kit.EpochTimer(), backup],
         verbose=verbose,
     ).history
     rows = zip(*history.values(), strict=True)
@@ -418,6 +421,4 @@ def draw(figure, metrics, baselines, few, test: Texts, predicted: np.ndarray) ->
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

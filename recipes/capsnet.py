@@ -53,7 +53,7 @@ import kit
 from kit.capsnet import CapsNet, capsnet
 from kit.cnn import RandomAffine
 from kit.data.vision import Split, images
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 # What training shows: up to 0.03 turns, and 7 % of 28 pixels up, down and sideways.
 TRAIN_DEGREES, TRAIN_PIXELS = 0.03 * 360, 0.07 * 28
@@ -103,6 +103,7 @@ def main(
     validation: float = 0.0,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains capsules and a CNN, and reports how well they recognize images.
@@ -122,12 +123,15 @@ def main(
             of the test images: to choose settings by.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/capsnet-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("capsnet", seed=seed, output_dir=output_dir, config=locals())
+    run = Run(
+        "capsnet", seed=seed, output_dir=output_dir, resume=resume, config=locals()
+    )
     for name, values in (
         ("routings", [routings]),
         ("ablation", ablation),
@@ -157,7 +161,8 @@ def main(
             reconstruction_weight=reconstruction_weight,
             preprocessing=preprocessing(shape, seed),
         )
-        return model, train(model, None, data, **options)
+        backup = run.backup(f"capsnet-{routings}")
+        return model, train(model, None, data, backup=backup, **options)
 
     model, history = train_capsnet(routings)
     model.save(run.output_dir / "model.keras")
@@ -168,10 +173,22 @@ def main(
     cnn = kit.Sequential(
         [keras.Input(shape), preprocessing(shape, seed), network], name="baseline"
     )
-    train(cnn, "sparse_categorical_crossentropy", data, **options)
+    train(
+        cnn,
+        "sparse_categorical_crossentropy",
+        data,
+        backup=run.backup("cnn"),
+        **options,
+    )
     # And one that tells what the capsules do from what the convolutions do.
     pooled = without_capsules(model, num_classes, seed)
-    train(pooled, "sparse_categorical_crossentropy", data, **options)
+    train(
+        pooled,
+        "sparse_categorical_crossentropy",
+        data,
+        backup=run.backup("pooled"),
+        **options,
+    )
 
     # Every model gets the same transformed images.
     test = {
@@ -282,6 +299,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    backup: kit.BackupAndRestore,
     verbose: int,
 ) -> keras.callbacks.History:
     """Trains capsules or a CNN in the same way, from the seed on."""
@@ -295,7 +313,7 @@ def train(
         data.y_train,
         batch_size=batch_size,
         epochs=epochs,
-        callbacks=[kit.EpochTimer()],
+        callbacks=[kit.EpochTimer(), backup],
         verbose=verbose,
     )
 
@@ -430,6 +448,4 @@ def show(axes: Any, image: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -31,7 +31,7 @@ from sklearn.svm import SVC
 import kit
 from kit.cnn import RandomAffine
 from kit.data.vision import Split, images
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 DIGITS = "0 1 2 3 4 5 6 7 8 9"
 NAMES = {
@@ -103,6 +103,7 @@ def main(
     svc_examples: int = 5_000,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a CNN and reports how well it recognizes images it hasn't seen.
@@ -125,12 +126,13 @@ def main(
             time grows with the square of their number.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/cnn-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("cnn", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("cnn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
@@ -173,7 +175,7 @@ def main(
         batch_size=batch_size,
         epochs=epochs,
         validation_split=validation,
-        callbacks=[kit.EpochTimer()],
+        callbacks=[kit.EpochTimer(), run.backup()],
         verbose=verbose,
     )
     model.save(run.output_dir / "model.keras")
@@ -279,6 +281,4 @@ def show(axes: Any, image: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

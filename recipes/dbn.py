@@ -54,7 +54,7 @@ from threadpoolctl import threadpool_limits
 import kit
 from kit.data.vision import images
 from kit.dbn import DBN, RBM
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 NAMES = {
     "dbn": "deep belief network, fine-tuned",
@@ -154,6 +154,7 @@ def main(
     learning_rate: float = 1e-3,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Pretrains a deep belief network, and fine-tunes it at several numbers of labels.
@@ -177,13 +178,14 @@ def main(
         learning_rate: Step size of Adam in fine-tuning.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/dbn-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bars of the RBMs and a line for each number of
             labels, 2 lines for each epoch of the RBMs.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("dbn", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("dbn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     data = load_data(dataset)
     num_classes = int(data.y_train.max()) + 1
     check_arguments(data, num_classes, **run.config)
@@ -211,7 +213,7 @@ def main(
         x,
         epochs=rbm_epochs,
         batch_size=batch_size,
-        callbacks=[kit.EpochTimer()],
+        callbacks=[kit.EpochTimer(), run.backup()],
         verbose=verbose,
     )
     dbn.save(run.output_dir / "dbn.keras")
@@ -401,6 +403,4 @@ def check_arguments(data: Data, num_classes: int, **given: Any) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -31,7 +31,7 @@ import keras
 
 import kit
 from kit.lab.agent_recipe import finish_agent, flat_observations
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 # Read by `python -m kit compare`: how runs are judged, and what --quick passes.
 COMPARISON = {
@@ -77,6 +77,7 @@ def main(
     render: Literal["none", "video"] = "none",
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a DQN and reports how it plays.
@@ -103,12 +104,13 @@ def main(
         render: "video" records an episode of the trained agent.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/dqn-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("dqn", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("dqn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     train_env = flat_observations(gymnasium.make(env))
 
     network = kit.q_network(
@@ -158,7 +160,7 @@ def main(
         train_env,
         total_timesteps,
         steps_per_epoch=math.ceil(total_timesteps / 25),
-        callbacks=keep_best,
+        callbacks=[*keep_best, run.backup()],
         verbose=verbose,
     )
 
@@ -168,6 +170,4 @@ def main(
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -51,7 +51,7 @@ from kit.gan import (
     generator,
 )
 from kit.lab.gan_metrics import classes_covered, frechet_distance, nearest_neighbours
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 
 def load_data(dataset: str) -> Split:
@@ -99,6 +99,7 @@ def main(
     num_samples: int = 1_000,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a GAN, and reports how good, how varied and how new its samples are.
@@ -124,12 +125,13 @@ def main(
         num_samples: Samples to measure; at most as many as there are test images.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/gan-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("gan", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("gan", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     data = load_data(dataset)
     num_classes = int(data.y_train.max()) + 1
     for name, value, least, most in (
@@ -170,7 +172,11 @@ def main(
         data.y_train if conditional else None,
         batch_size=batch_size,
         epochs=epochs,
-        callbacks=[kit.EpochTimer(), SampleSheets(run.output_dir / "samples")],
+        callbacks=[
+            kit.EpochTimer(),
+            SampleSheets(run.output_dir / "samples"),
+            run.backup(),
+        ],
         verbose=verbose,
     )
     gan.save(run.output_dir / "model.keras")
@@ -336,6 +342,4 @@ def draw_nearest(
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kit
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 # Marks what isn't there; not 0, which is what digital silence would be. It's the mask
 # that sees it: masked frames never reach the normalization.
@@ -96,6 +96,7 @@ def main(
     epochs: int = 8,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a GRU on speech and tests it, at once and frame by frame.
@@ -116,12 +117,13 @@ def main(
         epochs: Passes over the training part.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/gru-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("gru", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("gru", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     train, test = load_data()
     check_arguments(len(train.utterances), **run.config)
     num_speakers = int(train.speakers.max()) + 1
@@ -154,7 +156,7 @@ def main(
         y_train,
         batch_size=batch_size,
         epochs=epochs,
-        callbacks=[kit.EpochTimer()],
+        callbacks=[kit.EpochTimer(), run.backup()],
         verbose=verbose,
     )
     seconds = np.median(history.history["seconds"])
@@ -312,6 +314,4 @@ def draw(figure, speakers, says, lengths, linear_accuracy) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -40,7 +40,7 @@ from kit import recurrent
 from kit.data.corpus import Characters, load_text
 from kit.lab import language_model
 from kit.lab.ngram import best_ngram
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 # Read by `python -m kit compare`: how runs are judged, and what --quick passes.
 COMPARISON = {
@@ -69,6 +69,7 @@ def main(
     top_k: int = 20,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a character language model, compares it with n-grams, lets it write.
@@ -91,12 +92,13 @@ def main(
         top_k: Samples draw from this many likeliest characters only.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/lstm-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("lstm", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("lstm", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     train_text, valid_text, test_text = load_text(text)
     vocabulary = Characters.of(train_text)
     train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
@@ -136,6 +138,7 @@ def main(
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
+        backup=run.backup(),
         verbose=verbose,
     )
 
@@ -173,6 +176,4 @@ def main(
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -59,7 +59,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import kit
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 
 class Table(NamedTuple):
@@ -139,6 +139,7 @@ def main(
     validation_fraction: float = 0.15,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Cross-validates an MLP and its baselines, then trains one on all rows.
@@ -155,12 +156,13 @@ def main(
         validation_fraction: Share of the training rows kept apart for that.
         seed: Seed of everything that is drawn, the folds among it.
         output_dir: Folder for the results; runs/mlp-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 a line for each fold, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("mlp", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("mlp", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     check_arguments(**run.config)
     x, y, classes = table = load_data(dataset)
     rarest = min(np.bincount(y)) if classes else len(y)
@@ -195,7 +197,9 @@ def main(
                 estimator.fit(x[train], y[train])
             predict = estimator.predict_proba if classes else estimator.predict
             scores[name].append(score(y[test], predict(x[test]), classes))
-        model, epochs_log = train_mlp(Table(x[train], y[train], classes), **settings)
+        part = Table(x[train], y[train], classes)
+        backup = run.backup(f"fold-{fold}")
+        model, epochs_log = train_mlp(part, backup=backup, **settings)
         out_of_fold[test] = keras.ops.convert_to_numpy(model(x[test]))
         scores["mlp"].append(score(y[test], out_of_fold[test], classes))
         history += [{"fold": fold, **row} for row in epochs_log]
@@ -204,7 +208,7 @@ def main(
             print(f"fold {fold} of {folds}: {result}; {len(epochs_log)} epochs")
 
     # The folds told how good such a model is; the one to use learns from all rows.
-    model, epochs_log = train_mlp(table, **settings)
+    model, epochs_log = train_mlp(table, backup=run.backup("all"), **settings)
     model.save(run.output_dir / "model.keras")
     with run.figure("result.png", figsize=(11.5, 4)) as figure:
         draw(figure, scores, y, out_of_fold, classes)
@@ -237,6 +241,7 @@ def train_mlp(
     patience: int,
     validation_fraction: float,
     seed: int,
+    backup: kit.BackupAndRestore,
     verbose: int,
 ) -> tuple[keras.Model, list[dict[str, Any]]]:
     """Returns a model that takes raw rows, and what happened in each epoch."""
@@ -280,7 +285,7 @@ def train_mlp(
         batch_size=batch_size,
         epochs=epochs,
         validation_data=(x_val, y_val),
-        callbacks=[kit.EpochTimer(), stop],
+        callbacks=[kit.EpochTimer(), stop, backup],
         verbose=verbose,
     )
     rows = zip(*history.history.values(), strict=True)
@@ -415,6 +420,4 @@ def check_arguments(**given: Any) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -50,7 +50,7 @@ import keras
 
 import kit
 from kit.lab.agent_recipe import finish_agent, make_envs
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 # Read by `python -m kit compare`: how runs are judged, and what --quick passes.
 COMPARISON = {
@@ -100,6 +100,7 @@ def main(
     render: Literal["none", "video"] = "none",
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains an agent by PPO and reports how it plays.
@@ -132,12 +133,13 @@ def main(
         render: "video" records an episode of the trained agent.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/ppo-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("ppo", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("ppo", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     envs = make_envs(env, num_envs)
     obs_shape = envs.single_observation_space.shape
     actor = kit.policy_network(
@@ -179,12 +181,12 @@ def main(
             global_clipnorm=max_grad_norm,
         )
     )
-    history = agent.fit(envs, total_timesteps, verbose=verbose)
+    history = agent.fit(
+        envs, total_timesteps, callbacks=[run.backup()], verbose=verbose
+    )
     envs.close()
     return finish_agent(run, agent, history, env, eval_episodes, render=render)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

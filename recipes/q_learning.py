@@ -35,7 +35,7 @@ import keras
 import numpy as np
 
 import kit
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 from kit.rl.environments import play_episodes, random_policy
 
 # How many steps each takes, and the most that there is to earn: with it as the value
@@ -76,6 +76,7 @@ def main(
     eval_episodes: int = 100,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Learns a table of Q-values and compares its policy with the best one.
@@ -101,12 +102,15 @@ def main(
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/q_learning-<backend>-<seed> if not
             given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("q_learning", seed=seed, output_dir=output_dir, config=locals())
+    run = Run(
+        "q_learning", seed=seed, output_dir=output_dir, resume=resume, config=locals()
+    )
     world = make(env)
     model = transition_model(world)
     known_timesteps, known_value = WORLDS.get(env, (1_000_000, 1.0))
@@ -149,7 +153,10 @@ def main(
     history = agent.fit(
         world,
         total_timesteps,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=add_policy_value)],
+        callbacks=[
+            keras.callbacks.LambdaCallback(on_epoch_end=add_policy_value),
+            run.backup(),
+        ],
         verbose=verbose,
     )
 
@@ -325,6 +332,4 @@ def draw_policies(
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -31,7 +31,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kit
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 DAY, WEEK = 24, 168  # hours
 
@@ -57,6 +57,7 @@ def main(
     patience: int = 10,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a simple RNN and compares its forecasts with two baselines.
@@ -71,12 +72,13 @@ def main(
         patience: Epochs without a better validation error, after which it stops.
         seed: Seed of the weights and of the order of the windows.
         output_dir: Folder for the results; runs/rnn-<backend>-<seed> if not given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("rnn", seed=seed, output_dir=output_dir, config=locals())
+    run = Run("rnn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     series = load_series()
     ends = check_and_split(len(series), window, horizon)
     features = make_features(series)
@@ -104,6 +106,7 @@ def main(
         callbacks=[
             kit.EpochTimer(),
             keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True),
+            run.backup(),
         ],
         verbose=verbose,
     )
@@ -308,6 +311,4 @@ def draw_errors(run: Run, errors: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -38,7 +38,7 @@ from kit import transformer
 from kit.data.corpus import Characters, load_text
 from kit.lab import language_model
 from kit.lab.ngram import best_ngram
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 # Read by `python -m kit compare`: how runs are judged, and what --quick passes.
 COMPARISON = {
@@ -73,6 +73,7 @@ def main(
     top_k: int = 20,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a small GPT, compares it with an LSTM and n-grams, lets it write.
@@ -103,12 +104,15 @@ def main(
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/transformer-<backend>-<seed> if not
             given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("transformer", seed=seed, output_dir=output_dir, config=locals())
+    run = Run(
+        "transformer", seed=seed, output_dir=output_dir, resume=resume, config=locals()
+    )
     train_text, valid_text, test_text = load_text(text)
     vocabulary = Characters.of(train_text)
     train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
@@ -148,6 +152,7 @@ def main(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
         beta_2=beta_2,
+        backup=run.backup("gpt"),
         **budget,
     )
     # Once, it may take longer: with nearly a whole window before each character.
@@ -176,7 +181,13 @@ def main(
         baseline = make_lstm(len(vocabulary), seed)
         measure = language_model.make_bits_by_steps(baseline)
         language_model.fit(
-            baseline, train, valid, measure, learning_rate=5e-3, **budget
+            baseline,
+            train,
+            valid,
+            measure,
+            learning_rate=5e-3,
+            backup=run.backup("lstm"),
+            **budget,
         )
         baselines["lstm_bits_per_char"] = levels["LSTM"] = measure(test)
         baselines["lstm_parameters"] = baseline.count_params()
@@ -240,6 +251,4 @@ def writing_speed(model: keras.Model, length: int, use_cache: bool) -> float:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -59,7 +59,7 @@ import numpy as np
 import kit
 from kit import seq2seq, transformer
 from kit.data.corpus import Characters
-from kit.lab.run import Run
+from kit.lab.run import Run, command_line
 
 Pairs = list[tuple[str, str]]
 
@@ -101,6 +101,7 @@ def main(
     beam_width: int = 4,
     seed: int = 0,
     output_dir: Path | None = None,
+    resume: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Trains a Transformer and two recurrent models to translate; compares them.
@@ -126,12 +127,15 @@ def main(
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/translation-<backend>-<seed> if not
             given.
+        resume: Go on with an interrupted run, from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
         What metrics.json holds.
     """
-    run = Run("translation", seed=seed, output_dir=output_dir, config=locals())
+    run = Run(
+        "translation", seed=seed, output_dir=output_dir, resume=resume, config=locals()
+    )
     check(**run.config)
     rng = np.random.default_rng(seed)
     pairs = load_pairs(task, language, num_pairs, rng)
@@ -205,7 +209,7 @@ def main(
             batch_size,
             epochs,
             verbose=verbose,
-            callbacks=[kit.EpochTimer(), keep_best],
+            callbacks=[kit.EpochTimer(), keep_best, run.backup(network.name)],
             validation_data=(x["valid"], y["valid"]),
             validation_batch_size=len(parts["valid"]),
         )
@@ -505,6 +509,4 @@ def merge(histories: dict[str, dict]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    command_line(main)

@@ -6,7 +6,9 @@
     run.finish(history=history, metrics={"eval_return": 500.0},
                baselines={"random_return": 22.1}, throughput=(8123, "env steps/s"))
 
-The command line is made by tyro from the signature of the recipe's `main`.
+`command_line(main)` makes the command line of a recipe. A run that was interrupted goes
+on with `--resume`: its trainings are backed up by the callbacks that `run.backup()`
+returns.
 """
 
 import csv
@@ -15,9 +17,12 @@ import json
 import math
 import os
 import platform
+import shlex
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,11 @@ import keras
 import numpy as np
 
 from kit.backend import import_no_other_framework, set_random_seed
+from kit.backups import exit_by_signal
+from kit.callbacks import BackupAndRestore
 from kit.engines.allocator import keep_freed_memory
+from kit.files import replacing
+from kit.finite import DivergenceError
 from kit.lab.baselines import pair_with_baselines
 
 
@@ -43,14 +52,22 @@ class Run:
         seed: Integer, 0 or more. Seeds Python, NumPy and the Keras backend.
         output_dir: Folder for the results, made where it is missing. Defaults to
             `runs/<recipe>-<backend>-<seed>` in the current directory.
+        resume: Whether to go on with a run in this folder that was interrupted.
+            Defaults to `False`.
         config: Mapping of the arguments of this run, to be recorded; in the first
-            line of `main`, `locals()` is exactly that. `seed` and `output_dir`
-            in it are left out: they are recorded, or chosen, elsewhere.
+            line of `main`, `locals()` is exactly that. `seed`, `output_dir` and
+            `resume` in it are left out: they are recorded, or chosen, elsewhere.
+
+    Attributes:
+        latest: The run that was made last in this process, or `None`.
 
     Raises:
-        ValueError: If nothing can be written to `output_dir`.
+        ValueError: If nothing can be written to `output_dir`; if it holds no run that
+            was interrupted, or one with another `config`, and `resume`.
         TypeError: If a value of `config` has no form in JSON.
     """
+
+    latest: "Run | None" = None
 
     def __init__(
         self,
@@ -58,6 +75,7 @@ class Run:
         *,
         seed: int = 0,
         output_dir: str | Path | None = None,
+        resume: bool = False,
         config: Mapping[str, Any] | None = None,
     ):
         self.recipe = recipe
@@ -66,15 +84,23 @@ class Run:
         self.config = {
             name: _to_json(value, f"config[{name!r}]")
             for name, value in (config or {}).items()
-            if name not in ("seed", "output_dir")
+            if name not in ("seed", "output_dir", "resume")
         }
         default = Path("runs") / f"{recipe}-{self.backend}-{seed}"
         self.output_dir = default if output_dir is None else Path(output_dir)
+        self.resume = resume
+        if resume:
+            self._check_interrupted()
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            with _replacing(self.output_dir / "metrics.json") as file:
+            with replacing(self.output_dir / "metrics.json") as file:
                 file.touch()  # Overwrites an earlier run's: proves we may.
             (self.output_dir / "metrics.json").unlink()
+            if not resume:  # what an earlier run could have gone on from
+                shutil.rmtree(self._backups, ignore_errors=True)
+            self._backups.mkdir(exist_ok=True)
+            with replacing(self._backups / "config.json") as file:
+                file.write_text(json.dumps(self.config), encoding="utf-8")
         except OSError as error:
             raise ValueError(
                 f"output_dir={str(self.output_dir)!r} cannot be written to "
@@ -84,6 +110,45 @@ class Run:
         import_no_other_framework()  # It would count in seconds and memory.
         set_random_seed(seed)
         self._start = time.perf_counter()
+        Run.latest = self
+
+    @property
+    def _backups(self):
+        return self.output_dir / "backups"
+
+    def _check_interrupted(self):
+        """Raises an error if there is nothing to go on with."""
+        if (self.output_dir / "metrics.json").exists():
+            raise ValueError(
+                f"resume: the run in {self.output_dir} has finished. Leave --resume "
+                "out to run it again."
+            )
+        try:
+            text = (self._backups / "config.json").read_text(encoding="utf-8")
+            config = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"resume: {self.output_dir} holds no run that was interrupted ({error})"
+                ". Leave --resume out to begin one."
+            ) from error
+        for name, value in self.config.items():
+            if name != "verbose" and config.get(name) != value:
+                raise ValueError(
+                    f"resume: the run in {self.output_dir} began with {name}="
+                    f"{config.get(name)!r}; received {value!r}. Pass the same options."
+                )
+
+    def backup(self, training: str = "training") -> BackupAndRestore:
+        """Returns a callback that backs a training up, and resumes it with `resume`.
+
+        The backups are deleted by `finish`.
+
+        Args:
+            training: Name of the training, a file name, where a run has several.
+        """
+        return BackupAndRestore(
+            self._backups / training, restore=self.resume, delete_checkpoint=False
+        )
 
     def finish(
         self,
@@ -127,9 +192,10 @@ class Run:
         }
         record = {name: _to_json(value, name) for name, value in record.items()}
         _write_rows(self.output_dir / "history.csv", _rows(history))
-        with _replacing(self.output_dir / "metrics.json") as file:
+        with replacing(self.output_dir / "metrics.json") as file:
             text = json.dumps(record, indent=2, allow_nan=False)
             file.write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(self._backups, ignore_errors=True)
         self._print(record)
         return record
 
@@ -158,7 +224,7 @@ class Run:
         figure = Figure(**{"dpi": 150, "layout": "constrained", **options})
         FigureCanvasAgg(figure)  # No window system is asked for, whatever is set.
         yield figure
-        with _replacing(self.output_dir / name) as file:
+        with replacing(self.output_dir / name) as file:
             figure.savefig(file)
 
     def write_texts(self, name: str, texts: Mapping[str, str]) -> None:
@@ -175,7 +241,7 @@ class Run:
         for title, text in texts.items():
             Console().print(Panel(Text(text), title=title, title_align="left"))
         parts = [f"# {title}\n{text}\n" for title, text in texts.items()]
-        with _replacing(self.output_dir / name) as file:
+        with replacing(self.output_dir / name) as file:
             file.write_text("\n".join(parts), encoding="utf-8")
 
     def _print(self, record: dict[str, Any]) -> None:
@@ -208,6 +274,42 @@ class Run:
             facts.append(f"{record['peak_memory_mb']} MB at most")
         console.print("; ".join(facts), highlight=False)
         console.print(f"Results in {self.output_dir}", highlight=False, soft_wrap=True)
+
+
+def command_line(main: Callable[..., Any]) -> None:
+    """Runs a recipe with the options of the command line, which tyro reads.
+
+    Ctrl-C and SIGTERM end it with one line that says how to go on, and with the exit
+    codes 130 and 143.
+
+    Args:
+        main: The recipe's function; its signature and docstring make the options.
+    """
+    import tyro
+
+    signal.signal(signal.SIGTERM, exit_by_signal)
+    try:
+        tyro.cli(main)
+    except KeyboardInterrupt:
+        _say_how_to_go_on()
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            _say_how_to_go_on()
+        raise
+    except DivergenceError as error:
+        sys.exit(f"Error: {error}")
+
+
+def _say_how_to_go_on():
+    run, command = Run.latest, [x for x in sys.argv if x != "--resume"]
+    if run is None:
+        return
+    again = shlex.join(["python", *command, "--resume"])
+    print(
+        f"\nInterrupted. To go on: KERAS_BACKEND={run.backend} {again}",
+        file=sys.stderr,
+    )
 
 
 def plot_learning_curve(
@@ -278,7 +380,7 @@ def plot_learning_curve(
         axes.text(
             1.01, height, what, color=color, va="center", transform=axes.transAxes
         )
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         figure.savefig(file)
 
 
@@ -357,7 +459,7 @@ def _rows(history: Any) -> list[Mapping[str, Any]]:
 
 def _write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with _replacing(path) as file, file.open("w", newline="", encoding="utf-8") as f:
+    with replacing(path) as file, file.open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, names)
         writer.writeheader()
         for i, row in enumerate(rows):
@@ -390,14 +492,3 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary file that takes the place of `path` at once, when written."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # Keeps the suffix.
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
