@@ -125,7 +125,7 @@ class Backups:
             (folder / "state.json").write_text(json.dumps(packed), encoding="utf-8")
             manifest = {
                 "format": FORMAT,
-                "identity": dict(identity),
+                "identity": _as_json(identity),
                 "segments": segments,
                 "files": {p.name: _checksum(p) for p in sorted(folder.iterdir())},
             }
@@ -267,10 +267,14 @@ def _checksum(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _as_json(identity):
+    """Returns what JSON makes of it: a list of a tuple, an integer of NumPy's."""
+    return json.loads(json.dumps(dict(identity), default=lambda x: x.item()))
+
+
 def _check_identity(path, manifest, identity):
     there = manifest["identity"]
-    # As JSON has them, where a tuple is a list.
-    here = json.loads(json.dumps(dict(identity)))
+    here = _as_json(identity)
     for name in here:
         if there.get(name) != here[name]:
             raise ValueError(

@@ -80,6 +80,10 @@ class EpochTimer(keras.callbacks.Callback):
     ```
     """
 
+    def __init__(self):
+        super().__init__()
+        self.start = time.perf_counter()
+
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""
         self.start = time.perf_counter()

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import pytest
 
+from kit.files import replacing
 from kit.lab.baselines import pair_with_baselines
 from kit.lab.run import (
     Run,
     _moving_mean,
-    _replacing,
     _spread,
     plot_learning_curve,
 )
@@ -155,7 +155,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("old")
     with path.open() as reader:
-        with _replacing(path) as file:
+        with replacing(path) as file:
             file.write_text("new")
         assert reader.read() == "old"
     assert path.read_text() == "new"
@@ -164,7 +164,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 def test_a_file_that_fails_midway_leaves_the_old_one(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), _replacing(path) as file:
+    with pytest.raises(RuntimeError), replacing(path) as file:
         file.write_text("half of the n")
         raise RuntimeError
     assert path.read_text() == "old"
@@ -350,7 +350,7 @@ import kit
 from kit.lab.run import Run
 
 run = Run("mlp", output_dir=sys.argv[1])
-model = kit.mlp((4,), 2, (8,))
+model = kit.mlp((4,), 2, (8,), output_activation="softmax")
 model.compile("adam", "sparse_categorical_crossentropy")
 history = model.fit(numpy.zeros((8, 4)), numpy.zeros(8, "int32"), verbose=0)
 model.save(run.output_dir / "model.keras")

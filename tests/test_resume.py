@@ -1,0 +1,143 @@
+"""Recipes that are interrupted, and go on with --resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from test_backups import Killed, interrupt
+
+from kit import backups
+from kit.lab.run import Run
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+FIGURES = {"metrics": {}, "baselines": {}, "throughput": (1.0, "steps/s")}
+# One of each kind: an agent, several trainings, a loop around `fit`.
+TINY = {
+    "q_learning": {"total_timesteps": 2000, "eval_episodes": 5},
+    "dbn": {
+        "units": (16, 8),
+        "rbm_epochs": 2,
+        "epochs": 2,
+        "labels": (50,),
+        "repeats": 1,
+    },
+    "lstm": {
+        "units": (16, 16),
+        "epochs": 3,
+        "batch_size": 4,
+        "sequence_length": 16,
+        "sample_length": 10,
+        "top_k": 5,
+    },
+}
+
+
+@pytest.fixture
+def each_step(monkeypatch):
+    """Has recipes write a backup after each step."""
+    init = backups.Session.__init__
+
+    def often(session, files, interval, *args):
+        init(session, files, 0, *args)
+
+    monkeypatch.setattr(backups.Session, "__init__", often)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_resumed_recipe_has_the_same_figures(
+    name, load_recipe, tmp_path, monkeypatch, each_step
+):
+    options = dict(TINY[name])
+    if name == "lstm":
+        options["text"] = tmp_path / "text.txt"
+        lines = ("to be or not to be, that is the question\n" * 60)
+        options["text"].write_text(lines, encoding="utf-8")
+    main = load_recipe(name).main
+    folder, other = tmp_path / "resumed", tmp_path / "undisturbed"
+    expected = main(output_dir=other, verbose=0, **options)
+    for after in (2, 3):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            interrupt(patch, after)
+            main(output_dir=folder, verbose=0, resume=after > 2, **options)
+    assert (folder / "backups").is_dir()
+    found = main(output_dir=folder, verbose=0, resume=True, **options)
+    for part in ("metrics", "baselines", "config"):
+        assert found[part] == expected[part]
+    assert not (folder / "backups").exists()
+    histories = []
+    for path in (folder, other):
+        rows = np.genfromtxt(path / "history.csv", delimiter=",", names=True)
+        names = [n for n in rows.dtype.names if "second" not in n]
+        histories.append([rows[n].tolist() for n in names])
+    np.testing.assert_array_equal(*histories)
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no run that was interrupted"):
+        Run("dqn", output_dir=tmp_path, resume=True, config={"gamma": 0.9})
+    Run("dqn", output_dir=tmp_path, config={"gamma": 0.9, "verbose": 0})
+    with pytest.raises(ValueError, match=r"began with gamma=0\.9; received 0\.8"):
+        Run("dqn", output_dir=tmp_path, resume=True, config={"gamma": 0.8})
+    run = Run(
+        "dqn", output_dir=tmp_path, resume=True, config={"gamma": 0.9, "verbose": 2}
+    )
+    run.finish(**FIGURES)
+    with pytest.raises(ValueError, match="has finished"):
+        Run("dqn", output_dir=tmp_path, resume=True, config={"gamma": 0.9})
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "backups" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="holds no run that was interrupted"):
+        Run("dqn", output_dir=tmp_path, resume=True, config={"gamma": 0.9})
+
+
+def test_a_run_that_begins_anew_deletes_what_was_there(tmp_path):
+    run = Run("dqn", output_dir=tmp_path)
+    run.backup().backups.save({}, {}, {})
+    assert (tmp_path / "backups" / "training" / "backup-000001").is_dir()
+    run = Run("dqn", output_dir=tmp_path)
+    assert [p.name for p in (tmp_path / "backups").iterdir()] == ["config.json"]
+    assert run.backup("a").backups.folder == tmp_path / "backups" / "a"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_signals_end_a_recipe_with_a_backup_and_a_line(number, code, tmp_path):
+    # A process in the background may ignore Ctrl-C.
+    script = (
+        "import runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    options = ["--total-timesteps", "100000000", "--output-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, RECIPES / "q_learning.py", *options]
+        + ["--verbose", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(RECIPES.parent), "COLUMNS": "200"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Epoch 1"):
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    (line,) = [x for x in errors.splitlines() if x.startswith("Interrupted. To go on:")]
+    backend = keras.backend.backend()
+    assert f"KERAS_BACKEND={backend} python {RECIPES}/q_learning.py" in line
+    assert line.endswith("--resume")
+    assert list((tmp_path / "backups" / "training").glob("backup-*"))
+    config = json.loads((tmp_path / "backups" / "config.json").read_text())
+    assert config["total_timesteps"] == 100000000
