@@ -875,10 +875,11 @@ def check_targets(
     high: float
     classes = outputs[-1]
     if loss == "sparse_categorical_crossentropy" and classes is not None:
-        if shape not in (outputs[1:-1], (*outputs[1:-1], 1)):
+        one = outputs[1:-1]  # of each output
+        if not _fits(shape, one) and not _fits(shape, (*one, 1)):
             raise ValueError(
                 f"{called}: `{name}` must hold one label for each output, of shape "
-                f"(N, {', '.join(map(str, outputs[1:-1]))}), received {tuple(y.shape)}."
+                f"(N, {', '.join(map(str, one))}), received {tuple(y.shape)}."
             )
         low, high = int(ops.min(y)), int(ops.max(y))
         if not 0 <= low <= high < classes:
@@ -893,6 +894,13 @@ def check_targets(
                 f"{called}: `{name}` must hold probabilities, from 0 to 1, for the "
                 f"loss {loss}; received numbers from {low:g} to {high:g}."
             )
+
+
+def _fits(shape, expected):
+    """Whether a shape is the expected one, where `None` is any size."""
+    return len(shape) == len(expected) and all(
+        b in (None, a) for a, b in zip(shape, expected, strict=True)
+    )
 
 
 def _loss_name(loss):
