@@ -29,7 +29,7 @@ TINY = {
     },
     "lstm": {
         "units": (16, 16),
-        "epochs": 3,
+        "epochs": 6,
         "batch_size": 4,
         "sequence_length": 16,
         "sample_length": 10,
