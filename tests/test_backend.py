@@ -1629,6 +1629,7 @@ REPLACED = {
     "jax": {CALL, "backend.jax.nn.max_pool", "backend.lstm", "backend.gru"},
     "tensorflow": {
         CALL,
+        "Registry.register",  # TensorFlow's
         "backend.lstm",
         "backend.gru",
         "backend.tensorflow.random.tf",

@@ -968,6 +968,26 @@ def test_compiling_anew_releases_the_programs(data):
     assert not any(ref() for ref in old)
 
 
+def test_compiling_anew_releases_what_was_traced(data):
+    """Also what TensorFlow registers: its optimizers, and silu, as custom gradients."""
+    refs = []
+
+    class Recording(kit.Sequential):
+        def compute_loss(self, x, y, y_pred, sample_weight):
+            loss = super().compute_loss(x, y, y_pred, sample_weight)
+            if kit.backend.is_tracing():
+                refs.append(weakref.ref(loss))
+            return loss + ops.mean(ops.silu(y_pred))
+
+    model = Recording([keras.Input((3,)), layers.Dense(1)])
+    model.compile("adam", "mse")
+    model.fit(*data, BATCH, verbose=0)
+    assert refs
+    gc.collect()
+    model.compile("adam", "mse")
+    assert [ref() for ref in refs if ref() is not None] == []
+
+
 def test_compiling_an_agent_anew_releases_its_programs():
     envs = gymnasium.make_vec("CartPole-v1", num_envs=2)
     space = envs.single_action_space

@@ -1,4 +1,4 @@
-"""Replaces functions of Keras while a compiled function is traced.
+"""Replaces functions of Keras, or of a backend, while a compiled function is traced.
 
 Each engine has a table of replacements, with the reason for each one. They are
 installed when a trace begins and removed when it ends; in between, threads that don't

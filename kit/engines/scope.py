@@ -24,6 +24,7 @@ class Context(threading.local):
         self.depth = 0  # of functions inside each other that are differentiated
         self.frame: Any = None  # the `scan` body that is being traced, on JAX
         self.for_xla = False  # whether what is traced will run there, on TensorFlow
+        self.registered: Any = None  # what the trace registers, on TensorFlow
 
 
 context = Context()

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import weakref
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import keras
 from kit.engines import fast_ops
 from kit.engines.base import CONVOLUTIONS, eager_scan
 from kit.engines.changed_layers import RECORD_CALLS
-from kit.engines.replacements import Replacement, fast_op, installed
+from kit.engines.replacements import Replacement, fast_op, function, installed
 from kit.engines.scope import context, differentiating, tracing
 
 
@@ -29,7 +30,11 @@ class TensorFlowEngine:
         self.on_cpu = not tf.config.list_physical_devices("GPU")
         # In a loop, they take a quarter longer on CPUs.
         self.slow_in_loops = CONVOLUTIONS if self.on_cpu else ()
-        self.replacements = [RECORD_CALLS, *(_fast_ops(tf) if self.on_cpu else [])]
+        self.replacements = [
+            RECORD_CALLS,
+            _record_registrations(),
+            *(_fast_ops(tf) if self.on_cpu else []),
+        ]
 
     def trace(self, fn, arrays, inductor):
         tf = self.tf
@@ -42,14 +47,17 @@ class TensorFlowEngine:
             return results
 
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in arrays]
+        registered: list[Any] = []
 
         def make(jit_compile):
             program = tf.function(pure, jit_compile=jit_compile, autograph=False)
-            context.for_xla = jit_compile
+            context.for_xla, context.registered = jit_compile, registered
             try:
                 return program.get_concrete_function(*specs)
             finally:
-                context.for_xla = False
+                context.for_xla, context.registered = False, None
+
+        weakref.finalize(make, _unregister, registered)  # goes with the program
 
         program = make(jit_compile=True)
         if self.on_cpu and _has_convolution(program.graph):
@@ -148,6 +156,30 @@ class TensorFlowEngine:
             maximum_iterations=length,
         )
         return carry, [a.stack() for a in arrays]
+
+
+def _record_registrations() -> Replacement:
+    from tensorflow.python.framework.registry import Registry
+
+    def register(original, registry, candidate, name=None):
+        original(registry, candidate, name)
+        # Not what a module registers that is first imported here.
+        if name and name.startswith("CustomGradient-"):
+            context.registered.append((registry, name))
+
+    return function(
+        Registry,
+        "register",
+        register,
+        "TensorFlow keeps the gradients of `tf.custom_gradient`, and with them their "
+        "graphs, for ever: Keras' optimizers register one at each trace",
+        lambda: context.registered is not None,
+    )
+
+
+def _unregister(registered):
+    for registry, name in registered:
+        registry._registry.pop(name)
 
 
 def _fast_ops(tf) -> list[Replacement]:
