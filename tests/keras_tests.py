@@ -41,6 +41,9 @@ KNOWN_DIFFERENCES = {
     f"{TRAINER}_fit_eval_flow_for_jax_model_weights": "weights keep values in fit()",
     f"{TRAINER}_steps_per_execution_steps_count_3_jit": LAST,
     f"{TRAINER}_steps_per_execution_steps_count_101_jit": LAST,
+    f"{TRAINER}_steps_per_execution_unrolled_steps_steps_count_3": LAST,
+    f"{TRAINER}_steps_per_execution_unrolled_steps_steps_count_8": LAST,
+    f"{TRAINER}_steps_per_execution_unrolled_steps_steps_count_32": LAST,
 }
 
 
