@@ -1,14 +1,12 @@
 """The recipe `bert`, on a tiny BERT of random weights, and on the published one."""
 
 import importlib.util
-import json
 
 import keras
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from tiny_bert import write_tiny_bert
 
-import kit
 from kit import pretrained
 from kit.data import texts
 
@@ -20,31 +18,7 @@ QUERIES = ("root of a function", "zebra")
 def folder(tmp_path_factory):
     """A BERT of random weights, and a vocabulary of a few words."""
     folder = tmp_path_factory.mktemp("tiny-bert")
-    words = "[PAD] [UNK] [CLS] [SEP] a of the matrix sparse signal function random root"
-    (folder / "vocab.txt").write_text("\n".join(words.split()))
-    config = {
-        "model_type": "bert",
-        "vocab_size": 13,
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "max_position_embeddings": 16,
-        "hidden_act": "gelu",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    model = kit.transformer.bert(13, 16, 1, 2, 8, 8)
-    kit.initialize_weights(model, 0)
-    weights = {
-        name: keras.ops.convert_to_numpy(variable)
-        for name, variable, _ in pretrained._places(model)
-    }
-    # In PyTorch's order, which transposes kernels.
-    weights = {
-        name: np.ascontiguousarray(x.T if name.endswith(KERNELS) else x)
-        for name, x in weights.items()
-    }
-    save_file(weights, folder / "model.safetensors")
+    write_tiny_bert(folder)
     return folder
 
 
@@ -62,9 +36,6 @@ def recipe(load_recipe, data, monkeypatch):
         texts, "load", lambda *args: data if args == ("scipy", 100) else load(*args)
     )
     return module
-
-
-KERNELS = ("query.weight", "key.weight", "value.weight", "dense.weight")
 
 
 def test_recipe_leaves_what_it_promises(recipe, folder, tmp_path):

@@ -22,12 +22,14 @@ pytestmark = pytest.mark.exchange
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exchange")
     for task in ("save", "load"):
-        for backend in BACKENDS:
-            subprocess.run(
+        processes = [
+            subprocess.Popen(
                 [sys.executable, SCRIPT, task, folder],
                 env={**os.environ, "KERAS_BACKEND": backend},
-                check=True,
             )
+            for backend in BACKENDS
+        ]
+        assert [process.wait() for process in processes] == [0, 0, 0]
     return folder
 
 
