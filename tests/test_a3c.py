@@ -452,6 +452,7 @@ class Telling(gymnasium.Wrapper):
         self.steps += 1
         if self.steps == 1:
             (self.folder / str(os.getpid())).touch()
+        time.sleep(0.02)  # leaves the cores to the processes that are still starting
         return super().step(action)
 
     def close(self):
@@ -476,7 +477,7 @@ def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
             assert agent.restarts == 0  # the one that dies is the one killed here
             killed.append(int(min(path.name for path in tmp_path.iterdir())))
             os.kill(killed[0], signal.SIGKILL)
-        agent.stop_training = len(agent.pushes) == 3 or agent.updates == 10**5
+        agent.stop_training = len(agent.pushes) == 3 or agent.updates == 10**4
 
     agent = make_agent(obs_shape=(4,))
     with pytest.warns(RuntimeWarning, match="a worker died and is replaced"):
