@@ -1,5 +1,6 @@
 """Settings that must stand before Keras is imported, and one seed for each test."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -29,6 +30,15 @@ def pytest_configure(config):
         given = os.environ.get("XLA_FLAGS", "").split()
         cheap = [flag for flag in CHEAP_TO_COMPILE if flag not in given]
         os.environ["XLA_FLAGS"] = " ".join(cheap + given)
+
+
+def pytest_collection_finish():
+    """Has Python look for garbage less often: traces make many objects that stay.
+
+    Of what was imported, none becomes garbage. Tests of what is released collect it.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 2)
 
 
 def pytest_report_header():
