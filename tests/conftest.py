@@ -49,20 +49,28 @@ def pytest_addoption(parser):
     parser.addoption(
         "--part", metavar="I/N", help="run the I-th of N parts of the files"
     )
+    parser.addoption(
+        "--no-tools", action="store_true", help="leave out what is marked as tools"
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after the choice by markers
 def pytest_collection_modifyitems(config, items):
-    """Leaves the files of a part.
+    """Leaves the files of a part, and what isn't of the tools.
 
     XLA keeps what it compiled, some two hundred memory maps for a model, and a process
     on Linux may have 65,530: the whole suite in one process is aborted.
     """
+    chosen = items
+    if config.getoption("no_tools"):
+        chosen = [x for x in chosen if not x.get_closest_marker("tools")]
     if part := config.getoption("part"):
         number, count = map(int, part.split("/"))
-        files = sorted({item.path for item in items})[number - 1 :: count]
-        config.hook.pytest_deselected(items=[x for x in items if x.path not in files])
-        items[:] = [x for x in items if x.path in files]
+        files = sorted({item.path for item in chosen})[number - 1 :: count]
+        chosen = [x for x in chosen if x.path in files]
+    if left_out := set(items) - set(chosen):
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = chosen
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -13,6 +13,8 @@ import kit
 from kit import __main__
 from kit.tools import catalog
 
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from kit.data.vision import DATASETS, images
 
+pytestmark = pytest.mark.tools
+
 
 def test_digits_are_split_evenly():
     data = images()

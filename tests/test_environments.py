@@ -8,6 +8,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from kit.rl.environments import Environments, play_episodes, random_policy
 
+pytestmark = pytest.mark.tools
+
 MODES = [None, *AutoresetMode]
 MODE_IDS = ["env", *(mode.name.lower() for mode in AutoresetMode)]
 

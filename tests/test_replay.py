@@ -5,6 +5,8 @@ import pytest
 
 from kit.rl.replay import ReplayBuffer
 
+pytestmark = pytest.mark.tools
+
 
 class NaiveBuffer:
     """Keeps copies of whole transitions, a list for each environment."""

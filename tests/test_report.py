@@ -25,6 +25,8 @@ from kit.tools.report import (
 )
 from kit.tools.scores import read_comparison, references, score_of
 
+pytestmark = pytest.mark.tools
+
 ROOT = pathlib.Path(__file__).parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 

@@ -5,6 +5,8 @@ import pytest
 
 from kit.data import texts
 
+pytestmark = pytest.mark.tools
+
 
 @pytest.fixture(scope="module")
 def parts():
