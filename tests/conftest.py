@@ -15,6 +15,8 @@ if all(importlib.util.find_spec(name) for name in ("tensorflow", "torch")):
 import keras
 import pytest
 
+from kit.data import vision
+
 # Most of a fast test's time is spent compiling. Without these optimizations, XLA takes
 # about half as long. Learning runs compile as users do. XLA aborts the process if it
 # doesn't know a flag.
@@ -101,3 +103,14 @@ def load_recipe():
         return module
 
     return load
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """The digits that recipes train on, but few of them."""
+    data = vision.images()
+    few = vision.Split(
+        data.x_train[:200], data.y_train[:200], data.x_test[:40], data.y_test[:40]
+    )
+    monkeypatch.setattr(vision, "images", lambda name="mnist_5k": few)
+    return few

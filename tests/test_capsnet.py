@@ -10,6 +10,7 @@ from keras import ops
 import kit
 from kit.autoencoder import decoder
 from kit.capsnet import (
+    ARCHITECTURES,
     CapsNet,
     CapsuleLayer,
     Length,
@@ -456,16 +457,14 @@ TINY = {"epochs": 1, "batch_size": 200, "verbose": 0}
 
 
 @pytest.fixture
-def few_digits(monkeypatch):
-    """The recipe's digits, but few of them."""
-    data = kit.data.images()
-    few = kit.data.Split(
-        data.x_train[:200], data.y_train[:200], data.x_test[:40], data.y_test[:40]
-    )
-    monkeypatch.setattr(kit.data.vision, "images", lambda name="mnist_5k": few)
-    return few
+def small_convolutions(monkeypatch):
+    """Few and small ones: tests/test_exchange.py trains them as they are."""
+    sizes = {"convolutions": ((4, 5, 3), (4, 3, 1)), "primary": (2, 3, 2)}
+    small = ARCHITECTURES["small"] | sizes
+    monkeypatch.setitem(ARCHITECTURES, "small", small)
 
 
+@pytest.mark.usefixtures("small_convolutions")
 def test_recipe_leaves_what_it_promises(load_recipe, tmp_path, few_digits):
     record = load_recipe("capsnet").main(
         output_dir=tmp_path, seed=1, ablation=(1,), **TINY

@@ -256,7 +256,7 @@ def test_learns_from_changed_images(sequential):
 # --- The recipe -----------------------------------------------------------------
 
 
-def test_recipe_leaves_what_it_promises(load_recipe, tmp_path, capsys):
+def test_recipe_leaves_what_it_promises(load_recipe, tmp_path, capsys, few_digits):
     recipe = load_recipe("cnn")
     recipe.main(output_dir=tmp_path, seed=1, validation=0.5, **TINY)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -279,9 +279,8 @@ def test_recipe_leaves_what_it_promises(load_recipe, tmp_path, capsys):
 
     # Raw images are all that the saved model needs, and it leaves them as they are.
     model = keras.saving.load_model(tmp_path / "model.keras")
-    data = kit.data.images()
-    y_pred = model.predict(data.x_test, verbose=0).argmax(axis=1)
-    assert np.mean(y_pred == data.y_test) == record["metrics"]["test_accuracy"]
+    y_pred = model.predict(few_digits.x_test, verbose=0).argmax(axis=1)
+    assert np.mean(y_pred == few_digits.y_test) == record["metrics"]["test_accuracy"]
 
 
 def colour_images(monkeypatch):
