@@ -28,6 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kit import checks
 from kit.models import Model
 from kit.transformer import bert
 
@@ -35,6 +36,7 @@ from kit.transformer import bert
 @keras.saving.register_keras_serializable(package="kit")
 def gelu_tanh(x):
     """GELU by the tanh approximation, as some published models were trained with."""
+    checks.check("gelu_tanh", locals(), {"x": checks.array("...", "floats")})
     return keras.activations.gelu(x, approximate=True)
 
 
@@ -44,15 +46,34 @@ ACTIVATIONS: dict[str, Any] = {
     "gelu_pytorch_tanh": gelu_tanh,
     "relu": "relu",
 }
-# What `kit.bert` calls it, what config.json calls it, and where that may lack it.
+# What `kit.bert` calls it, what config.json calls it, what holds where that lacks it,
+# and what it may be.
 SIZES = {
-    "vocabulary_size": ("vocab_size", None),
-    "max_length": ("max_position_embeddings", 512),
-    "num_layers": ("num_hidden_layers", None),
-    "num_heads": ("num_attention_heads", None),
-    "hidden_dim": ("hidden_size", None),
-    "intermediate_dim": ("intermediate_size", None),
-    "num_segments": ("type_vocab_size", 2),
+    "vocabulary_size": ("vocab_size", None, checks.SIZE),
+    "max_length": ("max_position_embeddings", 512, checks.SIZE),
+    "num_layers": ("num_hidden_layers", None, checks.NUM_LAYERS),
+    "num_heads": ("num_attention_heads", None, checks.SIZE),
+    "hidden_dim": ("hidden_size", None, checks.SIZE),
+    "intermediate_dim": ("intermediate_size", None, checks.SIZE),
+    "num_segments": ("type_vocab_size", 2, checks.SIZE),
+}
+NUMBERS = {
+    **SIZES,
+    "padding_token": ("pad_token_id", 0, checks.COUNT),
+    "dropout": ("hidden_dropout_prob", 0.1, checks.SHARE),
+    "epsilon": ("layer_norm_eps", 1e-12, checks.POSITIVE),
+}
+TEXTS = checks.sequence(checks.TEXT, least=1)
+ACCEPTED = {
+    "path": checks.PATH,
+    "dropout": checks.SHARE | None,
+    "max_length": checks.SIZE | None,
+    "padding_token": checks.COUNT,
+    "texts": TEXTS,
+    "pairs": TEXTS | None,
+    "length": checks.SIZE | None,
+    "bert": checks.MODEL,
+    "normalize": checks.BOOL,
 }
 # Buffers of old versions of PyTorch models: 0, 1, 2, ... and zeros.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -78,6 +99,7 @@ def load_bert(path: str | Path, dropout: float | None = None) -> Model:
         `(B, D)`.
 
     Raises:
+        TypeError: If an argument has another type.
         FileNotFoundError: If the folder or one of the two files isn't there.
         ValueError: If a file is truncated or of another format, if the model is of
             another architecture, or if weights are missing or of another shape; the
@@ -91,13 +113,13 @@ def load_bert(path: str | Path, dropout: float | None = None) -> Model:
     model.predict(tokenizer(["One text.", "Another one."]))["sequence_output"].shape
     ```
     """
-    if dropout is not None and not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), received {dropout}.")
+    checks.check("load_bert", locals(), ACCEPTED)
     folder = _folder(path)
     options = _options(folder / "config.json")
     if dropout is not None:
         options["dropout"] = dropout
     tensors = _read_tensors(folder)
+    _check_size(options, tensors, folder)
     try:
         model = bert(**options)
     except ValueError as error:
@@ -123,6 +145,7 @@ def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenize
         A `Tokenizer`.
 
     Raises:
+        TypeError: If an argument has another type.
         FileNotFoundError: If the folder, or both files, aren't there.
         ValueError: If a file can't be read as what it should be, if it has tokens that
             the model hasn't, or if `max_length` is more than the model's.
@@ -134,6 +157,7 @@ def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenize
     tokenizer(["Is it raining?"], pairs=["It's sunny."])["segment_ids"]
     ```
     """
+    checks.check("load_tokenizer", locals(), ACCEPTED)
     tokenizers = _import("tokenizers")
     folder = _folder(path)
     longest, vocabulary_size, pad = 512, None, 0
@@ -200,6 +224,11 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: Any, max_length: int, padding_token: int = 0):
+        checks.check(self, locals(), ACCEPTED)
+        tokenizer_type = _import("tokenizers").Tokenizer
+        tokenizer = getattr(tokenizer, "_tokenizer", tokenizer)  # of its BERT
+        kinds = {"tokenizer": checks.instance(tokenizer_type)}
+        checks.check(self, locals(), kinds)
         # What a file says of the two was chosen for another use.
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)  # the longer one of a pair first
@@ -230,14 +259,11 @@ class Tokenizer:
             ValueError: If there are no texts, if `texts` is a single one, if there are
                 not as many `pairs`, or if `length` is too short.
         """
-        if isinstance(texts, str) or isinstance(pairs, str):
+        checks.check(self, locals(), ACCEPTED)
+        if pairs is not None and len(pairs) != len(texts):
             raise ValueError(
-                f"Texts are given as a list, received {texts!r} and pairs={pairs!r}."
-            )
-        if not len(texts) or (pairs is not None and len(pairs) != len(texts)):
-            raise ValueError(
-                f"At least one text is needed, and as many pairs; received {len(texts)}"
-                f" and {'none' if pairs is None else len(pairs)}."
+                f"Tokenizer: `pairs` must be as many as `texts`, {len(texts)}, "
+                f"received {len(pairs)}."
             )
         both = texts if pairs is None else zip(texts, pairs, strict=True)
         found = self.tokenizer.encode_batch(list(both))
@@ -283,6 +309,13 @@ def sentence_encoder(
     vectors @ vectors.T  # similarities
     ```
     """
+    checks.check("sentence_encoder", locals(), ACCEPTED)
+    outputs = getattr(bert, "output", None) if bert.built else None
+    if not isinstance(outputs, dict) or "sequence_output" not in outputs:
+        raise ValueError(
+            "sentence_encoder: `bert` must be a model of `kit.bert` or "
+            f"`kit.load_bert`, received {bert!r}."
+        )
     inputs = bert.input
     x = bert(inputs)["sequence_output"]  # (B, T, D)
     mask = inputs["token_ids"] != padding_token
@@ -311,8 +344,8 @@ def _folder(path):
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "isn't there"
         raise FileNotFoundError(
-            f"{str(folder)!r} {what}; expected is a folder with config.json and "
-            "model.safetensors."
+            f"`path`: {str(folder)!r} {what}; expected is a folder with config.json "
+            "and model.safetensors."
         )
     return folder
 
@@ -329,7 +362,7 @@ def _read_json(file):
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of its encoding, too
+    except (ValueError, RecursionError) as error:  # of its encoding, or its depth
         raise ValueError(f"{str(file)!r} isn't valid JSON ({error}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} holds no JSON object, but {content!r:.40}.")
@@ -354,22 +387,34 @@ def _options(file):
                 "the model is of another architecture than BERT's encoder."
             )
     options: dict[str, Any] = {}
-    for name, (key, default) in SIZES.items():
-        options[name] = _number(file, config, key, default, int)
-    options["padding_token"] = _number(file, config, "pad_token_id", 0, int)
-    options["dropout"] = _number(file, config, "hidden_dropout_prob", 0.1, float)
-    options["epsilon"] = _number(file, config, "layer_norm_eps", 1e-12, float)
+    for name, (key, default, kind) in NUMBERS.items():
+        value = default if config.get(key) is None else config[key]
+        try:
+            checks.check(repr(str(file)), {key: value}, {key: kind})
+        except TypeError as error:  # a file's content is a value
+            raise ValueError(str(error)) from error
+        options[name] = value
     options["activation"] = ACTIVATIONS[config["hidden_act"]]
     return options
 
 
-def _number(file, config, key, default, kind):
-    value = config.get(key)
-    value = default if value is None else value
-    accepted = (int, float) if kind is float else int
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise ValueError(f"{str(file)!r} has {key}={value!r}; a number is needed.")
-    return value
+def _check_size(options, tensors, folder):
+    """Raises an error if config.json describes far more weights than there are.
+
+    Building such a model could take all memory.
+    """
+    width, inner = options["hidden_dim"], options["intermediate_dim"]
+    rows = ("vocabulary_size", "max_length", "num_segments")
+    described = sum(options[name] for name in rows) * width
+    described += options["num_layers"] * (4 * width + 2 * inner) * width
+    held = sum(tensor.size for tensor in tensors.values())
+    if described > 2 * held + 1_000_000:
+        sizes = ", ".join(f"{NUMBERS[name][0]}={options[name]}" for name in SIZES)
+        raise ValueError(
+            f"{str(folder / 'config.json')!r} describes a model of {described:,} "
+            f"weights ({sizes}), but model.safetensors beside it holds {held:,}: they "
+            "don't belong together."
+        )
 
 
 def _read_tensors(folder):
@@ -450,7 +495,7 @@ def _places(model) -> Iterator[tuple[str, Any, bool]]:
 def _set_weights(model, tensors, file):
     """Gives each variable its array; nothing is changed before all are known to fit."""
     left = {_canonical(name): name for name in tensors}
-    missing, other, values = [], [], []
+    missing, other, values, not_finite = [], [], [], []
     for name, variable, is_kernel in _places(model):
         if name not in left:
             missing.append(name)
@@ -461,15 +506,18 @@ def _set_weights(model, tensors, file):
             other.append(f"{name}: {value.dtype}{value.shape} instead of {expected}")
         else:
             value = value.astype("float32")
+            if not np.isfinite(value).all():
+                not_finite.append(name)
             values.append((variable, value.T if is_kernel else value))
     pooler = [name for name in missing if name.startswith("pooler.")]
     if len(pooler) == 2:  # Many checkpoints have none, and few uses need it.
         missing = [name for name in missing if name not in pooler]
     unexpected = [left[name] for name in left if name not in BUFFERS]
-    if missing or other:
+    if missing or other or not_finite:
         problems = {
             "missing": missing,
             "of another shape than config.json says": other,
+            "with NaN or infinity": not_finite,
             "unexpected": unexpected,
         }
         lists = [
