@@ -34,15 +34,26 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit import checks, random
 from kit.actor_critic import A2C, LOGS
 from kit.backend import apply_gradients, compiled, loss_gradients, release_programs
 from kit.rl.environments import Environments
 from kit.rl.returns import explained_variance
 from kit.rl.rollouts import Rollouts, prepare_batch
-from kit.rl.training import check_options, turns
+from kit.rl.training import turns
 
 ENGINES = ("threads", "ray")
+ACCEPTED = {
+    "num_workers": checks.SIZE,
+    "engine": checks.one_of(*ENGINES),
+    "max_restarts": checks.COUNT,
+    "kind": checks.instance(type, what="the class of the agent"),
+    "config": checks.instance(dict, what="the configuration of the agent"),
+    "weights": checks.instance(list, what="a list of arrays"),
+    "make_env": checks.FUNCTION,
+    "seed": checks.SEED,
+    "number": checks.COUNT,
+}
 CLOSE_SECONDS = 10.0  # for Ray's workers, to close their environments
 Pushes = Generator[tuple["Push", int], None, None]
 
@@ -339,14 +350,7 @@ class A3C(A2C):
                 "A3C: BatchNormalization can't be in its networks, as each worker "
                 "would have statistics of its own; LayerNormalization can."
             )
-        options = {"num_workers": num_workers, "max_restarts": max_restarts}
-        ranges = {"num_workers": (1, math.inf), "max_restarts": (0, math.inf)}
-        check_options("A3C", options, ranges)
-        if engine not in ENGINES:
-            raise ValueError(
-                f"A3C: `engine` must be one of {', '.join(ENGINES)}; received "
-                f"{engine!r}."
-            )
+        checks.check(self, locals(), ACCEPTED)
         if address is not None and engine != "ray":
             raise ValueError(
                 "A3C: `address` is that of a Ray cluster, for engine='ray'; received "
@@ -400,6 +404,7 @@ class Worker:
         seed: int,
         number: int,
     ):
+        checks.check(self, locals(), ACCEPTED)
         self.number = number
         config = copy.deepcopy(config)  # Keras may take it apart; others need it too
         config["seed"] = _nth_seed(config["seed"], number)

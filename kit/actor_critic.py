@@ -17,6 +17,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kit import checks
 from kit.backend import minimize, release_programs
 from kit.backups import Values
 from kit.rl.agent import compiled_with_numbers
@@ -27,6 +28,13 @@ from kit.rl.rollouts import Rollouts, prepare_batch
 from kit.rl.training import turns
 
 LOGS = ("policy_loss", "value_loss", "entropy", "explained_variance")
+
+ACCEPTED = {
+    "log_prob": checks.array("B"),
+    "advantage": checks.array("B"),
+    "value": checks.array("B"),
+    "returns": checks.array("B"),
+}
 
 
 def policy_gradient_loss(log_prob, advantage):
@@ -39,11 +47,13 @@ def policy_gradient_loss(log_prob, advantage):
     Returns:
         The losses, shape (B,).
     """
+    checks.check("policy_gradient_loss", locals(), ACCEPTED)
     return -log_prob * advantage
 
 
 def value_loss(value, returns):
     """Returns half the squared error of the critic, shape (B,)."""
+    checks.check("value_loss", locals(), ACCEPTED)
     return 0.5 * ops.square(value - returns)
 
 

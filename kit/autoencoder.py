@@ -25,9 +25,31 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit import checks, random
 from kit.backend import Tensor, compiled, scan
 from kit.models import Model, Sequential, WithParts
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+ACCEPTED = {
+    "input_shape": checks.SIZES,
+    "output_shape": checks.SIZES,
+    "latent_dim": checks.SIZE,
+    "units": checks.SIZES,
+    "activation": checks.ACTIVATION,
+    "output_activation": checks.ACTIVATION,
+    "variational": checks.BOOL,
+    "noise_stddev": checks.WEIGHT,
+    "likelihood": checks.one_of(*LIKELIHOODS),
+    "beta": checks.WEIGHT,
+    "seed": checks.SEED,
+    "num": checks.SIZE,
+    "num_draws": checks.SIZE,
+    "z_mean": checks.array("B L"),
+    "z_log_var": checks.array("B L"),
+    "x": checks.array("B *E"),
+    "x_pred": checks.array("B *E"),
+}
+PARTS = {"encoder": checks.MODEL, "decoder": checks.MODEL}
 
 
 def encoder(
@@ -53,9 +75,10 @@ def encoder(
         `variational`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `latent_dim` is smaller than 1.
     """
-    _check_latent_dim(latent_dim)
+    checks.check("encoder", locals(), ACCEPTED)
     model = Sequential([keras.Input(tuple(input_shape))], name="encoder")
     if len(input_shape) != 1:
         model.add(keras.layers.Flatten())
@@ -86,9 +109,10 @@ def decoder(
         A `kit.Sequential` from `(B, L)` to `(B, *output_shape)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `latent_dim` is smaller than 1.
     """
-    _check_latent_dim(latent_dim)
+    checks.check("decoder", locals(), ACCEPTED)
     model = Sequential([keras.Input((latent_dim,))], name="decoder")
     for size in units:
         model.add(keras.layers.Dense(size, activation=activation))
@@ -120,6 +144,7 @@ def autoencoder(
         An `Autoencoder`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `latent_dim` is smaller than 1.
 
     Example:
@@ -131,6 +156,7 @@ def autoencoder(
     codes = model.encode(np.random.rand(5, 784))  # shape (5, 2)
     ```
     """
+    checks.check("autoencoder", locals(), ACCEPTED)
     return Autoencoder(
         encoder(input_shape, latent_dim, units, activation),
         decoder(input_shape, latent_dim, units[::-1], activation, output_activation),
@@ -169,6 +195,7 @@ class Autoencoder(WithParts, Model):
 
     def __init__(self, encoder: keras.Model, decoder: keras.Model, **kwargs: Any):
         super().__init__(**kwargs)
+        checks.check(self, locals(), PARTS)
         _check_fit(type(self).__name__, encoder, decoder, self.code_parts)
         self.encoder = encoder
         self.decoder = decoder
@@ -270,11 +297,7 @@ class DenoisingAutoencoder(Autoencoder):
         **kwargs: Any,
     ):
         super().__init__(encoder, decoder, **kwargs)
-        if not noise_stddev >= 0:
-            raise ValueError(
-                "DenoisingAutoencoder: `noise_stddev` must be 0 or more, received "
-                f"{noise_stddev}."
-            )
+        checks.check(self, locals(), ACCEPTED)
         self.noise_stddev = noise_stddev
         self.seed = seed
         self.random = random.Generator(seed)
@@ -357,15 +380,7 @@ class VariationalAutoencoder(Autoencoder):
         **kwargs: Any,
     ):
         super().__init__(encoder, decoder, **kwargs)
-        if likelihood not in RECONSTRUCTION_LOSSES:
-            raise ValueError(
-                "VariationalAutoencoder: `likelihood` must be one of "
-                f"{', '.join(RECONSTRUCTION_LOSSES)}, received {likelihood!r}."
-            )
-        if not beta >= 0:
-            raise ValueError(
-                f"VariationalAutoencoder: `beta` must be 0 or more, received {beta}."
-            )
+        checks.check(self, locals(), ACCEPTED)
         self.likelihood = likelihood
         self.beta = beta
         self.seed = seed
@@ -413,6 +428,7 @@ class VariationalAutoencoder(Autoencoder):
 
     def sample(self, num: int, seed: int = 0) -> Tensor:
         """Returns `num` new examples: codes drawn from the prior, decoded."""
+        checks.check(f"{type(self).__name__}.sample", locals(), ACCEPTED)
         return self.decode(random.normal(random.key(seed), (num, self.latent_dim)))
 
     def negative_elbo(self, inputs: Tensor, num_draws: int = 10, seed: int = 0):
@@ -426,6 +442,7 @@ class VariationalAutoencoder(Autoencoder):
         Returns:
             Nats, shape `(B,)`.
         """
+        checks.check(f"{type(self).__name__}.negative_elbo", locals(), ACCEPTED)
         return self._negative_elbo(inputs, random.split(random.key(seed), num_draws))
 
     @compiled
@@ -463,7 +480,9 @@ def kl_divergence(z_mean: Tensor, z_log_var: Tensor) -> Tensor:
     Returns:
         Shape `(B,)`, 0 or more.
     """
-    parts = ops.square(z_mean) + ops.exp(z_log_var) - 1.0 - z_log_var
+    checks.check("kl_divergence", locals(), ACCEPTED)
+    parts = ops.square(z_mean) + ops.exp(z_log_var) - 1.0
+    parts = ops.subtract(parts, z_log_var)  # which may be NumPy's, as all arrays here
     return 0.5 * ops.sum(parts, axis=-1)
 
 
@@ -478,18 +497,24 @@ def draw_code(key: Any, z_mean: Tensor, z_log_var: Tensor) -> Tensor:
     Returns:
         Codes, shape `(B, L)`; the gradient goes through to mean and variance.
     """
+    checks.check("draw_code", locals(), ACCEPTED)
     noise = random.normal(key, z_mean.shape, dtype=z_mean.dtype)
-    return z_mean + ops.exp(0.5 * z_log_var) * noise
+    return ops.add(z_mean, ops.exp(ops.multiply(0.5, z_log_var)) * noise)
 
 
 def bernoulli_loss(x: Tensor, x_pred: Tensor) -> Tensor:
     """Returns -log p(x|z), p Bernoulli of mean `x_pred`: summed cross-entropy, (B,)."""
+    probabilities = checks.array("B *E", interval="[0, 1]")
+    accepted = {"x": probabilities, "x_pred": probabilities}
+    checks.check("bernoulli_loss", locals(), accepted)
     return _sum_example(ops.binary_crossentropy(ops.cast(x, x_pred.dtype), x_pred))
 
 
 def gaussian_loss(x: Tensor, x_pred: Tensor) -> Tensor:
     """Returns -log p(x|z), p normal of variance 1, less its constant, shape (B,)."""
-    return _sum_example(0.5 * ops.square(ops.cast(x, x_pred.dtype) - x_pred))
+    checks.check("gaussian_loss", locals(), ACCEPTED)
+    error = ops.subtract(ops.cast(x, x_pred.dtype), x_pred)
+    return _sum_example(0.5 * ops.square(error))
 
 
 RECONSTRUCTION_LOSSES = {"bernoulli": bernoulli_loss, "gaussian": gaussian_loss}
@@ -499,19 +524,9 @@ def _sum_example(values):
     return ops.sum(values, axis=tuple(range(1, len(values.shape))))
 
 
-def _check_latent_dim(latent_dim):
-    if latent_dim < 1:
-        raise ValueError(f"`latent_dim` must be 1 or more, received {latent_dim}.")
-
-
 def _check_fit(name, encoder, decoder, code_parts):
     """Raises unless decoder(encoder(x)) has the shapes that it should."""
     for what, model in (("encoder", encoder), ("decoder", decoder)):
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                f"{name}: `{what}` must be a keras.Model, received "
-                f"{type(model).__name__}."
-            )
         if not model.built:
             raise ValueError(
                 f"{name}: `{what}` isn't built; begin it with `keras.Input(shape)`."

@@ -36,6 +36,7 @@ import numpy as np
 import optree
 from keras import ops
 
+from kit import checks
 from kit.engines.base import Nested, Tensor, flatten
 from kit.engines.changed_layers import watch_layers
 from kit.engines.replacements import installed
@@ -56,6 +57,19 @@ __all__ = [
 ]
 
 _NOT_GIVEN: Any = object()
+ACCEPTED = {
+    "fn": checks.FUNCTION,
+    "eager": checks.BOOL,
+    "inductor": checks.BOOL,
+    "variables": checks.instance(list, tuple, what="a list of keras.Variable"),
+    "gradients": checks.sequence(checks.ARRAY),
+    "optimizer": checks.instance(keras.optimizers.Optimizer, what="a Keras optimizer"),
+    "length": checks.SIZE | None,
+    "reverse": checks.BOOL,
+    "seed": checks.SEED,
+    "layers": checks.instance(Iterable, what="layers, in a list"),
+    "names": checks.sequence(checks.TEXT),
+}
 _clock_lock = threading.Lock()
 _settings = {"eager": False, "compile_seconds": 0.0, "compiling": 0, "since": 0.0}
 
@@ -115,11 +129,7 @@ def compiled(
     """
     if fn is None:
         return functools.partial(compiled, eager=eager, inductor=inductor)
-    if not callable(fn):
-        raise TypeError(
-            f"compiled: `fn` must be callable, received {fn!r} "
-            f"of type {type(fn).__name__}."
-        )
+    checks.check("compiled", locals(), ACCEPTED)
     return _Compiled(fn, eager, inductor)
 
 
@@ -163,6 +173,7 @@ def minimize(
         return kit.minimize(loss_fn, model.trainable_variables, optimizer)
     ```
     """
+    checks.check("minimize", locals(), ACCEPTED)
     variables = list(variables)
     _check_minimize("minimize", variables, optimizer, loss_fn)
     _build_optimizer(optimizer, variables)
@@ -189,6 +200,7 @@ def loss_gradients(
     Raises:
         TypeError, ValueError: As `minimize`.
     """
+    checks.check("loss_gradients", locals(), ACCEPTED)
     variables = list(variables)
     _check_minimize("loss_gradients", variables, loss_fn=loss_fn)
     return _loss_gradients("loss_gradients", loss_fn, variables)
@@ -210,6 +222,7 @@ def apply_gradients(
         TypeError: As `minimize`.
         ValueError: If gradients and variables don't match in number and shapes.
     """
+    checks.check("apply_gradients", locals(), ACCEPTED)
     variables = list(variables)
     _check_minimize("apply_gradients", variables, optimizer)
     gradients = [get_engine().tensor(_canonical(gradient)) for gradient in gradients]
@@ -249,7 +262,10 @@ def gradient(fn: Callable[[Nested], Any], inputs: Nested) -> Nested:
     kit.gradient(lambda x: keras.ops.sum(x**2), np.array([1.0, 2.0]))  # [2, 4]
     ```
     """
+    checks.check("gradient", locals(), ACCEPTED)
     leaves, spec = flatten(inputs)
+    for leaf in leaves:
+        checks.check("gradient", {"inputs": leaf}, {"inputs": checks.ARRAY})
     leaves = [get_engine().tensor(_canonical(leaf)) for leaf in leaves]
     for leaf in leaves:
         dtype = keras.backend.standardize_dtype(leaf.dtype)
@@ -291,6 +307,7 @@ def scan(
         The last carry, and the outputs stacked along a new leading axis.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the leading axes or `length` don't agree, or the body
             returns a carry of another structure, shape or dtype.
 
@@ -302,7 +319,12 @@ def scan(
     kit.scan(step, 0.0, rewards, reverse=True)  # 1.75, [1.75, 1.5, 1.0]
     ```
     """
+    checks.check("scan", locals(), ACCEPTED)
     carry, carry_spec = optree.tree_flatten(init, namespace="keras")
+    for leaf in carry:
+        checks.check("scan", {"init": leaf}, {"init": checks.ARRAY})
+    for leaf in flatten(xs)[0] if xs is not None else ():
+        checks.check("scan", {"xs": leaf}, {"xs": checks.ARRAY})
     carry = [get_engine().tensor(_canonical(leaf)) for leaf in carry]
     slices, xs_spec = flatten(xs)
     if xs is None:
@@ -336,6 +358,7 @@ def run_eagerly(eager: bool = True) -> None:
     Args:
         eager: `True` to run uncompiled, `False` to compile again.
     """
+    checks.check("run_eagerly", locals(), ACCEPTED)
     _settings["eager"] = bool(eager)
 
 
@@ -353,12 +376,8 @@ def set_random_seed(seed: int) -> None:
         TypeError: If `seed` is not an integer.
         ValueError: If `seed` is out of range.
     """
-    accepted = "set_random_seed: `seed` must be an integer, 0 <= seed < 2**32"
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise TypeError(f"{accepted}, received {seed!r} of type {type(seed).__name__}.")
+    checks.check("set_random_seed", locals(), ACCEPTED)
     seed = int(seed)
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"{accepted}, received {seed}.")
     python_random.seed(seed)
     np.random.seed(seed)
     state = keras.src.backend.common.global_state
@@ -404,6 +423,7 @@ def why_not_compiled(optimizer: keras.optimizers.Optimizer) -> str | None:
         A sentence with the remedy, or `None`: it can, or nothing is compiled as
         `run_eagerly` asked.
     """
+    checks.check("why_not_compiled", locals(), ACCEPTED)
     if _settings["eager"]:
         return None
     try:
@@ -422,6 +442,7 @@ def run_well_in_loops(layers: Iterable[keras.layers.Layer]) -> bool:
     Args:
         layers: Keras layers.
     """
+    checks.check("run_well_in_loops", locals(), ACCEPTED)
     slow = get_engine().slow_in_loops
     return not any(isinstance(layer, slow) for layer in layers)
 
@@ -436,6 +457,7 @@ def release_programs(owner: Any, *names: str) -> None:
         owner: The object.
         *names: Names of methods, or of attributes that hold compiled functions.
     """
+    checks.check("release_programs", {"names": names}, ACCEPTED)
     found = [owner.__dict__.pop(name, None) for name in names]
     if any([program.release() for program in found if program is not None]):
         get_engine().release()
@@ -689,13 +711,6 @@ def _check_minimize(caller, variables, optimizer=_NOT_GIVEN, loss_fn=_NOT_GIVEN)
             f"{caller}: `loss_fn` must be a function without arguments that returns "
             f"the loss, received {type(loss_fn).__name__}: wrap what computes the "
             "loss in a function."
-        )
-    if optimizer is not _NOT_GIVEN and not isinstance(
-        optimizer, keras.optimizers.Optimizer
-    ):
-        raise TypeError(
-            f"{caller}: `optimizer` must be a Keras optimizer, received "
-            f"{type(optimizer).__name__}."
         )
     if not variables:
         raise ValueError(f"{caller}: `variables` is empty: is the model built?")

@@ -8,8 +8,11 @@ from typing import Any
 
 import keras
 
+from kit import checks
 from kit.backups import Backups, Part, Session
-from kit.rl.environments import share_environment
+from kit.rl.environments import Environments, share_environment
+
+ACCEPTED = {"episodes": checks.SIZE, "seed": checks.SEED | None}
 
 
 class Evaluation(keras.callbacks.Callback):
@@ -26,7 +29,9 @@ class Evaluation(keras.callbacks.Callback):
         seed: Seed of the first reset, the same in each epoch. Defaults to 0.
 
     Raises:
-        ValueError: As a training begins, if it plays in the same environment.
+        TypeError: If `env` isn't one of Gymnasium's.
+        ValueError: If `episodes` or `seed` is out of range; as a training begins, if
+            it plays in the same environment.
 
     Example:
 
@@ -46,6 +51,8 @@ class Evaluation(keras.callbacks.Callback):
 
     def __init__(self, env: Any, episodes: int = 10, seed: int = 0):
         super().__init__()
+        Environments(env)  # raises an error if it is none
+        checks.check(self, locals(), ACCEPTED)
         self.env = env
         self.episodes = episodes
         self.seed = seed

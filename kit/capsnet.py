@@ -28,6 +28,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit import checks
 from kit.autoencoder import decoder as dense_decoder
 from kit.backend import Tensor
 from kit.models import Model, WithParts, output_range, to_array
@@ -51,6 +52,36 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "decoder_units": (512, 1024),
         "smallest_image": 17,
     },
+}
+
+
+ACCEPTED = {
+    "input_shape": checks.IMAGE,
+    "num_classes": checks.SIZE,
+    "architecture": checks.one_of(*ARCHITECTURES),
+    "routings": checks.SIZE,
+    "capsule_dim": checks.SIZE,
+    "share_weights": checks.BOOL | None,
+    "reconstruction_weight": checks.WEIGHT,
+    "preprocessing": checks.LAYER | None,
+    # CapsNet, PrimaryCaps, CapsuleLayer
+    "capsules": checks.MODEL,
+    "decoder": checks.MODEL,
+    "channels": checks.SIZE,
+    "kernel_size": checks.SIZE | checks.sequence(checks.SIZE, length=2),
+    "strides": checks.SIZE | checks.sequence(checks.SIZE, length=2),
+    "padding": checks.one_of("valid", "same"),
+    "num_capsules": checks.SIZE,
+    "kinds": checks.SIZE | None,
+    "kernel_initializer": checks.INITIALIZER | None,
+    # squash, margin_loss
+    "s": checks.array("B ...", "floats"),
+    "axis": checks.INTEGER,
+    "y_true": checks.array("B ..."),
+    "y_pred": checks.array("B K"),
+    "m_plus": checks.FRACTION,
+    "m_minus": checks.FRACTION,
+    "lambda_": checks.WEIGHT,
 }
 
 
@@ -92,6 +123,7 @@ def capsnet(
         A `CapsNet`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the images are too small, or an argument is out of range.
 
     Example:
@@ -103,14 +135,10 @@ def capsnet(
     model.predict(np.random.rand(5, 28, 28, 1))["length"]  # shape (5, 10)
     ```
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"capsnet: `architecture` must be 'small' or 'paper', received "
-            f"{architecture!r}."
-        )
+    checks.check("capsnet", locals(), ACCEPTED)
     sizes = ARCHITECTURES[architecture]
     least = sizes["smallest_image"]
-    if len(input_shape) != 3 or min(input_shape[:2]) < least:
+    if min(input_shape[:2]) < least:
         raise ValueError(
             "capsnet: `input_shape` must be (height, width, channels) with at least "
             f"{least} x {least} pixels, received {tuple(input_shape)}."
@@ -165,6 +193,7 @@ class CapsNet(WithParts, Model):
         preprocessing: Layer, or model, that images pass before. Defaults to none.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the parts don't fit together, or the weight is negative.
 
     Example: see `capsnet`.
@@ -181,6 +210,7 @@ class CapsNet(WithParts, Model):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        checks.check(self, locals(), ACCEPTED)
         shape = capsules.output_shape
         if len(shape) != 3 or decoder.input_shape[1:] != (shape[1] * shape[2],):
             raise ValueError(
@@ -191,11 +221,6 @@ class CapsNet(WithParts, Model):
             raise ValueError(
                 "CapsNet: `decoder` must give images as `capsules` takes them, "
                 f"{capsules.input_shape}; received {decoder.output_shape}."
-            )
-        if not reconstruction_weight >= 0.0:
-            raise ValueError(
-                "CapsNet: `reconstruction_weight` must be 0 or more, received "
-                f"{reconstruction_weight}."
             )
         self.capsules = capsules
         self.decoder = decoder
@@ -331,6 +356,7 @@ class PrimaryCaps(keras.layers.Layer):
         (B, I, capsule_dim), where I is places times `channels`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a size isn't a positive integer, or the inputs have another
             rank than 4.
     """
@@ -346,7 +372,7 @@ class PrimaryCaps(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_positive(self, channels=channels, capsule_dim=capsule_dim)
+        checks.check(self, locals(), ACCEPTED)
         self.channels = channels
         self.capsule_dim = capsule_dim
         self.kernel_size = kernel_size
@@ -430,6 +456,7 @@ class CapsuleLayer(keras.layers.Layer):
         (B, J, D).
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a number isn't a positive integer, the inputs have another rank
             than 3, or `kinds` doesn't divide I.
 
@@ -453,11 +480,7 @@ class CapsuleLayer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_positive(
-            self, num_capsules=num_capsules, capsule_dim=capsule_dim, routings=routings
-        )
-        if kinds is not None:
-            _check_positive(self, kinds=kinds)
+        checks.check(self, locals(), ACCEPTED)
         self.num_capsules = num_capsules
         self.capsule_dim = capsule_dim
         self.routings = routings
@@ -598,7 +621,13 @@ def squash(s: Tensor, axis: int = -1) -> Tensor:
     Returns:
         v, of the shape of s.
     """
+    checks.check("squash", locals(), ACCEPTED)
     s = ops.convert_to_tensor(s)
+    if not -len(s.shape) <= axis < len(s.shape):
+        raise ValueError(
+            f"squash: `axis` must be an axis of `s`, received {axis} for the shape "
+            f"{tuple(s.shape)}."
+        )
     squares = ops.sum(ops.square(s), axis=axis, keepdims=True)
     # The root has no gradient at 0.
     return s * (squares / (1.0 + squares) / ops.sqrt(squares + keras.config.epsilon()))
@@ -629,6 +658,7 @@ def margin_loss(
     Returns:
         Losses, (B,).
     """
+    checks.check("margin_loss", locals(), ACCEPTED)
     t = _one_hot(y_true, y_pred.shape[-1], y_pred.dtype)
     present = ops.square(ops.maximum(0.0, m_plus - y_pred))
     absent = ops.square(ops.maximum(0.0, y_pred - m_minus))
@@ -642,15 +672,6 @@ def _one_hot(y, number, dtype):
         return ops.cast(y, dtype)
     classes = ops.cast(ops.reshape(y, (-1,)), "int32")
     return ops.one_hot(classes, number, dtype=dtype)
-
-
-def _check_positive(layer, **sizes):
-    for name, value in sizes.items():
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(
-                f"{type(layer).__name__}: `{name}` must be an integer of 1 or more, "
-                f"received {value!r}."
-            )
 
 
 def _check_rank(layer, shape, rank, form):

@@ -16,7 +16,28 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit import checks
 from kit.models import Sequential
+
+ACCEPTED = {
+    "input_shape": checks.IMAGE,
+    "num_classes": checks.SIZE,
+    "filters": checks.SIZES,
+    "kernel_size": checks.SIZE,
+    "pool_size": checks.SIZE,
+    "units": checks.SIZES,
+    "dropout": checks.SHARE,
+    "padding": checks.one_of("valid", "same"),
+    "batch_normalization": checks.BOOL,
+    # RandomAffine
+    "rotation_factor": checks.WEIGHT,
+    "translation_factor": checks.WEIGHT,
+    "zoom_factor": checks.SHARE,
+    "shear_factor": checks.WEIGHT,
+    "elastic_stddev": checks.WEIGHT,
+    "fill_mode": checks.one_of("constant", "nearest"),
+    "seed": checks.SEED | None,
+}
 
 
 def cnn(
@@ -53,6 +74,7 @@ def cnn(
         `(B, num_classes)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `input_shape` isn't (height, width, channels), or an image
             is too small for so many convolutions.
 
@@ -63,15 +85,7 @@ def cnn(
     model(np.zeros((2, 28, 28, 1))).shape  # (2, 10)
     ```
     """
-    if len(input_shape) != 3:
-        raise ValueError(
-            "cnn: `input_shape` must be (height, width, channels), received "
-            f"{tuple(input_shape)}."
-        )
-    if padding not in ("valid", "same"):
-        raise ValueError(
-            f"cnn: `padding` must be 'valid' or 'same', received {padding!r}."
-        )
+    checks.check("cnn", locals(), ACCEPTED)
     _check_size(input_shape, len(filters), kernel_size, pool_size, padding)
     model = Sequential([keras.Input(tuple(input_shape))], name="cnn")
     for i, number in enumerate(filters):
@@ -142,6 +156,7 @@ class RandomAffine(keras.layers.Layer):
         That of the inputs, as floats.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a factor is negative, `zoom_factor` not below 1, or the inputs
             aren't images of a known size.
 
@@ -168,6 +183,7 @@ class RandomAffine(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        checks.check(self, locals(), ACCEPTED)
         self.factors = {
             "rotation_factor": rotation_factor,
             "translation_factor": translation_factor,
@@ -175,18 +191,6 @@ class RandomAffine(keras.layers.Layer):
             "shear_factor": shear_factor,
             "elastic_stddev": elastic_stddev,
         }
-        for name, factor in self.factors.items():
-            limit = 1.0 if name == "zoom_factor" else math.inf
-            if not 0.0 <= factor < limit:
-                raise ValueError(
-                    f"RandomAffine: `{name}` must be in [0, {limit:g}), received "
-                    f"{factor}."
-                )
-        if fill_mode not in ("constant", "nearest"):
-            raise ValueError(
-                "RandomAffine: `fill_mode` must be 'constant' or 'nearest', received "
-                f"{fill_mode!r}."
-            )
         self.fill_mode = fill_mode
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)

@@ -26,7 +26,6 @@ steps. Shapes: B batch, D visible units, U hidden units, N examples.
 Reference: Hinton, Osindero and Teh, 2006, https://doi.org/10.1162/neco.2006.18.7.1527.
 """
 
-import numbers
 import random as python_random
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +34,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit import checks, random
 from kit.autoencoder import Autoencoder
 from kit.backend import Tensor, compiled, is_tracing, scan
 from kit.backups import end_stages, in_stage
@@ -43,6 +42,28 @@ from kit.initialization import initialize_weights
 from kit.models import Model, Sequential, to_array
 
 VISIBLE = ("bernoulli", "gaussian")
+ACCEPTED = {
+    "units": checks.SIZE,
+    "visible": checks.one_of(*VISIBLE),
+    "k": checks.SIZE,
+    "persistent": checks.BOOL,
+    "chains": checks.SIZE,
+    "learning_rate": checks.POSITIVE,
+    "momentum": checks.SHARE,
+    "weight_decay": checks.WEIGHT,
+    "sparsity_target": checks.real("(0, 1)"),
+    "sparsity_cost": checks.WEIGHT,
+    "kernel_initializer": checks.INITIALIZER | None,
+    "visible_bias_initializer": checks.INITIALIZER,
+    "hidden_bias_initializer": checks.INITIALIZER,
+    "seed": checks.SEED | None,
+    # Methods
+    "steps": checks.SIZE,
+    "epochs": checks.SIZE,
+    "batch_size": checks.SIZE,
+    "num_classes": checks.SIZE,
+    "num": checks.SIZE,
+}
 # What a compiled update holds as plain numbers.
 FROZEN = (
     *("visible", "k", "persistent", "learning_rate", "momentum", "weight_decay"),
@@ -94,6 +115,7 @@ class RBM(keras.layers.Layer):
         `(B, U)`
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -130,17 +152,7 @@ class RBM(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        for name, count in (("units", units), ("k", k), ("chains", chains)):
-            _check(name, count, _is_count(count), "an integer, 1 or more")
-        _check("visible", visible, visible in VISIBLE, f"one of {', '.join(VISIBLE)}")
-        for name, value, fine, accepted in (
-            ("learning_rate", learning_rate, learning_rate > 0, "above 0"),
-            ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
-            ("weight_decay", weight_decay, weight_decay >= 0, "0 or more"),
-            ("sparsity_target", sparsity_target, 0 < sparsity_target < 1, "in (0, 1)"),
-            ("sparsity_cost", sparsity_cost, sparsity_cost >= 0, "0 or more"),
-        ):
-            _check(name, value, fine, accepted)
+        checks.check(self, locals(), ACCEPTED)
         self.units = int(units)
         self.visible = visible
         self.k = int(k)
@@ -255,9 +267,10 @@ class RBM(keras.layers.Layer):
             The last v, shape `(B, D)`.
 
         Raises:
+            TypeError: If an argument has another type.
             ValueError: If `visible` is no such array, or `steps` smaller than 1.
         """
-        _check("steps", steps, _is_count(steps), "an integer, 1 or more")
+        checks.check("RBM.gibbs", {"steps": steps}, ACCEPTED)
         hidden = self.sample_hidden(visible)
         return self._gibbs(hidden, np.zeros(int(steps)))[0]
 
@@ -421,13 +434,11 @@ class DBN(Model):
 
     def __init__(self, rbms: Sequence[RBM], **kwargs: Any):
         super().__init__(**kwargs)
-        if not isinstance(rbms, Sequence) or not all(isinstance(r, RBM) for r in rbms):
-            raise TypeError(
-                f"DBN: `rbms` must be a list of kit.RBM, received {rbms!r}."
-            )
-        if not rbms or len({id(rbm) for rbm in rbms}) < len(rbms):
+        accepted = checks.sequence(checks.instance(RBM, what="a kit.RBM"), least=1)
+        checks.check(self, locals(), {"rbms": accepted})
+        if len({id(rbm) for rbm in rbms}) < len(rbms):
             raise ValueError(
-                "DBN: `rbms` must hold at least one RBM, and none twice, received "
+                "DBN: `rbms` must hold no RBM twice, received "
                 f"{len(rbms)}: {[rbm.name for rbm in rbms]}."
             )
         for i, rbm in enumerate(rbms[1:], 1):
@@ -483,11 +494,11 @@ class DBN(Model):
             `val_reconstruction_error` if there is `validation_data`.
 
         Raises:
+            TypeError: If an argument has another type.
             ValueError: If the examples have another shape, NaN, or values out of range;
                 if `epochs` or `batch_size` is smaller than 1.
         """
-        _check("epochs", epochs, _is_count(epochs), "an integer, 1 or more")
-        _check("batch_size", batch_size, _is_count(batch_size), "an integer, 1 or more")
+        checks.check("DBN.pretrain", locals(), ACCEPTED)
         x = check_visible(x, self.rbms[0].visible, "x")
         self._check_built_for(x, "x")
         if validation_data is not None:
@@ -531,11 +542,10 @@ class DBN(Model):
             copied, and a Dense softmax layer.
 
         Raises:
+            TypeError: If an argument has another type.
             ValueError: If `num_classes` is smaller than 1, or the DBN isn't built.
         """
-        _check(
-            "num_classes", num_classes, _is_count(num_classes), "an integer, 1 or more"
-        )
+        checks.check("DBN.to_classifier", locals(), ACCEPTED)
         model = self._unroll(name="classifier")
         model.add(keras.layers.Dense(num_classes, "softmax", name="classes"))
         initialize_weights(model, seed)
@@ -583,11 +593,11 @@ class DBN(Model):
             The means of p(v | h) of the first RBM, shape `(num, D)`.
 
         Raises:
+            TypeError: If an argument has another type.
             ValueError: If `num` or `steps` is smaller than 1, `start` isn't of that
                 shape or has values out of range, or the DBN isn't built.
         """
-        _check("num", num, _is_count(num), "an integer, 1 or more")
-        _check("steps", steps, _is_count(steps), "an integer, 1 or more")
+        checks.check("DBN.sample", locals(), ACCEPTED)
         self._check_built()
         if start is None:
             return self._sample(self._noise(np.zeros(num)), np.zeros(steps))
@@ -686,9 +696,12 @@ def check_visible(values: Any, visible: str, name: str = "visible") -> np.ndarra
         name: Name of the argument, for the message.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the shape is another, there is no example, a value isn't finite,
             or isn't in [0, 1] though the units are Bernoulli.
     """
+    kinds = {"visible": checks.one_of(*VISIBLE), "name": checks.TEXT}
+    checks.check("check_visible", {"visible": visible, "name": name}, kinds)
     array = to_array(values)
     values = np.asarray(values) if array is None else array
     if values.dtype.kind not in "fiub":
@@ -728,16 +741,3 @@ def _in_batches(layer, x, batch_size=1000):
 
 def _numpy(*variables):
     return [ops.convert_to_numpy(variable) for variable in variables]
-
-
-def _is_count(value):
-    return (
-        not isinstance(value, bool)
-        and isinstance(value, numbers.Integral)
-        and int(value) >= 1
-    )
-
-
-def _check(name, value, fine, accepted):
-    if not fine:
-        raise ValueError(f"`{name}` must be {accepted}, received {value!r}.")

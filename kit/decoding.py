@@ -15,15 +15,34 @@ which reads one token: `kit.recurrent` carries an RNN's state in it, `kit.transf
 a cache of keys and values. Shapes: B batch, K beams, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
-from kit import random
+from kit import checks, random
 from kit.backend import Tensor, scan
 
+ACCEPTED = {
+    "step": checks.FUNCTION,
+    "logits": checks.array("B V"),
+    "length": checks.SIZE,
+    "temperature": checks.array("", interval="[0, inf)"),
+    "top_k": checks.SIZE | None,
+    "start": checks.COUNT,
+    "batch_size": checks.SIZE,
+    "start_token": checks.COUNT,
+    "end_token": checks.COUNT,
+    "beam_width": checks.SIZE,
+    "length_penalty": checks.FINITE,
+    "vocabulary_size": checks.SIZE,
+    "name": checks.TEXT,
+    "model": checks.MODEL,
+    "make": checks.FUNCTION,
+    "arguments": checks.instance(Mapping),
+    "longest": checks.SIZE | None,
+}
 Step = Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]
 
 
@@ -52,6 +71,7 @@ def sample(
     Returns:
         Tokens, int32 `(B, length)`.
     """
+    checks.check("sample", locals(), ACCEPTED)
 
     def draw(logits, key=None):
         if key is None:
@@ -104,6 +124,7 @@ def beam_search(
         Tokens, int32 `(B, K, length)`, the best first, and their log-probabilities
         `(B, K)`.
     """
+    checks.check("beam_search", locals(), ACCEPTED)
     beams = (batch_size, beam_width)
 
     def extend(carry, position):
@@ -155,6 +176,7 @@ def kept_program(model: keras.Model, make: Callable, *options: Any) -> Callable:
         make: Returns a compiled function.
         options: What the program is compiled for.
     """
+    checks.check("kept_program", locals(), ACCEPTED)
     programs = model.__dict__.setdefault("_decoding_programs", {})
     if (make, options) not in programs:
         programs[make, options] = make(model, *options)
@@ -169,30 +191,45 @@ def check_generation(
     top_k: int | None,
 ) -> Tensor:
     """Returns the prompt as int32 `(B, P)`; an error says which argument is wrong."""
-    prompt = check_tokens("prompt", prompt, vocabulary_size)
-    check_range("length", length, 1)
-    check_range("temperature", temperature, 0)
-    check_range("top_k", top_k, 1, vocabulary_size)
-    return prompt
+    checks.check("generate", {"vocabulary_size": vocabulary_size}, ACCEPTED)
+    top_k_range = {"top_k": checks.integer(f"[1, {vocabulary_size}]") | None}
+    checks.check("generate", locals(), {**ACCEPTED, **top_k_range})
+    return check_tokens("prompt", prompt, vocabulary_size)
+
+
+def check_writing(
+    arguments: Mapping[str, Any], vocabulary_size: int, longest: int | None
+) -> None:
+    """Raises an error if an argument of a `translate` doesn't suit the model.
+
+    Args:
+        arguments: Its arguments by name.
+        vocabulary_size: V.
+        longest: Longest sequence that the model can write; `None` for any.
+    """
+    checks.check("check_writing", locals(), ACCEPTED)
+    token = f"{vocabulary_size - 1}]"
+    accepted = {
+        "start_token": checks.integer(f"[0, {token}"),
+        "end_token": checks.integer(f"[1, {token}"),
+        "length": checks.integer(f"[1, {longest or 2**31 - 1}]"),
+        "beam_width": checks.integer(f"[1, {vocabulary_size}]"),
+    }
+    checks.check("translate", arguments, accepted)
 
 
 def without_padding(logits: Tensor) -> Tensor:
     """Returns the logits, but so small for token 0 that it is never written."""
-    padding = ops.arange(logits.shape[-1]) == 0
-    return ops.where(padding, -1e9, ops.cast(logits, "float32"))
+    checks.check("without_padding", locals(), {"logits": checks.array("B ...")})
+    logits = ops.cast(logits, "float32")
+    return ops.where(ops.arange(logits.shape[-1]) == 0, -1e9, logits)
 
 
 def check_tokens(name: str, tokens: Any, vocabulary_size: int) -> Tensor:
     """Returns tokens as int32 `(B, T)`; an error says what is wrong with them."""
+    checks.check("check_tokens", locals(), ACCEPTED)
+    checks.check("", {name: tokens}, {name: checks.array("B T", "integers")})
     tokens = ops.convert_to_tensor(tokens)
-    if len(tokens.shape) != 2 or not tokens.shape[1]:
-        raise ValueError(
-            f"`{name}` must have the shape (batch, tokens) with one token at least, "
-            f"received {tuple(tokens.shape)}."
-        )
-    dtype = keras.backend.standardize_dtype(tokens.dtype)
-    if "int" not in dtype:
-        raise ValueError(f"`{name}` must hold integers, received {dtype}.")
     first, last = int(ops.min(tokens)), int(ops.max(tokens))
     if first < 0 or last >= vocabulary_size:
         raise ValueError(
@@ -204,16 +241,15 @@ def check_tokens(name: str, tokens: Any, vocabulary_size: int) -> Tensor:
 
 def check_source(model: keras.Model, source: Any) -> Tensor:
     """Returns what a model's encoder is to read, int32 `(B, S)`, after a check."""
+    checks.check("check_source", locals(), ACCEPTED)
+    if not {"encoder", "decoder"} <= {layer.name for layer in model.layers}:
+        raise ValueError(
+            "`model` must be of `kit.encoder_decoder` or "
+            f"`kit.seq2seq.gru_encoder_decoder`, received {model!r}."
+        )
     (embedding,) = (
         layer
         for layer in model.get_layer("encoder").layers
         if isinstance(layer, keras.layers.Embedding)
     )
     return check_tokens("source", source, embedding.input_dim)
-
-
-def check_range(name: str, value: Any, low: float, high: float | None = None) -> None:
-    """Raises an error that names the argument if it is outside of [low, high]."""
-    if value is not None and not (low <= value and (high is None or value <= high)):
-        most = f" and at most {high}" if high is not None else ""
-        raise ValueError(f"`{name}` must be at least {low}{most}, received {value}.")

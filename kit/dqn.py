@@ -11,7 +11,6 @@ transitions in a minibatch, G gradient steps in a turn, A actions, T environment
 steps in a turn.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit import checks
 from kit.backend import compiled, minimize, release_programs, scan
 from kit.models import WithParts
 from kit.rl.agent import Agent, compiled_with_numbers
@@ -30,19 +30,31 @@ from kit.rl.training import turns
 
 # Valid ranges of the constructor's arguments.
 RANGES: dict[str, Any] = {
-    "gamma": (0, 1),
-    "buffer_size": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "learning_starts": (0, math.inf),
-    "train_freq": (1, math.inf),
-    "gradient_steps": (1, math.inf),
-    "target_update_freq": (1, math.inf),
-    "tau": (1e-9, 1),
-    "epsilon_start": (0, 1),
-    "epsilon_end": (0, 1),
-    "exploration_fraction": (1e-9, 1),
-    "double": bool,
-    "action_start": (-math.inf, math.inf),
+    "gamma": checks.FRACTION,
+    "buffer_size": checks.SIZE,
+    "batch_size": checks.SIZE,
+    "learning_starts": checks.COUNT,
+    "train_freq": checks.SIZE,
+    "gradient_steps": checks.SIZE,
+    "target_update_freq": checks.SIZE,
+    "tau": checks.real("(0, 1]"),
+    "epsilon_start": checks.FRACTION,
+    "epsilon_end": checks.FRACTION,
+    "exploration_fraction": checks.real("(0, 1]"),
+    "double": checks.BOOL,
+    "action_start": checks.INTEGER,
+}
+
+
+ACCEPTED = {
+    "q_network": checks.MODEL,
+    # q_network, huber
+    "obs_shape": checks.SIZES,
+    "num_actions": checks.SIZE,
+    "units": checks.SIZES,
+    "dueling": checks.BOOL,
+    "td_target": checks.array("B"),
+    "q": checks.array("B"),
 }
 
 
@@ -89,8 +101,10 @@ def q_network(
         A `keras.Sequential` from `(B, *obs_shape)` to `(B, A)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `obs_shape` is empty.
     """
+    checks.check("q_network", locals(), ACCEPTED)
     model = keras.Sequential(name="q_network")
     layers = hidden_layers("q_network", obs_shape, units)
     for layer in (keras.Input(tuple(obs_shape)), *layers):
@@ -114,6 +128,7 @@ def huber(td_target, q):
     Returns:
         The losses, shape (B,).
     """
+    checks.check("huber", locals(), ACCEPTED)
     error = ops.abs(td_target - q)
     clipped = ops.minimum(error, 1.0)
     return clipped * (error - 0.5 * clipped)
@@ -196,11 +211,7 @@ class DQN(WithParts, Agent):
         **kwargs: Any,
     ):
         super().__init__(seed=seed, **kwargs)
-        if not isinstance(q_network, keras.Model):
-            raise TypeError(
-                "DQN: `q_network` must be a keras.Model, received "
-                f"{type(q_network).__name__}."
-            )
+        checks.check(self, locals(), ACCEPTED)
         if not _rates_actions(q_network):
             raise ValueError(
                 "DQN: `q_network` must be a built model from observations to Q-values "

@@ -35,11 +35,29 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kit import random
+from kit import checks, random
 from kit.backend import compiled, gradient, minimize
 from kit.models import Model, WithParts, output_range, to_array
 
 LOSSES = ("non_saturating", "wasserstein")
+ACCEPTED = {
+    "output_shape": checks.SIZES,
+    "input_shape": checks.SIZES,
+    "latent_dim": checks.SIZE,
+    "units": checks.SIZES,
+    "filters": checks.sequence(checks.SIZE, least=1),
+    "num_classes": checks.SIZE | None,
+    "output_activation": checks.ACTIVATION,
+    "dropout": checks.SHARE,
+    # GAN
+    "generator": checks.MODEL,
+    "discriminator": checks.MODEL,
+    "loss": checks.one_of(*LOSSES),
+    "gradient_penalty": checks.WEIGHT,
+    "discriminator_steps": checks.SIZE,
+    "seed": checks.SEED,
+    "num": checks.SIZE,
+}
 
 
 def generator(
@@ -63,11 +81,10 @@ def generator(
         A `keras.Model` from `(B, L)`, or `[(B, L), (B, C)]`, to `(B, *output_shape)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a size isn't 1 or more.
     """
-    _check_sizes(
-        "generator", latent_dim=latent_dim, units=units, num_classes=num_classes
-    )
+    checks.check("generator", locals(), ACCEPTED)
     inputs, x = _latent_inputs(latent_dim, num_classes)
     for size in units:
         x = layers.Dense(size, activation="leaky_relu")(x)
@@ -98,9 +115,10 @@ def discriminator(
         logits `(B, 1)`: positive for real.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a size isn't 1 or more.
     """
-    _check_sizes("discriminator", units=units, num_classes=num_classes)
+    checks.check("discriminator", locals(), ACCEPTED)
     image = x = keras.Input(tuple(input_shape), name="x")
     if len(input_shape) != 1:
         x = layers.Flatten()(x)
@@ -136,17 +154,13 @@ def conv_generator(
         A `keras.Model` from `(B, L)`, or `[(B, L), (B, C)]`, to `(B, *output_shape)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a size isn't 1 or more, or `output_shape` can't be reached.
     """
-    _check_sizes(
-        "conv_generator",
-        latent_dim=latent_dim,
-        filters=filters,
-        num_classes=num_classes,
-    )
-    height, width, channels = _image_shape("conv_generator", output_shape)
+    checks.check("conv_generator", locals(), {**ACCEPTED, "output_shape": checks.IMAGE})
+    height, width, channels = output_shape
     factor = 2 ** (len(filters) - 1)
-    if not filters or height % factor or width % factor:
+    if height % factor or width % factor:
         raise ValueError(
             f"conv_generator: {len(filters)} `filters` double the image's size "
             f"{len(filters) - 1} times, so `output_shape` must be divisible by "
@@ -183,10 +197,12 @@ def conv_discriminator(
         logits `(B, 1)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a size isn't 1 or more, or `input_shape` is no image's.
     """
-    _check_sizes("conv_discriminator", filters=filters, num_classes=num_classes)
-    image = x = keras.Input(_image_shape("conv_discriminator", input_shape), name="x")
+    image_shape = {"input_shape": checks.IMAGE}
+    checks.check("conv_discriminator", locals(), {**ACCEPTED, **image_shape})
+    image = x = keras.Input(tuple(input_shape), name="x")
     for size in filters:
         x = layers.Conv2D(size, 4, strides=2, padding="same", activation="leaky_relu")(
             x
@@ -248,19 +264,8 @@ class GAN(WithParts, Model):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        checks.check(self, locals(), ACCEPTED)
         _check_parts(generator, discriminator, num_classes)
-        if loss not in LOSSES:
-            raise ValueError(f"GAN: `loss` must be one of {LOSSES}, received {loss!r}.")
-        if not gradient_penalty >= 0:
-            raise ValueError(
-                "GAN: `gradient_penalty` must be 0 or more, received "
-                f"{gradient_penalty!r}."
-            )
-        if discriminator_steps != int(discriminator_steps) or discriminator_steps < 1:
-            raise ValueError(
-                "GAN: `discriminator_steps` must be an integer, 1 or more, received "
-                f"{discriminator_steps!r}."
-            )
         self.generator = generator
         self.discriminator = discriminator
         self.num_classes = num_classes
@@ -400,10 +405,10 @@ class GAN(WithParts, Model):
             NumPy array of shape `(num, ...)`.
 
         Raises:
+            TypeError: If an argument has another type.
             ValueError: If `num` isn't 1 or more, or the labels don't fit.
         """
-        if num < 1:
-            raise ValueError(f"GAN.sample: `num` must be 1 or more, received {num!r}.")
+        checks.check("GAN.sample", {"num": num, "seed": seed}, ACCEPTED)
         if self.num_classes and labels is None:
             labels = np.arange(num) % self.num_classes
         self._check_labels(labels, num, "GAN.sample: `labels`")
@@ -540,34 +545,9 @@ def _judge(x, features, num_classes):
     return keras.Model([x, labels], score, name="discriminator")
 
 
-def _check_sizes(name, **sizes):
-    """Raises unless each argument is, or holds, integers of 1 or more."""
-    for argument, value in sizes.items():
-        values = value if isinstance(value, Sequence) else [value]
-        if any(
-            isinstance(x, str) or x != int(x) or x < 1 for x in values if x is not None
-        ):
-            raise ValueError(
-                f"{name}: `{argument}` must be 1 or more, received {value!r}."
-            )
-
-
-def _image_shape(name, shape):
-    if len(shape) != 3 or any(size < 1 for size in shape):
-        raise ValueError(
-            f"{name}: an image's shape is (height, width, channels), received "
-            f"{tuple(shape)}."
-        )
-    return tuple(shape)
-
-
 def _check_parts(generator, discriminator, num_classes):
     """Raises unless D([G([z, labels]), labels]) is a score."""
     for what, model in (("generator", generator), ("discriminator", discriminator)):
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                f"GAN: `{what}` must be a keras.Model, received {type(model).__name__}."
-            )
         if not model.built or not getattr(model, "inputs", None):
             raise ValueError(
                 f"GAN: `{what}` isn't built; begin it with `keras.Input(shape)`."

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import initializers, layers, ops
 
-from kit import random
+from kit import checks, random
 from kit.random import Generator
 
 __all__ = ["initialize_weights"]
@@ -38,6 +38,10 @@ class Orthogonal(initializers.Orthogonal):
     Keras'.
     """
 
+    def __init__(self, gain: float = 1.0, seed: Any = None):
+        checks.check(self, locals(), {"gain": checks.FINITE})
+        super().__init__(gain=gain, seed=seed)
+
     def __call__(self, shape, dtype=None):
         """Returns an orthogonal matrix."""
         dtype = keras.backend.standardize_dtype(dtype)
@@ -50,6 +54,7 @@ def at_least_float32(dtype: str | None = None) -> str:
     Args:
         dtype: Of what the result is for. Defaults to Keras' compute dtype.
     """
+    checks.check("at_least_float32", locals(), {"dtype": checks.DTYPE | None})
     dtype = dtype or keras.config.dtype_policy().compute_dtype
     return keras.backend.result_type(dtype, "float32")
 
@@ -101,11 +106,8 @@ def initialize_weights(model: keras.layers.Layer, seed: int) -> None:
     kit.initialize_weights(model, seed=0)
     ```
     """
-    if not isinstance(model, keras.layers.Layer):
-        raise TypeError(
-            "`model` must be a Keras model or layer. "
-            f"Received: {model!r} of type {type(model).__name__}"
-        )
+    accepted = {"model": checks.LAYER, "seed": checks.SEED}
+    checks.check("initialize_weights", locals(), accepted)
     if not model.built:
         raise ValueError(
             "`model` must be built: call it on data once, or "

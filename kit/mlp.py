@@ -6,13 +6,22 @@ can come as close as one likes to any continuous function; several need fewer un
 Reference: Rumelhart, Hinton and Williams, 1986, https://doi.org/10.1038/323533a0.
 """
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from kit import checks
 from kit.models import Sequential
+
+ACCEPTED = {
+    "input_shape": checks.SIZES,
+    "num_outputs": checks.SIZE,
+    "units": checks.SIZES,
+    "activation": checks.ACTIVATION,
+    "output_activation": checks.ACTIVATION,
+    "dropout": checks.SHARE,
+}
 
 
 def mlp(
@@ -40,6 +49,7 @@ def mlp(
         A `kit.Sequential` from `(B, *input_shape)` to `(B, num_outputs)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `input_shape` or `units` isn't a sequence of integers, 1 or
             more, `num_outputs` no such integer, or `dropout` outside [0, 1).
 
@@ -50,19 +60,7 @@ def mlp(
     model(np.zeros((5, 30))).shape  # (5, 2)
     ```
     """
-    for name, sizes in (
-        ("input_shape", input_shape),
-        ("units", units),
-        ("num_outputs", [num_outputs]),
-    ):
-        if not isinstance(sizes, Sequence) or not all(map(_is_size, sizes)):
-            what = "an integer" if name == "num_outputs" else "a sequence of integers"
-            received = num_outputs if name == "num_outputs" else sizes
-            raise ValueError(
-                f"mlp: `{name}` must be {what}, 1 or more, received {received!r}."
-            )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"mlp: `dropout` must be in [0, 1), received {dropout!r}.")
+    checks.check("mlp", locals(), ACCEPTED)
     model = Sequential([keras.Input(tuple(input_shape))], name="mlp")
     if len(input_shape) != 1:
         model.add(keras.layers.Flatten())
@@ -72,7 +70,3 @@ def mlp(
             model.add(keras.layers.Dropout(dropout))
     model.add(keras.layers.Dense(num_outputs, activation=output_activation))
     return model
-
-
-def _is_size(value):
-    return isinstance(value, numbers.Integral) and int(value) >= 1

@@ -35,6 +35,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 
+from kit import checks
 from kit.backend import (
     NoGradient,
     compiled,
@@ -595,6 +596,7 @@ class WithParts(Mixin):
 
 def output_range(model: keras.Model) -> tuple[float, float] | None:
     """Returns the range of a model's outputs if its last layer tells it, or `None`."""
+    checks.check("output_range", locals(), {"model": checks.MODEL})
     ranges = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
     shapes = (keras.layers.Reshape, keras.layers.Flatten)
     layers = [x for x in model.layers if not isinstance(x, shapes)]

@@ -23,7 +23,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kit import random
+from kit import checks, random
 from kit.backend import minimize, release_programs, scan
 from kit.backups import Values
 from kit.rl.agent import compiled_with_numbers
@@ -42,6 +42,16 @@ LOGS = (
     "explained_variance",
 )
 
+ACCEPTED = {
+    "log_prob": checks.array("M"),
+    "old_log_prob": checks.array("M") | checks.array(""),
+    "advantage": checks.array("M"),
+    "value": checks.array("M"),
+    "old_value": checks.array("M"),
+    "returns": checks.array("M"),
+    "clip_coef": checks.array("", interval="(0, inf]"),
+}
+
 
 def clipped_policy_loss(log_prob, old_log_prob, advantage, clip_coef):
     """Returns -min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), equation 7.
@@ -55,9 +65,13 @@ def clipped_policy_loss(log_prob, old_log_prob, advantage, clip_coef):
     Returns:
         The losses, shape (M,).
     """
-    ratio = ops.exp(log_prob - old_log_prob)
+    checks.check("clipped_policy_loss", locals(), ACCEPTED)
+    ratio = ops.exp(ops.subtract(log_prob, old_log_prob))
     clipped = ops.clip(ratio, 1.0 - clip_coef, 1.0 + clip_coef)
-    return -ops.minimum(ratio * advantage, clipped * advantage)
+    # Alone, it may be given NumPy's arrays, which PyTorch's tensors don't multiply.
+    return -ops.minimum(
+        ops.multiply(ratio, advantage), ops.multiply(clipped, advantage)
+    )
 
 
 def clipped_value_loss(value, old_value, returns, clip_coef):
@@ -74,6 +88,8 @@ def clipped_value_loss(value, old_value, returns, clip_coef):
     Returns:
         The losses, shape (M,).
     """
+    checks.check("clipped_value_loss", locals(), ACCEPTED)
+    value, old_value, returns = map(ops.convert_to_tensor, (value, old_value, returns))
     near = old_value + ops.clip(value - old_value, -clip_coef, clip_coef)
     return 0.5 * ops.maximum(ops.square(value - returns), ops.square(near - returns))
 
@@ -143,11 +159,11 @@ class PPO(OnPolicy):
 
     ranges = {
         **RANGES,
-        "clip_coef": (1e-9, 1e9, LearningRateSchedule),
-        "target_kl": (0.0, 1e9, type(None)),
-        "num_minibatches": (1, math.inf),
-        "num_epochs": (1, math.inf),
-        "clip_value_loss": bool,
+        "clip_coef": checks.real("(0, 1e9]") | LearningRateSchedule,
+        "target_kl": checks.real("[0, 1e9]") | None,
+        "num_minibatches": checks.SIZE,
+        "num_epochs": checks.SIZE,
+        "clip_value_loss": checks.BOOL,
     }
 
     def __init__(

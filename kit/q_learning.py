@@ -12,7 +12,6 @@ over the policy. Shapes: S states, A actions, N environments, T environment step
 in a turn, B = T N transitions.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit import checks
 from kit.backend import release_programs, scan
 from kit.backups import Values
 from kit.rl.agent import Agent, compiled_with_numbers
@@ -30,18 +30,18 @@ from kit.rl.training import turns
 ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")
 # Valid ranges of the constructor's arguments.
 RANGES: dict[str, Any] = {
-    "num_states": (1, math.inf),
-    "num_actions": (1, math.inf),
-    "gamma": (0, 1),
-    "horizon": (0, 1e30, type(None)),
-    "initial_value": (-1e30, 1e30),
-    "train_freq": (1, math.inf),
-    "epsilon_start": (0, 1),
-    "epsilon_end": (0, 1),
-    "exploration_fraction": (1e-9, 1),
-    "algorithm": ALGORITHMS,
-    "state_start": (-math.inf, math.inf),
-    "action_start": (-math.inf, math.inf),
+    "num_states": checks.SIZE,
+    "num_actions": checks.SIZE,
+    "gamma": checks.FRACTION,
+    "horizon": checks.WEIGHT | None,
+    "initial_value": checks.FINITE,
+    "train_freq": checks.SIZE,
+    "epsilon_start": checks.FRACTION,
+    "epsilon_end": checks.FRACTION,
+    "exploration_fraction": checks.real("(0, 1]"),
+    "algorithm": checks.one_of(*ALGORITHMS),
+    "state_start": checks.INTEGER,
+    "action_start": checks.INTEGER,
 }
 
 

@@ -21,6 +21,7 @@ Reference:
     SC 2011.
 """
 
+import contextlib
 import math
 import operator
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit import checks
 from kit.engines.base import Tensor
 
 __all__ = [
@@ -52,6 +54,27 @@ __all__ = [
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA  # keeps the third key word from being zero with the others
 MANTISSA_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
+ACCEPTED = {
+    "seed": checks.SEED,
+    "num": checks.SIZE,
+    "name": checks.TEXT | None,
+    "shape": checks.sequence(checks.COUNT),
+    "minval": checks.array(interval="(-inf, inf)"),
+    "maxval": checks.array(interval="(-inf, inf)"),
+    "mean": checks.array(interval="(-inf, inf)"),
+    "stddev": checks.array(interval="[0, inf)"),
+    "dtype": checks.DTYPE | None,
+    "p": checks.array(interval="[0, 1]"),
+    "logits": checks.array("B ..."),
+    "axis": checks.INTEGER,
+    "n": checks.SIZE,
+    "gain": checks.FINITE,
+}
+KEY = checks.Kind(
+    "an int32 array of shape (2,), from `kit.random.key(seed)` or `kit.random.split`, "
+    "or a kit.random.Generator",
+    checks.array("2", "integers").fault,
+)
 TWO_SIGMA_MASS = math.erf(math.sqrt(2.0))  # P(|z| < 2) of a standard normal
 
 # sqrt(2) is left out: the coefficients of erfinv(x) / x as polynomials in w, highest
@@ -92,6 +115,7 @@ def key(seed: int) -> Tensor:
     kit.random.uniform(first, (3,))
     ```
     """
+    checks.check("key", locals(), ACCEPTED)
     return ops.convert_to_tensor(_seed_words(seed), dtype="int32")
 
 
@@ -112,7 +136,7 @@ def split(key: "Tensor | Generator", num: int = 2) -> Tensor:
         TypeError: If `key` or `num` is of another type.
         ValueError: If `num` < 1, or the key has another shape.
     """
-    num = _count("num", num)
+    checks.check("split", locals(), ACCEPTED)
     return ops.stack(_threefry(_take(key), 0, ops.arange(num, dtype="int32")), axis=1)
 
 
@@ -141,8 +165,8 @@ def split_seed(seed: "int | Generator", num: int = 2) -> list[int]:
         kit.initialize_weights(network, network_seed)
     ```
     """
+    checks.check("split_seed", {"num": num}, ACCEPTED)
     source = seed if isinstance(seed, Generator) else key(seed)
-    num = _count("num", num)
     # Few sizes, since eager JAX compiles each operation anew for each shape.
     drawn = randint(source, (-(-num // 16) * 16,), 0, 2**31 - 1)
     return ops.convert_to_numpy(drawn)[:num].tolist()
@@ -182,6 +206,7 @@ class Generator(keras.random.SeedGenerator):
     """
 
     def __init__(self, seed: int, name: str | None = None):
+        checks.check(self, locals(), ACCEPTED)
         words = _seed_words(seed)
         super().__init__(seed=0, name=name)
         self.seed = int(seed)
@@ -226,7 +251,7 @@ def bits(key: "Tensor | Generator", shape: Sequence[int]) -> Tensor:
         TypeError: If `key` or `shape` is of another type.
         ValueError: If a dimension is negative or there are too many elements.
     """
-    shape = _check_shape(shape)
+    shape = _check_shape("bits", shape)
     counter = ops.arange(math.prod(shape), dtype="int32")
     return ops.reshape(ops.bitwise_xor(*_threefry(_take(key), 0, counter)), shape)
 
@@ -258,9 +283,9 @@ def uniform(
         TypeError: If `key` or `shape` is of another type.
         ValueError: If `dtype` is another, or `minval` > `maxval` (numbers).
     """
-    dtype = _check_dtype(dtype)
-    numbers = isinstance(minval, (int, float)) and isinstance(maxval, (int, float))
-    if numbers and not minval <= maxval:
+    dtype = _check_draw("uniform", locals())
+    numbers = checks.has_values(minval) and checks.has_values(maxval)
+    if numbers and not (np.asarray(minval) <= np.asarray(maxval)).all():
         raise ValueError(
             "`minval` must not be greater than `maxval`. "
             f"Received: minval={minval}, maxval={maxval}"
@@ -298,7 +323,8 @@ def normal(
         TypeError: If `key` or `shape` is of another type.
         ValueError: If `dtype` is another.
     """
-    dtype = _check_dtype(dtype)
+    dtype = _check_draw("normal", locals())
+    mean, stddev = _as_numbers(mean), _as_numbers(stddev)
     return ops.cast(mean + stddev * _gaussian(bits(key, shape), mass=1.0), dtype)
 
 
@@ -327,7 +353,8 @@ def truncated_normal(
         TypeError: If `key` or `shape` is of another type.
         ValueError: If `dtype` is another.
     """
-    dtype = _check_dtype(dtype)
+    dtype = _check_draw("truncated_normal", locals())
+    mean, stddev = _as_numbers(mean), _as_numbers(stddev)
     z = _gaussian(bits(key, shape), mass=TWO_SIGMA_MASS)
     return ops.cast(mean + stddev * z, dtype)
 
@@ -350,8 +377,7 @@ def bernoulli(
         TypeError: If `key` or `shape` is of another type.
         ValueError: If `p` is a number outside [0, 1].
     """
-    if isinstance(p, (int, float)) and not 0.0 <= p <= 1.0:
-        raise ValueError(f"`p` must be a probability in [0, 1]. Received: p={p}")
+    _check_draw("bernoulli", {**locals(), "dtype": "float32"})
     # float32 whatever floatx is: half precision would not meet `p`.
     return uniform(key, shape, dtype="float32") < ops.cast(p, "float32")
 
@@ -379,9 +405,13 @@ def randint(
         ValueError: If `minval` >= `maxval` where both are numbers, or one of them or
             their difference is not below 2**31.
     """
-    if isinstance(minval, (int, np.integer)) and isinstance(maxval, (int, np.integer)):
-        minval, maxval = int(minval), int(maxval)
-        if not minval < maxval <= min(minval, 0) + 2**31 - 1 or minval < -(2**31):
+    integers = checks.array("...", "integers")
+    checks.check("randint", locals(), {"minval": integers, "maxval": integers})
+    _check_draw("randint", {**locals(), "dtype": "float32"})
+    if checks.has_values(minval) and checks.has_values(maxval):
+        low, high = np.asarray(minval, "int64"), np.asarray(maxval, "int64")
+        most = np.minimum(low, 0) + 2**31 - 1
+        if not ((low < high) & (high <= most) & (low >= -(2**31))).all():
             raise ValueError(
                 "`minval` must be smaller than `maxval`, both int32, and their "
                 f"difference below 2**31. Received: minval={minval}, maxval={maxval}"
@@ -417,6 +447,7 @@ def categorical(key: "Tensor | Generator", logits: Tensor, axis: int = -1) -> Te
     kit.random.categorical(kit.random.key(0), logits)  # shape (2,)
     ```
     """
+    checks.check("categorical", locals(), ACCEPTED)
     logits = ops.cast(logits, "float32")
     rank = len(logits.shape)
     if not -rank <= axis < rank:
@@ -456,7 +487,9 @@ def permutation(key: "Tensor | Generator", n: int, num: int | None = None) -> Te
         TypeError: If `key`, `n` or `num` is of another type.
         ValueError: If `n` or `num` < 1.
     """
-    shape = (_count("n", n),) if num is None else (_count("num", num), _count("n", n))
+    checks.check("permutation", {"n": n}, ACCEPTED)
+    checks.check("permutation", {"num": num}, {"num": checks.SIZE | None})
+    shape = (n,) if num is None else (num, n)
     # `keras.ops.argsort` is stable on all three; a test keeps watch over that.
     return ops.cast(ops.argsort(bits(key, shape)), "int32")
 
@@ -487,7 +520,8 @@ def orthogonal(
         Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of
         learning in deep linear neural networks", ICLR 2014.
     """
-    shape = _check_shape(shape)
+    checks.check("orthogonal", {"gain": gain}, ACCEPTED)
+    shape = _check_shape("orthogonal", shape)
     if len(shape) < 2:
         raise ValueError(
             f"`shape` must have at least two dimensions. Received: shape={shape}"
@@ -571,13 +605,6 @@ def _orthogonal(u, shape, gain):
 
 def _seed_words(seed):
     """Returns the two words of the key of `seed`, as Python integers of 32 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(
-            "`seed` must be an integer, 0 <= seed < 2**32. "
-            f"Received: {seed!r} of type {type(seed).__name__}"
-        )
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"`seed` must be in [0, 2**32). Received: seed={seed}")
     return 0, int(seed) - 2**32 if seed >= 2**31 else int(seed)
 
 
@@ -585,52 +612,48 @@ def _take(key):
     """Returns the key of a draw: `key` itself, or a fresh one of a generator."""
     if isinstance(key, Generator):
         return key.next()
-    accepted = (
-        "`key` must be an int32 array of shape (2,), from `kit.random.key(seed)` or "
-        "`kit.random.split`, or a `kit.random.Generator`."
-    )
-    if isinstance(key, (int, float, np.generic, str, keras.random.SeedGenerator)):
-        raise TypeError(f"{accepted} Received: {key!r} of type {type(key).__name__}")
+    checks.check("", {"key": key}, {"key": KEY})
     key = ops.convert_to_tensor(key)
-    if tuple(key.shape) != (2,):
-        raise ValueError(f"{accepted} Received: shape {tuple(key.shape)}")
-    dtype = keras.backend.standardize_dtype(key.dtype)
-    if dtype != "int32":
-        raise TypeError(f"{accepted} Received: dtype {dtype}")
+    if keras.backend.standardize_dtype(key.dtype) != "int32":
+        raise TypeError(f"`key` must be {KEY.accepted}, received dtype {key.dtype}.")
     return key
 
 
-def _count(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(
-            f"`{name}` must be an integer. "
-            f"Received: {value!r} of type {type(value).__name__}"
-        )
-    if not 1 <= value < 2**31:
-        raise ValueError(f"`{name}` must be in [1, 2**31). Received: {name}={value}")
-    return int(value)
-
-
-def _check_shape(shape):
-    try:
-        checked = tuple(operator.index(size) for size in shape)
-    except TypeError as error:
-        raise TypeError(
-            "`shape` must be a tuple of integers, known when a function is compiled. "
-            f"Received: {shape!r} of type {type(shape).__name__}"
-        ) from error
-    if any(size < 0 for size in checked) or math.prod(checked) >= 2**31:
+def _check_shape(where, shape):
+    with contextlib.suppress(TypeError):  # what isn't a shape is refused next
+        shape = tuple(map(operator.index, shape))  # TensorFlow's has a type of its own
+    checks.check(where, {"shape": shape}, ACCEPTED)
+    if math.prod(shape) >= 2**31:
         raise ValueError(
-            "`shape` must have no negative dimension and fewer than 2**31 elements. "
-            f"Received: shape={shape}"
+            f"{where}: `shape` must have fewer than 2**31 elements, received {shape}."
         )
-    return checked
+    return shape
 
 
-def _check_dtype(dtype):
+def _as_numbers(value):
+    """A list as a tensor; anything else can be computed with as it is."""
+    is_list = isinstance(value, list | tuple)
+    return ops.convert_to_tensor(value, "float32") if is_list else value
+
+
+def _check_draw(where, arguments):
+    """Returns the dtype of a draw, after a check of its arguments."""
+    shape = _check_shape(where, arguments["shape"])
+    checks.check(where, {**arguments, "shape": shape}, ACCEPTED)
+    for name in {"minval", "maxval", "mean", "stddev", "p"}.intersection(arguments):
+        given = getattr(arguments[name], "shape", ())
+        if checks.has_values(arguments[name]):
+            given = np.shape(arguments[name])
+        padded = (1,) * (len(shape) - len(given)) + tuple(given)
+        if len(padded) != len(shape) or any(
+            size not in (1, expected)
+            for size, expected in zip(padded, shape, strict=True)
+        ):
+            raise ValueError(
+                f"{where}: `{name}` must broadcast to `shape`, {shape}, received the "
+                f"shape {tuple(given)}."
+            )
+    dtype = arguments["dtype"]
     dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
-    if dtype not in MANTISSA_BITS:
-        raise ValueError(
-            f"`dtype` must be one of {', '.join(MANTISSA_BITS)}. Received: {dtype!r}"
-        )
+    checks.check(where, {"dtype": dtype}, {"dtype": checks.one_of(*MANTISSA_BITS)})
     return dtype

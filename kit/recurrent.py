@@ -27,10 +27,30 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import decoding, random
+from kit import checks, decoding, random
 from kit.backend import Tensor, compiled, scan
 from kit.models import Sequential
 
+ACCEPTED = {
+    "input_shape": checks.OPEN_SHAPE,
+    "num_outputs": checks.SIZE,
+    "units": checks.SIZE | checks.sequence(checks.SIZE, least=1),
+    "output_activation": checks.ACTIVATION,
+    "return_sequences": checks.BOOL,
+    "vocabulary_size": checks.SIZE | None,
+    "mask_value": checks.FINITE | None,
+    "dropout": checks.SHARE,
+    "preprocessing": checks.sequence(checks.LAYER),
+    # initial_state, step, generate
+    "model": checks.instance(keras.Sequential),
+    "batch_size": checks.SIZE,
+    "inputs": checks.array("B ..."),
+    "state": checks.sequence(checks.instance(list, tuple, what="a list of states")),
+    "length": checks.SIZE,
+    "temperature": checks.WEIGHT,
+    "top_k": checks.SIZE | None,
+    "seed": checks.SEED,
+}
 RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU)
 # Layers that treat each time step alone, so that `step` may apply them to one.
 POINTWISE = (
@@ -88,6 +108,7 @@ def rnn(
         `(B, T, num_outputs)` with `return_sequences`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `units` is empty, `input_shape` doesn't fit the kind of
             input, or `mask_value` isn't 0 for integers.
 
@@ -159,17 +180,16 @@ def _build(
     dropout,
     preprocessing,
 ):
+    name = layer.__name__.lower()
+    checks.check(name.removeprefix("simple"), locals(), ACCEPTED)
     units = (units,) if isinstance(units, int) else tuple(units)
     rank = 2 if vocabulary_size is None else 1
-    if not units:
-        raise ValueError("`units` must hold the size of one layer at least, got ().")
-    if len(input_shape) != rank:
+    if len(input_shape) != rank or input_shape[1:] == (None,):
         raise ValueError(
             "`input_shape` must be (time steps, features), or (time steps,) with "
             f"`vocabulary_size`; received {tuple(input_shape)} and vocabulary_size="
             f"{vocabulary_size}."
         )
-    name = layer.__name__.lower()
     if vocabulary_size is None:
         model = Sequential([keras.Input(tuple(input_shape))], name=name)
         if mask_value is not None:
@@ -208,8 +228,10 @@ def initial_state(model: keras.Sequential, batch_size: int = 1) -> list[list[Ten
         For each recurrent layer a list of its states, each of shape `(B, units)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model can't be run step by step.
     """
+    checks.check("initial_state", locals(), ACCEPTED)
     return [layer.get_initial_state(batch_size) for layer in _recurrent_layers(model)]
 
 
@@ -232,6 +254,7 @@ def step(
         The output, shape `(B, num_outputs)`, and the new state.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model can't be run step by step, or `inputs` or `state`
             isn't that of one time step of it.
 
@@ -245,6 +268,7 @@ def step(
         output, state = step(frame, state)
     ```
     """
+    checks.check("step", locals(), ACCEPTED)
     number = len(_recurrent_layers(model))
     if len(state) != number:
         raise ValueError(
@@ -307,6 +331,7 @@ def generate(
         to rounding.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model doesn't give logits for each time step or can't be
             run step by step, if `prompt` isn't `(B, P)` integers that the model
             knows, or a number is out of its range.
@@ -318,6 +343,7 @@ def generate(
     kit.recurrent.generate(model, [[3, 14, 15]], 20, temperature=0.7).shape  # (1, 20)
     ```
     """
+    checks.check("generate", locals(), ACCEPTED)
     _recurrent_layers(model)
     size = model.output_shape[-1]
     activation = getattr(model.layers[-1], "activation", None)

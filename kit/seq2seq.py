@@ -19,6 +19,7 @@ al., 2014, https://arxiv.org/abs/1406.1078; attention ("dot") as in Luong et al.
 https://arxiv.org/abs/1508.04025, without its input feeding.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import decoding
+from kit import checks, decoding
 from kit.backend import Tensor, compiled
 from kit.data.corpus import Characters
 from kit.models import Model
@@ -35,12 +36,39 @@ from kit.models import Model
 START, END = "\x02", "\x03"
 START_TOKEN, END_TOKEN = 1, 2  # their numbers; 0 is padding
 
+ACCEPTED = {
+    "texts": checks.sequence(checks.TEXT, least=1),
+    "characters": checks.instance(Characters, what="a vocabulary of characters"),
+    "length": checks.SIZE | None,
+    "tokens": checks.array("B T", "integers"),
+    "name": checks.TEXT | None,
+    "dtype": checks.DTYPE | checks.instance(keras.DTypePolicy) | None,
+    "y_true": checks.array("B T"),
+    "y_pred": checks.array("B T V"),
+    "source_vocabulary_size": checks.SIZE,
+    "target_vocabulary_size": checks.SIZE,
+    "units": checks.sequence(checks.SIZE, least=1),
+    "attention": checks.BOOL,
+    "dropout": checks.SHARE,
+    "num_parameters": checks.integer("[1, 2**63)"),
+    "num_layers": checks.NUM_LAYERS,
+    # translate
+    "model": checks.MODEL,
+    "start_token": checks.COUNT,
+    "end_token": checks.SIZE,
+    "beam_width": checks.SIZE,
+    "length_penalty": checks.FINITE,
+}
+
 
 # --- Pairs of texts ---------------------------------------------------------
 
 
 def vocabulary(texts: Iterable[str]) -> Characters:
     """Returns the characters of texts, after those for start and end of a text."""
+    if not isinstance(texts, str) and isinstance(texts, Iterable):
+        texts = list(texts)
+    checks.check("vocabulary", locals(), ACCEPTED)
     return Characters(START + END + "".join(sorted(set().union(*texts))))
 
 
@@ -58,6 +86,7 @@ def encode(
         int32 of shape `(B, S)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a character has no number, or a text is longer than `length`.
 
     Example:
@@ -67,7 +96,8 @@ def encode(
     kit.seq2seq.encode(["hello", "hole"], characters)  # (2, 5)
     ```
     """
-    longest = max(texts, key=len, default="")
+    checks.check("encode", locals(), ACCEPTED)
+    longest = max(texts, key=len)
     length = len(longest) if length is None else length
     if len(longest) > length:
         raise ValueError(
@@ -80,8 +110,8 @@ def encode(
         if not row[: len(text)].all():
             unknown = sorted(set(text) - set(characters.characters))
             raise ValueError(
-                f"The text {text!r} has characters that the vocabulary lacks: "
-                f"{', '.join(map(repr, unknown))}. It has "
+                f"The text {text!r} of `texts` has characters that the vocabulary "
+                f"lacks: {', '.join(map(repr, unknown))}. It has "
                 f"{characters.characters[3:]!r}."
             )
     return tokens
@@ -89,7 +119,13 @@ def encode(
 
 def decode(tokens: Any, characters: Characters) -> list[str]:
     """Returns the texts that the integers `(B, T)` stand for, up to their ends."""
+    checks.check("decode", locals(), ACCEPTED)
     rows = ops.convert_to_numpy(tokens)
+    if rows.min() < 0 or rows.max() >= len(characters):
+        raise ValueError(
+            f"decode: `tokens` must be integers in [0, {len(characters) - 1}], numbers "
+            f"of `characters`, received some from {rows.min()} to {rows.max()}."
+        )
     texts = [characters.decode(row[row != 0]) for row in rows]
     return [text.split(END)[0].removeprefix(START) for text in texts]
 
@@ -115,10 +151,12 @@ class ExactMatch(keras.metrics.Mean):
     """
 
     def __init__(self, name="exact_match", dtype=None):
+        checks.check(self, locals(), ACCEPTED)
         super().__init__(name=name, dtype=dtype)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Counts the sequences of a batch."""
+        checks.check("ExactMatch", {"y_true": y_true, "y_pred": y_pred}, ACCEPTED)
         y_true = ops.cast(y_true, "int32")
         right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == y_true
         values = ops.all(right | (y_true == 0), axis=-1)
@@ -156,6 +194,7 @@ def gru_encoder_decoder(
         `kit.seq2seq.translate` writes with it.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `units` is empty, or a number is out of range.
 
     Example:
@@ -166,15 +205,8 @@ def gru_encoder_decoder(
     model({"source": source, "target": target}).shape  # (2, 10, 40)
     ```
     """
+    checks.check("gru_encoder_decoder", locals(), ACCEPTED)
     units = tuple(units)
-    for name in ("source_vocabulary_size", "target_vocabulary_size"):
-        decoding.check_range(name, locals()[name], 1)
-    if not units or min(units) < 1:
-        raise ValueError(
-            f"`units` must hold the size of one layer at least, received {units}."
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must be in [0, 1), received {dropout}.")
 
     def layers(tokens, vocabulary_size, states):
         # Keras' embeddings begin within 0.05 of zero, too near each other for a cell.
@@ -228,6 +260,7 @@ def units_for(
     Each layer, U units on U inputs, has 6 U^2 + 6 U weights in the encoder and as
     many in the decoder, attention 2 U^2; embeddings and last layer have the rest.
     """
+    checks.check("units_for", locals(), ACCEPTED)
     v, w = source_vocabulary_size, target_vocabulary_size
 
     def count(units):
@@ -235,9 +268,13 @@ def units_for(
         attends = 2 * units**2 if attention else 0
         return recurrent + attends + (v + 2 * w) * units + w
 
-    units = 1
-    while count(units + 1) <= num_parameters:
-        units += 1
+    units, too_many = 1, math.isqrt(num_parameters) + 2  # 12 U^2 are more
+    while too_many - units > 1:
+        middle = (units + too_many) // 2
+        if count(middle) <= num_parameters:
+            units = middle
+        else:
+            too_many = middle
     return (units,) * num_layers
 
 
@@ -271,6 +308,7 @@ def translate(
         Tokens, int32 `(B, length)`: the best sequence, its end token, zeros.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model isn't of `gru_encoder_decoder`, or a number is out of
             its range.
 
@@ -281,19 +319,17 @@ def translate(
     kit.seq2seq.translate(model, [[3, 14, 15]], length=20).shape  # (1, 20)
     ```
     """
+    checks.check("translate", locals(), ACCEPTED)
     names = {layer.name for layer in model.layers}
     if not {"encoder", "decoder"} <= names or not _grus(model.get_layer("decoder")):
         raise ValueError(
             f"`model` must be of `kit.seq2seq.gru_encoder_decoder`, received {model!r}."
         )
-    size = model.output_shape[-1]
-    decoding.check_range("start_token", start_token, 0, size - 1)
-    decoding.check_range("end_token", end_token, 1, size - 1)
-    decoding.check_range("length", length, 1)
-    decoding.check_range("beam_width", beam_width, 1, size)
+    source = decoding.check_source(model, source)
+    decoding.check_writing(locals(), model.output_shape[-1], None)
     options = (start_token, end_token, length, beam_width, length_penalty)
     program = decoding.kept_program(model, _make_translate, *options)
-    return program(decoding.check_source(model, source))
+    return program(source)
 
 
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):

@@ -33,13 +33,12 @@ them, as in GPT-2 (`normalize_first=False` for the paper's order, which BERT has
 """
 
 import math
-import numbers
 from typing import Any
 
 import keras
 from keras import ops
 
-from kit import decoding, random
+from kit import checks, decoding, random
 from kit.backend import Tensor, compiled
 from kit.models import Model, Sequential
 
@@ -50,6 +49,51 @@ POINTWISE = (
     keras.layers.Embedding,
     keras.layers.LayerNormalization,
 )
+
+
+ACCEPTED = {
+    "num_heads": checks.SIZE,
+    "causal": checks.BOOL,
+    "rotary_length": checks.SIZE | None,
+    "use_bias": checks.BOOL,
+    "max_length": checks.SIZE,
+    "kind": checks.one_of("learned", "sinusoidal"),
+    "embeddings_initializer": checks.INITIALIZER | None,
+    "intermediate_dim": checks.SIZE | None,
+    "activation": checks.ACTIVATION,
+    "dropout": checks.SHARE,
+    "normalize_first": checks.BOOL,
+    "epsilon": checks.POSITIVE,
+    "stddev": checks.WEIGHT,
+    # rotate
+    "x": checks.array("B T N H"),
+    "positions": checks.one_of("learned", "sinusoidal", "rotary"),
+    # gpt, bert, encoder_decoder
+    "vocabulary_size": checks.SIZE,
+    "source_vocabulary_size": checks.SIZE,
+    "target_vocabulary_size": checks.SIZE,
+    "num_layers": checks.NUM_LAYERS,
+    "hidden_dim": checks.SIZE,
+    "mask_zero": checks.BOOL,
+    "num_segments": checks.SIZE,
+    "padding_token": checks.COUNT,
+    # start, step, generate, translate
+    "model": checks.MODEL,
+    "batch_size": checks.SIZE,
+    "length": checks.SIZE,
+    "tokens": checks.array("B T", "integers"),
+    "cache": checks.sequence(checks.instance(dict, what="what `start` returns")),
+    "context": checks.sequence(checks.ARRAY | None, length=2) | None,
+    "position": checks.array("", "integers", "[0, 2**31)"),
+    "temperature": checks.WEIGHT,
+    "top_k": checks.SIZE | None,
+    "seed": checks.SEED,
+    "use_cache": checks.BOOL,
+    "start_token": checks.COUNT,
+    "end_token": checks.SIZE,
+    "beam_width": checks.SIZE,
+    "length_penalty": checks.FINITE,
+}
 
 
 # --- Layers -----------------------------------------------------------------
@@ -78,6 +122,7 @@ class Attention(keras.layers.Layer):
     Output shape: `(B, T, D)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If D isn't a multiple of `num_heads`, or of twice that with
             `rotary_length`; if a sequence is longer than that.
 
@@ -92,8 +137,7 @@ class Attention(keras.layers.Layer):
         self, num_heads, causal=False, rotary_length=None, use_bias=True, **kwargs
     ):
         super().__init__(**kwargs)
-        if num_heads < 1:
-            raise ValueError(f"num_heads must be at least 1, received {num_heads}.")
+        checks.check(self, locals(), ACCEPTED)
         self.num_heads = num_heads
         self.causal = causal
         self.rotary_length = rotary_length
@@ -208,6 +252,8 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     Returns:
         The same shape.
     """
+    checks.check("rotate", locals(), {**ACCEPTED, "positions": checks.array("T")})
+    x = ops.convert_to_tensor(x)
     half = x.shape[-1] // 2
     frequencies = 10_000.0 ** (-ops.arange(half, dtype="float32") / half)
     angles = ops.cast(positions, "float32")[:, None, None] * frequencies  # (T, 1, H/2)
@@ -235,6 +281,7 @@ class PositionEmbedding(keras.layers.Layer):
     Output shape: `(B, T, D)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `kind` is unknown, or a sequence longer than `max_length`.
 
     Example:
@@ -248,10 +295,7 @@ class PositionEmbedding(keras.layers.Layer):
         self, max_length, kind="learned", embeddings_initializer=None, **kwargs
     ):
         super().__init__(**kwargs)
-        if kind not in ("learned", "sinusoidal"):
-            raise ValueError(f"kind must be 'learned' or 'sinusoidal', got {kind!r}.")
-        if max_length < 1:
-            raise ValueError(f"max_length must be at least 1, received {max_length}.")
+        checks.check(self, locals(), ACCEPTED)
         self.max_length = max_length
         self.kind = kind
         self.embeddings_initializer = keras.initializers.get(
@@ -342,10 +386,8 @@ class EncoderBlock(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if intermediate_dim < 1:
-            raise ValueError(
-                f"intermediate_dim must be at least 1, received {intermediate_dim}."
-            )
+        required = {"intermediate_dim": checks.SIZE}
+        checks.check(self, locals(), {**ACCEPTED, **required})
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.activation = keras.activations.get(activation)
@@ -545,6 +587,7 @@ def _where_to_look(mask):
 
 def normal(stddev: float) -> keras.initializers.Initializer:
     """Returns the initializer that GPT-2 and BERT have for their embeddings."""
+    checks.check("normal", locals(), ACCEPTED)
     return keras.initializers.RandomNormal(stddev=stddev)
 
 
@@ -586,6 +629,7 @@ def gpt(
         after each.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a number is out of range, `positions` unknown, or D not a
             multiple of N.
 
@@ -596,7 +640,7 @@ def gpt(
     model(np.zeros((2, 10), "int32")).shape  # (2, 10, 50)
     ```
     """
-    _check_sizes(locals())
+    _check_sizes("gpt", locals())
     model = Sequential([keras.Input((None,), dtype="int32")], name="gpt")
     for layer in _embedding_layers(
         vocabulary_size, hidden_dim, max_length, positions, mask_zero, dropout
@@ -656,6 +700,7 @@ def bert(
         the first position through a Dense layer with tanh.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a number is out of range, or D not a multiple of N.
 
     Example:
@@ -667,7 +712,7 @@ def bert(
     outputs["pooled_output"].shape  # (1, 32)
     ```
     """
-    _check_sizes(locals())
+    _check_sizes("bert", locals())
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     segment_ids = keras.Input((None,), dtype="int32", name="segment_ids")
     x = keras.layers.Embedding(
@@ -734,6 +779,7 @@ def encoder_decoder(
         `(B, T, V)` of the next token after each. `translate` writes with it.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If a number is out of range, `positions` unknown, or D not a
             multiple of N.
 
@@ -745,7 +791,7 @@ def encoder_decoder(
     model({"source": source, "target": target}).shape  # (2, 10, 40)
     ```
     """
-    _check_sizes(locals())
+    _check_sizes("encoder_decoder", locals())
     options: Any = {
         "num_heads": num_heads,
         "intermediate_dim": intermediate_dim or 4 * hidden_dim,
@@ -802,25 +848,12 @@ def _embedding_layers(
     return layers
 
 
-def _check_sizes(arguments):
-    sizes = ("_size", "_layers", "_heads", "_dim", "_length", "_segments")
-    for name, value in arguments.items():
-        if not name.endswith(sizes) or value is None:
-            continue
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, received {value!r}.")
+def _check_sizes(name, arguments):
+    checks.check(name, arguments, ACCEPTED)
     if arguments["hidden_dim"] % arguments["num_heads"]:
         raise ValueError(
-            f"hidden_dim={arguments['hidden_dim']} must be a multiple of "
+            f"{name}: hidden_dim={arguments['hidden_dim']} must be a multiple of "
             f"num_heads={arguments['num_heads']}."
-        )
-    if not 0 <= arguments["dropout"] < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {arguments['dropout']}.")
-    positions = arguments.get("positions", "learned")
-    if positions not in ("learned", "sinusoidal", "rotary"):
-        raise ValueError(
-            "positions must be 'learned', 'sinusoidal' or 'rotary', received "
-            f"{positions!r}."
         )
 
 
@@ -841,17 +874,19 @@ def start(model: keras.Model, batch_size: int, length: int, context=None) -> lis
         A cache for each decoder block.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model can't be run step by step, or `length` is more than
             its `max_length`.
     """
-    longest = _max_length(model)
+    checks.check("start", locals(), ACCEPTED)
+    layers, longest = _layers(model), _max_length(model)
     if longest is not None and length > longest:
         raise ValueError(
             f"length={length} is more than the model's max_length of {longest}."
         )
     return [
         layer.start(batch_size, length, *(context or ()))
-        for layer in _layers(model)
+        for layer in layers
         if isinstance(layer, DecoderBlock)
     ]
 
@@ -873,6 +908,7 @@ def step(model: keras.Model, tokens: Tensor, cache: list, position) -> tuple:
         Logits `(B, T, V)`, and the new cache.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model can't be run step by step.
 
     Example:
@@ -885,8 +921,15 @@ def step(model: keras.Model, tokens: Tensor, cache: list, position) -> tuple:
         logits, cache = step(np.array([[token]]), cache, position)
     ```
     """
+    checks.check("step", locals(), ACCEPTED)
+    layers = _layers(model)
+    if len(cache) != (number := sum(isinstance(x, DecoderBlock) for x in layers)):
+        raise ValueError(
+            f"step: `cache` must have an element for each of {number} decoder blocks, "
+            f"as `start` returns it, received {len(cache)}."
+        )
     x, old, new = tokens, iter(cache), []
-    for layer in _layers(model):
+    for layer in layers:
         if isinstance(layer, DecoderBlock):
             x, layer_cache = layer.step(x, next(old), position)
             new.append(layer_cache)
@@ -928,6 +971,7 @@ def generate(
         to rounding. Never 0 where that stands for padding (`mask_zero`).
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model can't be run step by step, or reads less than two
             tokens at once; if `prompt` isn't `(B, P)` integers that the model knows,
             or holds padding; if a number is out of its range.
@@ -939,6 +983,8 @@ def generate(
     kit.transformer.generate(model, [[3, 14, 15]], 20, temperature=0.7).shape  # (1, 20)
     ```
     """
+    checks.check("generate", locals(), ACCEPTED)
+    _layers(model)
     size = model.output_shape[-1]
     prompt = decoding.check_generation(prompt, size, length, temperature, top_k)
     pads = any(getattr(layer, "mask_zero", False) for layer in model.layers)
@@ -1030,6 +1076,7 @@ def translate(
         Tokens, int32 `(B, length)`: the best sequence, its end token, zeros.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the model isn't of `encoder_decoder`, or a number is out of its
             range.
 
@@ -1040,17 +1087,10 @@ def translate(
     kit.transformer.translate(model, [[3, 14, 15]], 1, 2, length=20).shape  # (1, 20)
     ```
     """
-    try:
-        model.get_layer("encoder"), model.get_layer("decoder")
-    except ValueError as error:
-        raise ValueError(
-            f"`model` must be of `kit.encoder_decoder`, received {model!r}."
-        ) from error
-    size = model.output_shape[-1]
-    decoding.check_range("start_token", start_token, 0, size - 1)
-    decoding.check_range("end_token", end_token, 1, size - 1)
-    decoding.check_range("length", length, 1, _max_length(model.get_layer("decoder")))
-    decoding.check_range("beam_width", beam_width, 1, size)
+    checks.check("translate", locals(), ACCEPTED)
+    source = decoding.check_source(model, source)
+    longest = _max_length(model.get_layer("decoder"))
+    decoding.check_writing(locals(), model.output_shape[-1], longest)
     program = decoding.kept_program(
         model,
         _make_translate,
@@ -1060,7 +1100,7 @@ def translate(
         beam_width,
         length_penalty,
     )
-    return program(decoding.check_source(model, source))[0][:, 0]
+    return program(source)[0][:, 0]
 
 
 def _make_translate(model, start_token, end_token, length, beam_width, length_penalty):

@@ -268,7 +268,9 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"noise_stddev.*-1"):
         DenoisingAutoencoder(encoder(), decoder(), noise_stddev=-1)
     parts = encoder(variational=True), decoder()
-    with pytest.raises(ValueError, match=r"bernoulli, gaussian.*'poisson'"):
+    with pytest.raises(
+        ValueError, match=r"'bernoulli', 'gaussian', received 'poisson'"
+    ):
         VariationalAutoencoder(*parts, likelihood="poisson")
     with pytest.raises(ValueError, match=r"`beta`.*-1"):
         VariationalAutoencoder(*parts, beta=-1)

@@ -138,7 +138,9 @@ def test_unhashable_arguments_are_named():
     fn = kit.compiled(lambda x: x)
     with pytest.raises(TypeError, match="set"):
         fn({1, 2})
-    with pytest.raises(TypeError, match="`fn` must be callable"):
+    with pytest.raises(
+        TypeError, match="`fn` must be a function, received 3 of type int"
+    ):
         kit.compiled(3)
     with pytest.raises(TypeError, match="dtype object"):
         fn(np.array([object()]))
@@ -1098,7 +1100,9 @@ def test_minimize_says_what_is_wrong(eager):
         )
     with pytest.raises(ValueError, match="`variables` is empty"):
         run(lambda: mse(model, x, y), [])
-    with pytest.raises(TypeError, match="Keras optimizer, received str"):
+    with pytest.raises(
+        TypeError, match="`optimizer` must be a Keras optimizer, received 'adam'"
+    ):
         run(lambda: mse(model, x, y), weights, "adam")
     with pytest.raises(TypeError, match="keras.Variable objects"):
         run(lambda: mse(model, x, y), model.get_weights())
@@ -1375,7 +1379,9 @@ def test_scan_says_what_is_wrong():
         kit.scan(lambda c, x: (c, x), 0.0, (np.ones(3), np.ones(4)))
     with pytest.raises(ValueError, match=r"`length` is 4, but `xs` has 3"):
         kit.scan(lambda c, x: (c, x), 0.0, np.ones(3), length=4)
-    with pytest.raises(ValueError, match="at least one turn"):
+    with pytest.raises(
+        ValueError, match=r"`length` must be an integer in \[1, .*received 0"
+    ):
         kit.scan(lambda c, x: (c, x), 0.0, length=0)
     for fn, message in (
         (lambda c, x: c, "must return a pair"),

@@ -70,7 +70,7 @@ def test_a_failed_download_names_the_offline_choice(name, monkeypatch, tmp_path)
 
 
 def test_an_unknown_set_is_refused():
-    with pytest.raises(ValueError, match="'imagenet'.*mnist_5k, mnist"):
+    with pytest.raises(ValueError, match="'mnist_5k', 'mnist', .*received 'imagenet'"):
         images("imagenet")
 
 

@@ -396,7 +396,6 @@ def test_same_weights_from_a_seed_and_stacks_in_sequential():
     "kwargs",
     [
         {"units": 0},
-        {"units": 2.5},
         {"visible": "binary"},
         {"k": 0},
         {"chains": 0},
@@ -445,13 +444,23 @@ def test_gaussian_units_take_any_finite_numbers():
         rbm.contrastive_divergence(np.array([[np.inf, 0.0]]))
 
 
+def test_rbm_refuses_another_type():
+    with pytest.raises(TypeError, match=r"`units` must be an integer.*received 2\.5"):
+        RBM(2.5)
+
+
 def test_dbn_refuses():
     rbm = RBM(3)
-    with pytest.raises(TypeError, match="`rbms` must be a list"):
+    with pytest.raises(
+        TypeError, match="`rbms` must be a sequence of 1 or more, each a kit.RBM"
+    ):
         DBN([keras.layers.Dense(3)])
-    for rbms in ([], [rbm, rbm]):
-        with pytest.raises(ValueError, match="`rbms` must hold"):
-            DBN(rbms)
+    with pytest.raises(
+        ValueError, match=r"`rbms` must be .*1 or more, .*received \[\]"
+    ):
+        DBN([])
+    with pytest.raises(ValueError, match="`rbms` must hold no RBM twice"):
+        DBN([rbm, rbm])
     with pytest.raises(ValueError, match=r"`rbms\[1\]` must have visible='bernoulli'"):
         DBN([rbm, RBM(2, visible="gaussian")])
     dbn = DBN([rbm])
@@ -473,7 +482,9 @@ def test_dbn_refuses():
     with pytest.raises(ValueError, match="`num_classes` must be"):
         dbn.to_classifier(0)
     for kwargs in ({"num": 0}, {"num": 1, "steps": 0}):
-        with pytest.raises(ValueError, match="must be an integer, 1 or more"):
+        with pytest.raises(
+            ValueError, match=r"must be an integer in \[1, .*received 0"
+        ):
             dbn.sample(**kwargs)
     with pytest.raises(ValueError, match="`start` must hold num=3"):
         dbn.sample(3, start=x)

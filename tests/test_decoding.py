@@ -257,8 +257,8 @@ def test_a_prompt_becomes_int32():
 @pytest.mark.parametrize(
     "prompt, message",
     [
-        ([1, 2], r"shape \(batch, tokens\).*received \(2,\)"),
-        (np.zeros((2, 0), "int32"), r"one token at least, received \(2, 0\)"),
+        ([1, 2], r"`prompt` must be .* of shape \(B, T\), received \[1, 2\]"),
+        (np.zeros((2, 0), "int32"), r"shape \(B, T\), received .*\(2, 0\)"),
         ([[0, 4]], "integers from 0 to 3.*from 0 to 4"),
         ([[-1, 2]], "integers from 0 to 3.*from -1 to 2"),
     ],
@@ -269,11 +269,15 @@ def test_a_bad_prompt_is_refused(prompt, message):
 
 
 def test_a_number_out_of_range_is_refused():
-    decoding.check_range("top_k", None, 1)
-    decoding.check_range("top_k", 1, 1, 1)
-    with pytest.raises(ValueError, match="`length` must be at least 1, received 0"):
-        decoding.check_range("length", 0, 1)
-    with pytest.raises(ValueError, match="`top_k` .* and at most 5, received 6"):
-        decoding.check_range("top_k", 6, 1, 5)
+    def check(**wrong):
+        options = {"length": 2, "temperature": 1.0, "top_k": 5} | wrong
+        decoding.check_generation([[1]], 5, **options)
+
+    check(top_k=None)
+    check(top_k=1)
+    with pytest.raises(ValueError, match=r"`length` must be .*\[1, .*received 0"):
+        check(length=0)
+    with pytest.raises(ValueError, match=r"`top_k` .*in \[1, 5\] or None, received 6"):
+        check(top_k=6)
     with pytest.raises(ValueError, match="`temperature`.*received nan"):
-        decoding.check_range("temperature", float("nan"), 0)
+        check(temperature=float("nan"))

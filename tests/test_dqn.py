@@ -942,8 +942,8 @@ def built_subclass():
 @pytest.mark.parametrize(
     ("q_network", "error", "message"),
     [
-        (lambda: keras.layers.Dense(2), TypeError, "keras.Model, received Dense"),
-        (lambda: "mlp", TypeError, "keras.Model, received str"),
+        (lambda: keras.layers.Dense(2), TypeError, "a keras.Model, received <Dense"),
+        (lambda: "mlp", TypeError, "a keras.Model, received 'mlp' of type str"),
         (lambda: keras.Sequential([keras.layers.Dense(2)]), ValueError, "keras.Input"),
         (two_headed, ValueError, r"\(batch, actions\)"),
         (

@@ -285,13 +285,15 @@ def test_bad_arguments_are_named():
         GAN(*parts, gradient_penalty=-1)
     with pytest.raises(ValueError, match=r"`discriminator_steps`.*0"):
         GAN(*parts, discriminator_steps=0)
-    with pytest.raises(ValueError, match=r"`latent_dim` must be 1 or more.*0"):
+    with pytest.raises(ValueError, match=r"`latent_dim` must be .*\[1, .*received 0"):
         generator(latent_dim=0)
-    with pytest.raises(ValueError, match=r"`filters` must be 1 or more.*\(4, 0\)"):
+    with pytest.raises(ValueError, match=r"`filters` must be .*\[1, .*\(4, 0\)"):
         conv_discriminator(filters=(4, 0))
     with pytest.raises(ValueError, match=r"divisible by 4, received \(30, 28, 1\)"):
         conv_generator((30, 28, 1))
-    with pytest.raises(ValueError, match=r"height, width, channels.*\(784,\)"):
+    with pytest.raises(
+        ValueError, match=r"`input_shape` must be a sequence of 3.*\(784,\)"
+    ):
         conv_discriminator((784,))
     adam = keras.optimizers.Adam()
     with pytest.raises(ValueError, match=r"the same one twice"):
@@ -330,7 +332,9 @@ def test_bad_data_is_named():
         conditional.sample(2, [7, 7])
     with pytest.raises(ValueError, match="`sample_weight` has no meaning"):
         gan.fit(X, sample_weight=np.ones(32), verbose=0)
-    with pytest.raises(ValueError, match=r"`num` must be 1 or more, received 0"):
+    with pytest.raises(
+        ValueError, match=r"`num` must be an integer in \[1, .*received 0"
+    ):
         gan.sample(0)
 
 
@@ -365,9 +369,11 @@ def test_frechet_distance_by_hand():
         a + b - 2 * np.real(scipy_linalg.sqrtm(a @ b))
     )
     assert frechet_distance(x, y) == pytest.approx(expected)
-    with pytest.raises(ValueError, match=r"\(500, 3\) and \(500, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"`other`.*\(M, F\).*F=3 as in `features`.*\(500, 2\)"
+    ):
         frechet_distance(x, x[:, :2])
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match=r"`other`.*\(-inf, inf\).*values from nan"):
         frechet_distance(x, np.full((5, 3), np.nan))
 
 
@@ -377,7 +383,9 @@ def test_nearest_neighbours_by_hand():
     distances, indices = nearest_neighbours(samples, references)
     np.testing.assert_allclose(distances, [1.0, 0.0])
     assert indices.tolist() == [0, 1]
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(
+        ValueError, match=r"`references`.*\*E=\(1, 2\) as in `samples`.*\(3, 1\)"
+    ):
         nearest_neighbours(samples, references[..., 0])
 
 

@@ -58,7 +58,9 @@ def test_mlp_flattens_and_gives_probabilities():
 )
 def test_mlp_names_a_wrong_argument(wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"`{name}` must be .*received") as error:
+    numbers = {"num_outputs": 0, "units": (64, -1), "dropout": value}
+    error_type = ValueError if value == numbers.get(name) else TypeError
+    with pytest.raises(error_type, match=f"`{name}` must be .*received") as error:
         kit.mlp(**{"input_shape": (4,), "num_outputs": 2} | wrong)
     assert repr(value) in str(error.value)
 

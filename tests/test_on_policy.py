@@ -479,7 +479,7 @@ def dense(n):
 @pytest.mark.parametrize(
     ("networks", "error", "message"),
     [
-        (lambda: ["mlp"], TypeError, "`actor` must be a keras.Model, received str"),
+        (lambda: ["mlp"], TypeError, "`actor` must be a keras.Model, received .*str"),
         (
             lambda: [keras.Sequential([dense(2)])],
             ValueError,
@@ -531,11 +531,11 @@ def test_networks_of_another_form_are_refused(kind, networks, error, message):
 @pytest.mark.parametrize("kind", AGENTS)
 def test_numbers_out_of_range_are_refused(kind):
     for name, value in (("gamma", 1.1), ("gae_lambda", -0.1), ("num_steps", 0)):
-        with pytest.raises(ValueError, match=f"`{name}` must lie .*{value}"):
+        with pytest.raises(ValueError, match=f"`{name}` must be .*, received {value}"):
             make_agent(kind, **{name: value})
     with pytest.raises(TypeError, match="`num_steps` must be an integer"):
         make_agent(kind, num_steps=2.5)
-    with pytest.raises(TypeError, match="`num_steps` must be an integer, .*True"):
+    with pytest.raises(TypeError, match="`num_steps` must be an integer .*True"):
         make_agent(kind, num_steps=True)
     with pytest.raises(TypeError, match="`normalize_advantages` must be True or Fal"):
         make_agent(kind, normalize_advantages="no")
@@ -543,7 +543,7 @@ def test_numbers_out_of_range_are_refused(kind):
     with pytest.raises(ValueError, match="call `compile"):
         agent.fit(Scripted(), 100)
     agent.compile()
-    with pytest.raises(ValueError, match="`total_timesteps` must be positive"):
+    with pytest.raises(ValueError, match=r"`total_timesteps` must be .*received 0"):
         agent.fit(Scripted(), 0)
     with pytest.raises(TypeError, match="must be a gymnasium.Env"):
         agent.fit("CartPole-v1", 100)

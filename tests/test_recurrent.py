@@ -135,7 +135,7 @@ def test_units_may_be_one_number():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"input_shape": (None, 3), "units": ()}, "`units` must hold"),
+        ({"input_shape": (None, 3), "units": ()}, r"`units` must be .*received \(\)"),
         ({"input_shape": (3,)}, r"`input_shape` must be .*received \(3,\)"),
         ({"input_shape": (None, 3), "vocabulary_size": 9}, "vocabulary_size=9"),
         ({"input_shape": (None,), "vocabulary_size": 9, "mask_value": 1}, "only be 0"),
@@ -302,9 +302,10 @@ def test_layers_over_time_after_recurrent_ones_cannot_go_step_by_step():
 def test_only_built_stacks_go_step_by_step():
     inputs = keras.Input((None, 3))
     branches = layers.Add()([layers.GRU(5)(inputs), layers.LSTM(5)(inputs)])
-    for model in (keras.Model(inputs, branches), keras.Sequential([layers.GRU(5)])):
-        with pytest.raises(ValueError, match=r"Only a built keras\.Sequential"):
-            recurrent.initial_state(model)
+    with pytest.raises(TypeError, match=r"`model` must be a keras\.Sequential"):
+        recurrent.initial_state(keras.Model(inputs, branches))
+    with pytest.raises(ValueError, match=r"Only a built keras\.Sequential"):
+        recurrent.initial_state(keras.Sequential([layers.GRU(5)]))
 
 
 @pytest.mark.parametrize(
@@ -442,15 +443,15 @@ def test_generation_follows_the_weights(language_model):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"prompt": [1, 2]}, r"`prompt` must have the shape .*received \(2,\)"),
-        ({"prompt": np.zeros((1, 0), "int32")}, r"received \(1, 0\)"),
+        ({"prompt": [1, 2]}, r"`prompt` must be .*\(B, T\), received \[1, 2\]"),
+        ({"prompt": np.zeros((1, 0), "int32")}, r"received .*\(1, 0\)"),
         ({"prompt": [[0, V]]}, "integers from 0 to 6.*from 0 to 7"),
         ({"prompt": [[-1, 2]]}, "integers from 0 to 6.*from -1 to 2"),
-        ({"length": 0}, "`length` must be at least 1, received 0"),
-        ({"temperature": -0.1}, "`temperature` must be at least 0"),
-        ({"temperature": float("nan")}, "`temperature` must be at least 0"),
-        ({"top_k": 0}, f"`top_k` must be at least 1 and at most {V}, received 0"),
-        ({"top_k": V + 1}, f"at most {V}, received {V + 1}"),
+        ({"length": 0}, r"`length` must be .*\[1, .*received 0"),
+        ({"temperature": -0.1}, r"`temperature` must be .*\[0, .*-0\.1"),
+        ({"temperature": float("nan")}, "`temperature` must be .*received nan"),
+        ({"top_k": 0}, r"`top_k` must be .*\[1, .*received 0"),
+        ({"top_k": V + 1}, rf"`top_k` .*\[1, {V}\] or None, received {V + 1}"),
     ],
 )
 def test_generate_refuses(language_model, arguments, message):

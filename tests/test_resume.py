@@ -56,7 +56,7 @@ def test_a_resumed_recipe_has_the_same_figures(
     options = dict(TINY[name])
     if name == "lstm":
         options["text"] = tmp_path / "text.txt"
-        lines = ("to be or not to be, that is the question\n" * 60)
+        lines = "to be or not to be, that is the question\n" * 60
         options["text"].write_text(lines, encoding="utf-8")
     main = load_recipe(name).main
     folder, other = tmp_path / "resumed", tmp_path / "undisturbed"

@@ -15,6 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from kit import checks
+
+ACCEPTED = {
+    "path": checks.PATH | None,
+    "characters": checks.TEXT,
+    "text": checks.TEXT,
+    "min_count": checks.COUNT,
+}
+
 
 def english_text() -> tuple[str, str, str]:
     """Returns English prose: the topics of Python's `help()`, and docstrings.
@@ -64,15 +73,18 @@ def load_text(path: str | Path | None = None) -> tuple[str, str, str]:
             `english_text`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the file can't be read as UTF-8 text.
     """
+    checks.check("load_text", locals(), ACCEPTED)
     if path is None:
         return english_text()
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"text={str(path)!r} can't be read as UTF-8 text: {error}"
+            f"text={str(path)!r} can't be read as the UTF-8 text that `path` is to "
+            f"name: {error}"
         ) from error
     share = len(text) // 20
     return text[: -2 * share], text[-2 * share : -share], text[-share:]
@@ -96,6 +108,7 @@ class Characters:
     UNKNOWN = "\ufffd"  # as Unicode writes what can't be read
 
     def __init__(self, characters: str):
+        checks.check(self, locals(), ACCEPTED)
         self.characters = self.UNKNOWN + characters
 
     @classmethod
@@ -104,6 +117,7 @@ class Characters:
 
         The rarer ones stay unknown, so that a model of the text meets some.
         """
+        checks.check("Characters.of", locals(), ACCEPTED)
         counts = Counter(text)
         return cls("".join(sorted(c for c in counts if counts[c] >= min_count)))
 
@@ -119,11 +133,17 @@ class Characters:
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the characters' numbers, int32."""
+        checks.check("Characters.encode", locals(), ACCEPTED)
         number = {c: i for i, c in enumerate(self.characters)}
         return np.fromiter((number.get(c, 0) for c in text), "int32", len(text))
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text that the numbers stand for."""
+        places = checks.array("T", "integers", f"[0, {len(self) - 1}]")
+        if isinstance(tokens, Iterable):
+            tokens = list(tokens)
+            places = places | checks.sequence(places, length=0)
+        checks.check("Characters.decode", locals(), {"tokens": places})
         return "".join(self.characters[int(i)] for i in tokens)
 
     def __len__(self) -> int:

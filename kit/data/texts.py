@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kit import checks
+
 SETS = ("scipy", "20newsgroups")
+ACCEPTED = {
+    "name": checks.one_of(*SETS),
+    "max_texts": checks.SIZE | None,
+    "docstring": checks.TEXT,
+}
 # Those with enough functions in enough files.
 SUBPACKAGES = (
     "integrate",
@@ -73,10 +80,12 @@ def load(name: str = "scipy", max_texts: int | None = None) -> tuple[Texts, Text
         Two `Texts`, in random order.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If there is no set of this name.
         OSError: If scikit-learn can't download it.
         ImportError: If SciPy or scikit-learn isn't installed.
     """
+    checks.check("load", locals(), ACCEPTED)
     if name == "scipy":
         from sklearn.model_selection import StratifiedGroupKFold
 
@@ -84,11 +93,8 @@ def load(name: str = "scipy", max_texts: int | None = None) -> tuple[Texts, Text
         folds = StratifiedGroupKFold(3, shuffle=True, random_state=0)
         split = next(folds.split(data.y, data.y, data.documents))
         train, test = (data.take(places) for places in split)
-    elif name == "20newsgroups":
-        train, test = _newsgroups("train"), _newsgroups("test")
     else:
-        known = ", ".join(repr(known) for known in SETS)
-        raise ValueError(f"There is no set of texts {name!r}. Known are {known}.")
+        train, test = _newsgroups("train"), _newsgroups("test")
     rng = np.random.default_rng(0)
     first, second = (
         data.take(rng.permutation(len(data.y))[:max_texts]) for data in (train, test)
@@ -132,6 +138,7 @@ def _scipy():
 
 def description(docstring: str) -> str:
     """Returns a docstring's prose up to its first heading, without markup."""
+    checks.check("description", locals(), ACCEPTED)
     text = re.split(r"\n[^\n]+\n *[-=]{3,}", "\n" + docstring)[0]
     text = re.sub(r"%\(\w+\)s|\.\. [^\n]*|:\w+:|`", "", text)
     return " ".join(text.split())

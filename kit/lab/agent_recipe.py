@@ -8,13 +8,28 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from kit import checks
 from kit.backend import compile_seconds
 from kit.lab.run import Run, plot_learning_curve
 from kit.rl.environments import play_episodes, random_policy
 
+ACCEPTED = {
+    "env": checks.TEXT,
+    "num_envs": checks.SIZE,
+    "run": checks.instance(Run),
+    "agent": checks.MODEL,
+    "episodes": checks.SIZE,
+    "render": checks.one_of("none", "video"),
+    "act": checks.FUNCTION,
+    "folder": checks.PATH,
+    "seed": checks.SEED,
+}
+
 
 def flat_observations(env: Any) -> Any:
     """Makes vectors of observations that aren't arrays, such as numbers of states."""
+    kind = checks.instance(gymnasium.Env, gymnasium.vector.VectorEnv)
+    checks.check("flat_observations", locals(), {"env": kind})
     if isinstance(env.observation_space, gymnasium.spaces.Box):
         return env
     return gymnasium.wrappers.FlattenObservation(env)
@@ -31,11 +46,18 @@ def make_envs(env: str, num_envs: int) -> Any:
         num_envs: Number of environments, at least 1.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `num_envs` isn't positive.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
-    if gymnasium.spec(env).vector_entry_point is not None:
+    checks.check("make_envs", locals(), ACCEPTED)
+    try:
+        spec = gymnasium.spec(env)
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"make_envs: `env` must be the id of an environment, received {env!r}: "
+            f"{error}"
+        ) from error
+    if spec.vector_entry_point is not None:
         envs = gymnasium.make_vec(
             env, num_envs, vectorization_mode="vector_entry_point"
         )
@@ -81,6 +103,7 @@ def finish_agent(
     Returns:
         What metrics.json holds.
     """
+    checks.check("finish_agent", locals(), ACCEPTED)
     test_env, seed = flat_observations(gymnasium.make(env)), 10_000 + run.seed
     final = agent.evaluate(test_env, episodes, seed=seed)
     policy = random_policy(test_env, run.seed)
@@ -117,9 +140,10 @@ def record_video(
     act: Callable[[np.ndarray], Any], env: str, folder: Path, seed: int
 ) -> None:
     """Records one episode, by Gymnasium's own wrapper, in the folder `video`."""
+    checks.check("record_video", locals(), ACCEPTED)
     recorded = gymnasium.wrappers.RecordVideo(
         flat_observations(gymnasium.make(env, render_mode="rgb_array")),
-        str(folder / "video"),
+        str(Path(folder) / "video"),
     )
     obs, _ = recorded.reset(seed=seed)
     ended = False

@@ -17,6 +17,13 @@ def pair_with_baselines(
         Pairs of a metric's name and the names of its baselines; under an empty name,
         those that belong to none.
     """
+    # Not by `kit.checks`: the commands that use this do without Keras.
+    for name, value in (("metrics", metrics), ("baselines", baselines)):
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"pair_with_baselines: `{name}` must be a mapping of figures by name, "
+                f"received {value!r} of type {type(value).__name__}."
+            )
     pairs: dict[str, list[str]] = {name: [] for name in metrics}
     for baseline in baselines:
         scores = {metric: _common_words(metric, baseline) for metric in metrics}

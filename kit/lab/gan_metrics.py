@@ -7,6 +7,18 @@ classifier trained on real ones.
 
 import numpy as np
 
+from kit import checks
+
+ACCEPTED = {
+    "probabilities": checks.array("N C", interval="[0, 1]"),
+    "min_share": checks.FRACTION,
+    "confidence": checks.FRACTION,
+    "features": checks.array("N F", interval="(-inf, inf)"),
+    "other": checks.array("M F", interval="(-inf, inf)"),
+    "samples": checks.array("N *E", interval="(-inf, inf)"),
+    "references": checks.array("M *E", interval="(-inf, inf)"),
+}
+
 
 def classes_covered(
     probabilities: np.ndarray, min_share: float = 0.02, confidence: float = 0.9
@@ -27,6 +39,7 @@ def classes_covered(
         A number from 0 to C.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `probabilities` isn't a matrix of probabilities.
 
     Example:
@@ -35,10 +48,9 @@ def classes_covered(
     classes_covered(np.array([[0.99, 0.01], [0.95, 0.05]]))  # 1
     ```
     """
+    checks.check("classes_covered", locals(), ACCEPTED)
     probabilities = np.asarray(probabilities)
-    if probabilities.ndim != 2 or not np.allclose(
-        probabilities.sum(axis=1), 1, atol=1e-3
-    ):
+    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise ValueError(
             "classes_covered: `probabilities` must be of shape (N, C), each row with "
             f"the sum 1, received shape {probabilities.shape}."
@@ -65,20 +77,20 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
         The distance (squared, as is usual), 0 or more.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the shapes don't agree, there are fewer than two examples, or a
             feature isn't finite.
 
     Reference: Heusel et al., 2017, https://arxiv.org/abs/1706.08500.
     """
+    checks.check("frechet_distance", locals(), ACCEPTED)
     sets = [np.asarray(x, "float64") for x in (features, other)]
     shapes = [x.shape for x in sets]
-    if any(len(s) != 2 or s[0] < 2 for s in shapes) or shapes[0][1] != shapes[1][1]:
+    if any(shape[0] < 2 for shape in shapes):
         raise ValueError(
             "frechet_distance: `features` and `other` must be of the shapes (N, F) and "
             f"(M, F), with two examples or more, received {shapes[0]} and {shapes[1]}."
         )
-    if not all(np.isfinite(x).all() for x in sets):
-        raise ValueError("frechet_distance: features must be finite.")
     means = [x.mean(axis=0) for x in sets]
     a, b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in sets)
     # (A B)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
@@ -105,14 +117,11 @@ def nearest_neighbours(
         Distances `(N,)`, and the indices of the references, `(N,)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the examples' shapes don't agree, or there are none.
     """
+    checks.check("nearest_neighbours", locals(), ACCEPTED)
     samples, references = np.asarray(samples), np.asarray(references)
-    if samples.shape[1:] != references.shape[1:] or not len(samples) * len(references):
-        raise ValueError(
-            "nearest_neighbours: `samples` and `references` must be examples of one "
-            f"shape, received {samples.shape} and {references.shape}."
-        )
     a = samples.reshape(len(samples), -1).astype("float64")
     b = references.reshape(len(references), -1).astype("float64")
     # |a - b|^2 = |a|^2 - 2 a.b + |b|^2 ranks; rounding could hide a distance of 0.

@@ -14,11 +14,37 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import decoding, recurrent
+from kit import checks, recurrent
 from kit.backend import compiled, scan
 from kit.backups import Values
 from kit.callbacks import BackupAndRestore
 from kit.lab.run import Run
+
+ACCEPTED = {
+    "vocabulary_size": checks.SIZE,
+    "tokens": checks.array("T", "integers"),
+    "valid": checks.array("V", "integers"),
+    "length": checks.SIZE,
+    "batch_size": checks.SIZE,
+    "rng": checks.instance(np.random.Generator),
+    "model": checks.MODEL,
+    "measure": checks.FUNCTION,
+    "epochs": checks.SIZE,
+    "learning_rate": checks.POSITIVE,
+    "warmup_steps": checks.COUNT,
+    "beta_2": checks.SHARE,
+    "seed": checks.SEED,
+    "verbose": checks.VERBOSE,
+    "stride": checks.SIZE | None,
+    "lanes": checks.SIZE,
+    "warm_up": checks.COUNT,
+    # check
+    "sequence_length": checks.SIZE,
+    "sample_length": checks.SIZE,
+    "prompt": checks.TEXT,
+    "dropout": checks.SHARE,
+    "temperatures": checks.sequence(checks.WEIGHT),
+}
 
 
 def windows(
@@ -39,14 +65,16 @@ def windows(
         Windows, and the same moved by one.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the text doesn't fill one batch.
     """
+    checks.check("windows", locals(), ACCEPTED)
     count = ((len(tokens) - 1) // length - 1) // batch_size * batch_size
     if count < 1:
         raise ValueError(
-            f"text has {len(tokens)} characters to train on, fewer than the "
-            f"{length * (batch_size + 1) + 1} of one batch: sequence_length={length}, "
-            f"batch_size={batch_size}."
+            f"`tokens`, the text, has {len(tokens)} characters to train on, fewer than "
+            f"the {length * (batch_size + 1) + 1} of one batch: "
+            f"sequence_length={length}, batch_size={batch_size}."
         )
     start = rng.integers(length)
     x = tokens[start : start + count * length].reshape(-1, length)
@@ -62,28 +90,14 @@ def check(vocabulary_size: int, **config) -> None:
         **config: Arguments of a recipe that trains a language model and lets it write.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If one of them is out of range.
     """
-    for name in ("epochs", "batch_size", "sequence_length", "sample_length"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {config[name]}.")
-    if not 0 < config["learning_rate"] < math.inf:
-        raise ValueError(f"learning_rate must be above 0: {config['learning_rate']}.")
-    if config.get("warmup_steps", 0) < 0:
-        raise ValueError(f"warmup_steps must be 0 or more: {config['warmup_steps']}.")
-    if not 0 <= config.get("beta_2", 0.0) < 1:
-        raise ValueError(f"beta_2 must be in [0, 1), got {config['beta_2']}.")
-    if not config["prompt"]:
-        raise ValueError("prompt must hold one character at least, got ''.")
-    if not 0 <= config["dropout"] < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {config['dropout']}.")
-    if any(not 0 <= value < math.inf for value in config["temperatures"]):
-        raise ValueError(f"temperatures must be 0 or more: {config['temperatures']}.")
-    if not 1 <= config["top_k"] <= vocabulary_size:
-        raise ValueError(
-            f"top_k must be from 1 to {vocabulary_size}, the number of different "
-            f"characters; got {config['top_k']}."
-        )
+    checks.check("check", {"vocabulary_size": vocabulary_size}, ACCEPTED)
+    top_k = {"top_k": checks.integer(f"[1, {vocabulary_size}]")}
+    checks.check("", config, {**ACCEPTED, **top_k})
+    if not config.get("prompt", " "):
+        raise ValueError("`prompt` must hold one character at least, received ''.")
 
 
 def fit(
@@ -128,8 +142,10 @@ def fit(
         `characters_per_second`, `val_bits_per_char`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the text doesn't fill one batch.
     """
+    checks.check("fit", locals(), ACCEPTED)
     rng = np.random.default_rng(seed)
     first = rng.bit_generator.state
     x, y = windows(tokens, length, batch_size, rng)
@@ -198,10 +214,13 @@ def make_bits_by_windows(
         batch_size: Windows at once. Defaults to 64.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `stride` is out of its range.
     """
+    checks.check("make_bits_by_windows", locals(), ACCEPTED)
     stride = max(1, length // 2) if stride is None else stride
-    decoding.check_range("stride", stride, 1, length)
+    range_ = {"stride": checks.integer(f"[1, {length}]")}
+    checks.check("make_bits_by_windows", locals(), range_)
 
     @compiled
     def total_nats(inputs, targets, weights):  # (B, T) each
@@ -243,6 +262,7 @@ def make_bits_by_steps(
     divided into lanes that are read side by side; each begins `warm_up` characters
     early, to have a state when its own part begins.
     """
+    checks.check("make_bits_by_steps", locals(), ACCEPTED)
 
     @compiled
     def total_nats(inputs, targets, weights):  # (T, lanes) each

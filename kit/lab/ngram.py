@@ -26,7 +26,18 @@ from typing import Any
 
 import numpy as np
 
+from kit import checks
+
 SMOOTHINGS = ("kneser_ney", "witten_bell")
+ACCEPTED = {
+    "order": checks.integer("[1, 1000]"),
+    "smoothing": checks.one_of(*SMOOTHINGS),
+    "tokens": checks.array("T", "integers"),
+    "vocabulary_size": checks.SIZE,
+    "train": checks.array("T", "integers"),
+    "valid": checks.array("V", "integers"),
+    "max_order": checks.integer("[1, 1000]"),
+}
 
 
 class NGram:
@@ -39,6 +50,7 @@ class NGram:
             Defaults to `"kneser_ney"`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -51,13 +63,7 @@ class NGram:
     """
 
     def __init__(self, order: int, smoothing: str = "kneser_ney"):
-        if order < 1:
-            raise ValueError(f"`order` must be at least 1, received {order}.")
-        if smoothing not in SMOOTHINGS:
-            raise ValueError(
-                f"`smoothing` must be one of {', '.join(SMOOTHINGS)}; received "
-                f"{smoothing!r}."
-            )
+        checks.check(self, locals(), ACCEPTED)
         self.order = order
         self.smoothing = smoothing
 
@@ -72,8 +78,10 @@ class NGram:
             The model.
 
         Raises:
+            TypeError: If an argument has another type.
             ValueError: If the tokens aren't such integers, or too few.
         """
+        checks.check("NGram.fit", locals(), ACCEPTED)
         self.vocabulary_size = vocabulary_size
         tokens = self._checked(tokens)
         if len(tokens) < self.order:
@@ -157,13 +165,10 @@ class NGram:
         return numbers * self.vocabulary_size + tokens
 
     def _checked(self, tokens):
+        checks.check("NGram", locals(), ACCEPTED)
         tokens = np.asarray(tokens)
         size = self.vocabulary_size
-        if (
-            tokens.ndim != 1
-            or not np.issubdtype(tokens.dtype, np.integer)
-            or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < size)
-        ):
+        if not 0 <= tokens.min() <= tokens.max() < size:
             raise ValueError(
                 f"`tokens` must be integers from 0 to {size - 1} in one dimension, "
                 f"received {tokens.dtype} of shape {tokens.shape}."
@@ -188,13 +193,14 @@ def best_ngram(
         The `NGram`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `max_order` is less than 1, or `valid` is empty.
     """
-    if max_order < 1 or not len(valid):
-        raise ValueError(
-            "`max_order` must be at least 1 and `valid` must hold a token at least; "
-            f"received max_order={max_order} and {len(valid)} tokens."
-        )
+    checks.check("best_ngram", {"vocabulary_size": vocabulary_size}, ACCEPTED)
+    places = f"[0, {vocabulary_size - 1}]"
+    text = checks.array("T", "integers", places), checks.array("V", "integers", places)
+    accepted = {**ACCEPTED, "train": text[0], "valid": text[1]}
+    checks.check("best_ngram", locals(), accepted)
     best, least = None, np.inf
     for smoothing in SMOOTHINGS:
         before = np.inf

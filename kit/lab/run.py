@@ -30,6 +30,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kit import checks
 from kit.backend import import_no_other_framework, set_random_seed
 from kit.backups import exit_by_signal
 from kit.callbacks import BackupAndRestore
@@ -37,6 +38,13 @@ from kit.engines.allocator import keep_freed_memory
 from kit.files import replacing
 from kit.finite import DivergenceError
 from kit.lab.baselines import pair_with_baselines
+
+ACCEPTED = {
+    "recipe": checks.TEXT,
+    "seed": checks.SEED,
+    "output_dir": checks.PATH | None,
+    "config": checks.instance(Mapping, what="a mapping of arguments by name") | None,
+}
 
 
 class Run:
@@ -78,6 +86,7 @@ class Run:
         resume: bool = False,
         config: Mapping[str, Any] | None = None,
     ):
+        checks.check(self, locals(), ACCEPTED)
         self.recipe = recipe
         self.seed = seed
         self.backend = keras.backend.backend()

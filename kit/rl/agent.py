@@ -19,12 +19,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit import checks, random
 from kit.backend import compiled, release_programs
 from kit.backups import is_plain
 from kit.files import SavedWhole
 from kit.rl.environments import Environments, play_episodes
-from kit.rl.training import check_options, is_real
 
 
 class Agent(SavedWhole, keras.Model):
@@ -38,7 +37,7 @@ class Agent(SavedWhole, keras.Model):
         **kwargs: See `keras.Model`.
 
     Attributes:
-        ranges: Valid values of the options by name, as `check_options` takes them.
+        ranges: Valid values of the options by name, as `kit.checks.check` takes them.
         fixed: Names of options that can't be changed, as variables depend on them.
         obs_shape: Shape of one observation.
         random: Generator of what the agent draws. Its state is saved with the agent.
@@ -108,6 +107,7 @@ class Agent(SavedWhole, keras.Model):
 
     def act_by(self, policy: Callable[[np.ndarray], np.ndarray], obs: Any) -> Any:
         """Returns what a policy on batches does with one observation or several."""
+        checks.check(f"{type(self).__name__}.act", {"obs": obs}, {"obs": checks.ARRAY})
         obs = np.asarray(obs)
         self.check_obs(obs)
         if obs.ndim > len(self.obs_shape):
@@ -184,7 +184,7 @@ class Agent(SavedWhole, keras.Model):
         """Checks options; has programs compiled again that depend on them."""
         accepted = self.ranges.get(name)
         if accepted is not None:
-            check_options(type(self).__name__, {name: value}, {name: accepted})
+            checks.check(self, {name: value}, {name: accepted})
         if name in self.__dict__ and (accepted is not None or name == "seed"):
             before = self.__dict__[name]
             if name in (*self.fixed, "seed") and value != before:
@@ -229,7 +229,9 @@ class Agent(SavedWhole, keras.Model):
 
     def _is_number(self, name):
         """Whether an option may be any real number between others, and is one."""
-        return is_real(self.ranges.get(name)) and _is_number(self.__dict__[name])
+        accepted = self.ranges.get(name)
+        is_real = accepted is not None and accepted.is_real
+        return is_real and _is_number(self.__dict__[name])
 
     def options(self) -> dict[str, Any]:
         """Returns the options by name, those that numbers and words can say."""

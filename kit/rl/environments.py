@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kit import checks
 from kit.backups import is_plain
+
+ACCEPTED = {
+    "policy": checks.FUNCTION,
+    "episodes": checks.SIZE,
+    "seed": checks.SEED | None,
+}
 
 
 class Step(NamedTuple):
@@ -251,8 +258,7 @@ def play_episodes(
         `return`, `return_std`, `length` (means over episodes, and the standard
         deviation of the returns) and `episodes`.
     """
-    if episodes < 1:
-        raise ValueError(f"`episodes` must be at least 1, received {episodes}.")
+    checks.check("play_episodes", locals(), ACCEPTED)
     envs = Environments(env)
     quota = math.ceil(episodes / envs.num_envs)
     obs = envs.reset(seed)
@@ -296,11 +302,14 @@ def share_environment(first: Any, second: Any) -> bool:
         inner = getattr(env, "envs", ())  # of a vector environment
         return {id(x) for x in (env, *(getattr(x, "unwrapped", x) for x in inner))}
 
-    return None not in (first, second) and not parts(first).isdisjoint(parts(second))
+    if first is None or second is None:
+        return False
+    return not parts(first).isdisjoint(parts(second))
 
 
 def random_policy(env: Any, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the policy that draws each action from the action space."""
+    checks.check("random_policy", locals(), ACCEPTED)
     envs = Environments(env)
     envs.action_space.seed(seed)
 

@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit import checks, random
 from kit.backend import compiled
+
+ACCEPTED = {
+    "progress": checks.array(interval="[0, inf)"),
+    "start": checks.FRACTION,
+    "end": checks.FRACTION,
+    "fraction": checks.real("(0, 1]"),
+    "generator": checks.instance(random.Generator, what="a kit.random.Generator"),
+    "shape": checks.SIZES,
+}
 
 
 def linear_epsilon(
@@ -26,6 +35,7 @@ def linear_epsilon(
     Returns:
         float32 of the shape of `progress`.
     """
+    checks.check("linear_epsilon", locals(), ACCEPTED)
     done = np.minimum(np.asarray(progress) / fraction, 1.0)
     return (start + (end - start) * done).astype(np.float32)
 
@@ -39,11 +49,12 @@ class UniformRows:
         generator: What is drawn from.
         shape: Shape of an array.
 
-    Yields:
-        float64, with 32 random bits each: a large buffer needs more than a float32 has.
+    Yields float64 arrays, with 32 random bits in each number: a large buffer needs more
+    than a float32 has.
     """
 
     def __init__(self, generator: random.Generator, shape: tuple[int, ...]):
+        checks.check("UniformRows", locals(), ACCEPTED)
         self.generator = generator
         self.rows = max(1, 2**14 // math.prod(shape))
         self._draw = _bits((self.rows, *shape))

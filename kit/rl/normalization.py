@@ -5,8 +5,16 @@ from typing import Any
 import keras
 from keras import ops
 
+from kit import checks
 from kit.backend import Tensor
 from kit.initialization import at_least_float32
+
+ACCEPTED = {
+    "center": checks.BOOL,
+    "clip": checks.real("(0, inf]"),
+    "epsilon": checks.POSITIVE,
+    "dtype": checks.LAYER_DTYPE,
+}
 
 
 @keras.saving.register_keras_serializable(package="kit")
@@ -44,7 +52,9 @@ class RunningNormalization(keras.layers.Layer):
         dtype: Any = None,
         **kwargs: Any,
     ):
-        super().__init__(dtype=dtype or at_least_float32(), **kwargs)
+        checks.check("RunningNormalization", locals(), ACCEPTED)
+        dtype = at_least_float32() if dtype is None else dtype
+        super().__init__(dtype=dtype, **kwargs)
         self.center = center
         self.clip = clip
         self.epsilon = epsilon

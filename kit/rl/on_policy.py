@@ -5,12 +5,12 @@ how they are saved. How they learn stands in `kit/actor_critic.py`, `kit/ppo.py`
 `kit/a3c.py`. Shapes: T time steps, N environments, B = T N.
 """
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from kit import checks
 from kit.backend import Tensor, compiled
 from kit.initialization import at_least_float32
 from kit.models import WithParts
@@ -23,14 +23,14 @@ from kit.rl.rollouts import Rollout, flatten_steps
 
 # Valid ranges of the constructor's arguments.
 RANGES: dict[str, Any] = {
-    "gamma": (0, 1),
-    "gae_lambda": (0, 1),
-    "num_steps": (1, math.inf),
-    "ent_coef": (0.0, 1e9),
-    "vf_coef": (0.0, 1e9),
-    "normalize_advantages": bool,
-    "normalize_observations": bool,
-    "normalize_rewards": bool,
+    "gamma": checks.FRACTION,
+    "gae_lambda": checks.FRACTION,
+    "num_steps": checks.SIZE,
+    "ent_coef": checks.real("[0, 1e9]"),
+    "vf_coef": checks.real("[0, 1e9]"),
+    "normalize_advantages": checks.BOOL,
+    "normalize_observations": checks.BOOL,
+    "normalize_rewards": checks.BOOL,
 }
 
 
@@ -81,6 +81,8 @@ class OnPolicy(WithParts, Agent):
     ):
         super().__init__(seed=seed, **kwargs)
         name = type(self).__name__
+        networks = {"actor": checks.MODEL, "critic": checks.MODEL | None}
+        checks.check(self, locals(), networks)
         self.distribution = _check_networks(name, actor, critic)
         self.obs_shape = tuple(actor.input_shape[1:])
         self.actor = actor
@@ -158,8 +160,10 @@ class OnPolicy(WithParts, Agent):
             An action as the environment takes it for one observation, else B of them.
 
         Raises:
+            TypeError: If an argument has another type.
             ValueError: If `obs` has another shape.
         """
+        checks.check(self, {"sample": sample}, {"sample": checks.BOOL})
         return self.act_by(self._draw if sample else self.greedy_policy(), obs)
 
     def _draw(self, obs):
@@ -257,6 +261,7 @@ def flat_values(outputs: Tensor) -> Tensor:
 
     Advantages are small differences of large values.
     """
+    checks.check("flat_values", locals(), {"outputs": checks.array("B 1")})
     dtype = keras.backend.standardize_dtype(outputs.dtype)
     return ops.cast(outputs[:, 0], at_least_float32(dtype))
 
@@ -264,13 +269,6 @@ def flat_values(outputs: Tensor) -> Tensor:
 def _check_networks(name, actor, critic):
     """Raises an error if the networks aren't what they are to be."""
     for argument, model in (("actor", actor), ("critic", critic)):
-        if not isinstance(model, keras.Model) and not (
-            argument == "critic" and model is None
-        ):
-            raise TypeError(
-                f"{name}: `{argument}` must be a keras.Model, received "
-                f"{type(model).__name__}."
-            )
         if model is not None and not isinstance(
             getattr(model, "input_shape", None) if model.built else None, tuple
         ):

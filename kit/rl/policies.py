@@ -20,9 +20,23 @@ import keras
 import numpy as np
 from keras import ops
 
-from kit import random
+from kit import checks, random
 from kit.backend import Tensor
 from kit.initialization import Orthogonal, at_least_float32
+
+ACCEPTED = {
+    "num_actions": checks.SIZE,
+    "start": checks.INTEGER,
+    "low": checks.array(interval="[-inf, inf]"),
+    "high": checks.array(interval="[-inf, inf]"),
+    "initial_log_std": checks.FINITE,
+    "action_dtype": checks.one_of("float16", "float32", "float64"),
+    "name": checks.TEXT,
+    "obs_shape": checks.SIZES,
+    "units": checks.SIZES,
+    "activation": checks.ACTIVATION,
+    "gain": checks.POSITIVE | None,
+}
 
 # --- Distributions ----------------------------------------------------------
 
@@ -39,7 +53,9 @@ class Distribution(keras.layers.Layer):
     """
 
     def __init__(self, *, dtype: Any = None, **kwargs: Any):
-        super().__init__(dtype=dtype or at_least_float32(), **kwargs)
+        checks.check(self, locals(), {"dtype": checks.LAYER_DTYPE})
+        dtype = at_least_float32() if dtype is None else dtype
+        super().__init__(dtype=dtype, **kwargs)
 
     def noise(self, key: Any, shape: Sequence[int]) -> Tensor:
         """Draws what `sample` needs for actions of a leading shape."""
@@ -98,6 +114,7 @@ class Categorical(Distribution):
     Input and output shape: `(B, A)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `num_actions` isn't positive, or the inputs are another number.
 
     Example:
@@ -111,7 +128,7 @@ class Categorical(Distribution):
 
     def __init__(self, num_actions: int, start: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
-        _check_counts("num_actions", [num_actions])
+        checks.check(self, locals(), ACCEPTED)
         self.num_actions = self.num_inputs = int(num_actions)
         self.start = int(start)
 
@@ -168,6 +185,7 @@ class MultiCategorical(Distribution):
     Input and output shape: `(B, sum of nvec)`.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `nvec` is empty or not positive, or the inputs are not as many.
     """
 
@@ -175,7 +193,9 @@ class MultiCategorical(Distribution):
         self, nvec: Sequence[int], start: Sequence[int] | None = None, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        _check_counts("nvec", nvec)
+        accepted = {"nvec": checks.sequence(checks.SIZE, least=1)}
+        accepted["start"] = checks.sequence(checks.INTEGER) | None
+        checks.check(self, locals(), accepted)
         self.nvec = tuple(int(n) for n in nvec)
         start = (0,) * len(self.nvec) if start is None else start
         self.start = tuple(int(s) for s in start)
@@ -252,6 +272,7 @@ class Gaussian(Distribution):
     Output shape: `(B, 2 A)`, the means and the log standard deviations.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `low` and `high` differ in shape, or the inputs are not as many.
     """
 
@@ -264,6 +285,7 @@ class Gaussian(Distribution):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        checks.check(self, locals(), ACCEPTED)
         self.action_dtype = np.dtype(action_dtype).name
         self.low, self.high = (np.asarray(x, self.action_dtype) for x in (low, high))
         if self.low.shape != self.high.shape or not self.low.size:
@@ -366,6 +388,7 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
             at the start. Defaults to 0.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If the space is of another kind, or has no standard deviations.
 
     Example:
@@ -376,6 +399,7 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
     """
     from gymnasium.spaces import Box, Discrete
 
+    checks.check("distribution", locals(), ACCEPTED)
     if isinstance(action_space, Box) and np.issubdtype(action_space.dtype, np.floating):
         return Gaussian(
             action_space.low,
@@ -394,7 +418,7 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
     if choices := _choices_of(action_space):
         return MultiCategorical(*choices, name="policy")
     raise ValueError(
-        f"The action space {action_space} isn't supported; Discrete, MultiDiscrete and "
+        f"`action_space` {action_space} isn't supported; Discrete, MultiDiscrete and "
         "MultiBinary (in one dimension) and Box (of real numbers) are."
     )
 
@@ -424,11 +448,6 @@ def _at(values, index):
     return ops.sum(ops.where(taken, values, 0.0), axis=-1)
 
 
-def _check_counts(name, counts):
-    if not len(counts) or any(n < 1 or n != int(n) for n in counts):
-        raise ValueError(f"`{name}` must be positive integers, received {counts!r}.")
-
-
 # --- Networks ---------------------------------------------------------------
 
 
@@ -456,6 +475,7 @@ def policy_network(
         A `keras.Sequential` from `(B, *obs_shape)` to what describes the policy.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `obs_shape` is empty, or the space isn't supported.
 
     Example:
@@ -464,6 +484,7 @@ def policy_network(
     actor = kit.policy_network((4,), gymnasium.spaces.Discrete(2))
     ```
     """
+    checks.check("policy_network", locals(), ACCEPTED)
     head = distribution(action_space, initial_log_std)
     layers = [
         *hidden_layers("policy_network", obs_shape, units, activation, math.sqrt(2)),
@@ -479,6 +500,7 @@ def value_network(
     activation: str = "tanh",
 ) -> keras.Sequential:
     """Builds a critic: like `policy_network`, from `(B, *obs_shape)` to `(B, 1)`."""
+    checks.check("value_network", locals(), ACCEPTED)
     layers = [
         *hidden_layers("value_network", obs_shape, units, activation, math.sqrt(2)),
         keras.layers.Dense(1, kernel_initializer=Orthogonal(1.0)),
@@ -501,6 +523,7 @@ def shared_network(
         A `keras.Model` from `(B, *obs_shape)` to what describes the policy, and to
         values `(B, 1)`.
     """
+    checks.check("shared_network", locals(), ACCEPTED)
     head = distribution(action_space, initial_log_std)
     inputs = x = keras.Input(tuple(obs_shape))
     for layer in hidden_layers(
@@ -531,9 +554,11 @@ def hidden_layers(
         gain: Of orthogonal kernels. Defaults to `None`: Glorot's uniform ones.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `obs_shape` is empty.
     """
-    if not obs_shape:
+    checks.check("hidden_layers", locals(), ACCEPTED)
+    if not len(obs_shape):
         raise ValueError(
             f"{name}: `obs_shape` is (), so observations are single numbers; "
             "gymnasium.wrappers.FlattenObservation makes vectors of them."

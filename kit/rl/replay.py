@@ -2,6 +2,16 @@
 
 import numpy as np
 
+from kit import checks
+
+ACCEPTED = {
+    "capacity": checks.SIZE,
+    "obs_shape": checks.SIZES,
+    "obs_dtype": checks.DTYPE,
+    "num_envs": checks.SIZE,
+    "uniform": checks.array(interval="[0, 1)"),
+}
+
 
 class ReplayBuffer:
     """Keeps the latest transitions and samples them uniformly.
@@ -36,15 +46,7 @@ class ReplayBuffer:
     """
 
     def __init__(self, capacity, obs_shape, obs_dtype, num_envs=1):
-        for name, value in (("capacity", capacity), ("num_envs", num_envs)):
-            if not isinstance(value, int | np.integer):
-                raise TypeError(
-                    f"ReplayBuffer: `{name}` must be an integer, received {value!r}."
-                )
-            if value < 1:
-                raise ValueError(
-                    f"ReplayBuffer: `{name}` must be at least 1, received {value}."
-                )
+        checks.check(self, locals(), ACCEPTED)
         self.num_envs = num_envs
         # One slot more: the newest holds an observation without a transition.
         self.slots = -(-capacity // num_envs) + 1
@@ -72,6 +74,8 @@ class ReplayBuffer:
 
     def reset(self, obs):
         """Begins with the first observations of N episodes, shape (N, ...)."""
+        axes = " ".join(map(str, (self.num_envs, *self._obs.shape[2:])))
+        checks.check("ReplayBuffer.reset", locals(), {"obs": checks.array(axes)})
         self._count[:] = 0
         self._obs[self._envs, self._newest] = obs
 
@@ -214,6 +218,8 @@ class ReplayBuffer:
         Returns:
             The environment and the slot of each, two integer arrays (B).
         """
+        checks.check("ReplayBuffer.indices", locals(), ACCEPTED)
+        uniform = np.asarray(uniform)
         if not len(self):
             raise ValueError("ReplayBuffer: nothing to sample, the buffer is empty.")
         total = len(self)

@@ -5,7 +5,25 @@ Shapes: T time steps, N environments.
 
 from keras import ops
 
+from kit import checks
 from kit.backend import Tensor, scan
+
+ACCEPTED = {
+    "reward": checks.array("T N"),
+    "value": checks.array("T N"),
+    "next_value": checks.array("T N"),
+    "terminated": checks.array("T N"),
+    "ended": checks.array("T N"),
+    "before": checks.array("N"),
+    "gamma": checks.array("", interval="[0, 1]"),
+    "gae_lambda": checks.array("", interval="[0, 1]"),
+}
+WEIGHTED = {
+    "value": checks.array("B"),
+    "returns": checks.array("B"),
+    "x": checks.array("B"),
+    "weight": checks.array("B"),
+}
 
 
 def generalized_advantages(
@@ -49,6 +67,7 @@ def generalized_advantages(
 
     Reference: Schulman et al., 2015, https://arxiv.org/abs/1506.02438, equation 16.
     """
+    checks.check("generalized_advantages", locals(), ACCEPTED)
     # Alone, it may be given NumPy's arrays, which PyTorch's tensors don't multiply.
     reward, value, next_value = map(ops.convert_to_tensor, (reward, value, next_value))
     not_terminated = 1.0 - ops.cast(terminated, value.dtype)
@@ -83,6 +102,7 @@ def discounted_returns(
     Returns:
         R, shape `(T, N)`, and what to pass as `before` the next time.
     """
+    checks.check("discounted_returns", locals(), ACCEPTED)
 
     def step(total, slices):
         reward, ended = slices
@@ -104,21 +124,25 @@ def explained_variance(value: Tensor, returns: Tensor, weight: Tensor) -> Tensor
         returns: What the critic is to learn, `(B,)`.
         weight: How much each counts, `(B,)`.
     """
+    checks.check("explained_variance", locals(), WEIGHTED)
     error = weighted_variance(ops.subtract(returns, value), weight)
     return 1.0 - error / (weighted_variance(returns, weight) + 1e-8)
 
 
 def normalized(x: Tensor, weight: Tensor) -> Tensor:
     """Returns x with mean 0 and variance 1, as far as the weights count."""
+    checks.check("normalized", locals(), WEIGHTED)
     spread = ops.sqrt(weighted_variance(x, weight))
     return ops.subtract(x, weighted_mean(x, weight)) / (spread + 1e-8)
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
     """Returns sum(weight x) / sum(weight), a scalar; 0 if all weights are 0."""
+    checks.check("weighted_mean", locals(), WEIGHTED)
     return ops.sum(ops.multiply(weight, x)) / ops.maximum(ops.sum(weight), 1.0)
 
 
 def weighted_variance(x: Tensor, weight: Tensor) -> Tensor:
     """Returns the mean square around the weighted mean, a scalar."""
+    checks.check("weighted_variance", locals(), WEIGHTED)
     return weighted_mean(ops.square(ops.subtract(x, weighted_mean(x, weight))), weight)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
+from kit import checks
 from kit.backend import Tensor, compiled
 from kit.rl.environments import Environments
 from kit.rl.returns import generalized_advantages
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from kit.rl.on_policy import OnPolicy
 
 Rollout = dict[str, Any]
+NAMES = ("obs", "action", "reward", "terminated", "ended", "valid")
+ACCEPTED = {
+    "agent": checks.MODEL,
+    "envs": checks.instance(Environments),
+    "num_steps": checks.SIZE,
+    "seed": checks.SEED | None,
+    "rollout": checks.instance(dict),
+    "value": checks.array("T N"),
+    "next_value": checks.array("T N"),
+    "gamma": checks.array("", interval="[0, 1]"),
+    "gae_lambda": checks.array("", interval="[0, 1]"),
+    "x": checks.array("T N ..."),
+}
 
 
 class Rollouts:
@@ -31,6 +45,7 @@ class Rollouts:
     def __init__(
         self, agent: "OnPolicy", envs: Environments, num_steps: int, seed: int
     ):
+        checks.check(self, locals(), ACCEPTED)
         self.agent = agent
         self.envs = envs
         self.num_steps = num_steps
@@ -116,6 +131,12 @@ def prepare_batch(
     prepare_batch(rollout, zeros, zeros, 0.5, 1.0)["returns"]  # 2, 2
     ```
     """
+    checks.check("prepare_batch", locals(), ACCEPTED)
+    if missing := set(NAMES) - set(rollout):
+        raise ValueError(
+            f"prepare_batch: `rollout` must have the arrays {', '.join(NAMES)}, as of "
+            f"`Rollouts.play`; {', '.join(sorted(missing))} missing."
+        )
     advantage = generalized_advantages(
         rollout["reward"],
         value,
@@ -138,4 +159,5 @@ def prepare_batch(
 
 def flatten_steps(x: Tensor) -> Tensor:
     """Returns `(T, N, ...)` as `(B, ...)`."""
+    checks.check("flatten_steps", locals(), ACCEPTED)
     return ops.reshape(x, (-1, *x.shape[2:]))

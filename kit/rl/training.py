@@ -1,7 +1,6 @@
 """The frame of an agent's training: its options, turns, epochs, Keras callbacks."""
 
 import math
-import numbers
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,24 @@ import keras
 import numpy as np
 from keras import ops
 
+from kit import checks
 from kit.backups import Part, asks_for_backups, backed_up
 from kit.finite import Guard
 from kit.rl.environments import env_name
 
 if TYPE_CHECKING:
     from kit.rl.agent import Agent
+
+ACCEPTED = {
+    "agent": checks.MODEL,
+    "total_timesteps": checks.real("[1, 2**63)"),
+    "num_steps": checks.SIZE,
+    "log_names": checks.sequence(checks.TEXT),
+    "whole_turns": checks.BOOL,
+    "steps_per_epoch": checks.real("[1, 2**63)") | None,
+    "callbacks": checks.sequence(checks.instance(keras.callbacks.Callback)) | None,
+    "verbose": checks.VERBOSE,
+}
 
 
 class CountsEpisodes(Protocol):
@@ -34,65 +45,6 @@ class CountsEpisodes(Protocol):
 
     def record(self) -> None:
         """Prepares for backups, before the first episode."""
-
-
-def check_options(
-    agent: str, options: Mapping[str, Any], ranges: Mapping[str, Any]
-) -> None:
-    """Raises an error if an option of an agent is of another type or out of range.
-
-    Args:
-        agent: Name of the agent's class.
-        options: Values by name; what has no range is left alone.
-        ranges: Accepted values by name: `(lowest, highest)`, and types of what else is
-            accepted after them; numbers without an upper end, up to infinity, are
-            integers. `bool` for `True` or `False`. A tuple of strings for one of them.
-
-    Raises:
-        TypeError: If a value is of another type.
-        ValueError: If a value is out of its range.
-    """
-    for name, accepted in ranges.items():
-        value = options[name]
-        kind: Any
-        also: tuple = ()
-        if accepted is bool:
-            kind, what = bool, "True or False"
-        elif isinstance(accepted[0], str):
-            kind, what = str, f"one of {', '.join(accepted)}"
-        else:
-            real, also = is_real(accepted), accepted[2:]
-            kind = numbers.Real if real else numbers.Integral
-            what = "a number" if real else "an integer"
-        if isinstance(value, also):
-            continue
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            what += "".join(f" or {_name(x)}" for x in also)
-            raise TypeError(
-                f"{agent}: `{name}` must be {what}, received {value!r} of type "
-                f"{type(value).__name__}."
-            )
-        if kind is str and value not in accepted:
-            raise ValueError(f"{agent}: `{name}` must be {what}, received {value!r}.")
-        if kind in (bool, str):
-            continue
-        low, high = accepted[:2]
-        if not low <= value <= high:
-            raise ValueError(
-                f"{agent}: `{name}` must lie between {low} and {high}, received "
-                f"{value}."
-            )
-
-
-def is_real(accepted: Any) -> bool:
-    """Whether what `check_options` accepts is a range of real numbers."""
-    if not isinstance(accepted, tuple) or isinstance(accepted[0], str):
-        return False
-    return accepted[1] != math.inf
-
-
-def _name(kind):
-    return "None" if kind is type(None) else f"a {kind.__name__}"
 
 
 @dataclass
@@ -153,14 +105,10 @@ def turns(
             buffer. Read when the first turn is asked for.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If `total_timesteps` or `steps_per_epoch` isn't positive.
     """
-    for name, value in (
-        ("total_timesteps", total_timesteps),
-        ("steps_per_epoch", steps_per_epoch),
-    ):
-        if value is not None and not 1 <= value < math.inf:
-            raise ValueError(f"`{name}` must be positive, received {value}.")
+    checks.check(agent, locals(), ACCEPTED)
     envs.check_finite = check_finite
     if asks_for_backups(callbacks):
         envs.record()
