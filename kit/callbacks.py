@@ -1,6 +1,5 @@
 """Keras callbacks: what happens between the epochs of a training."""
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,14 @@ from kit import checks
 from kit.backups import Backups, Part, Session
 from kit.rl.environments import Environments, share_environment
 
-ACCEPTED = {"episodes": checks.SIZE, "seed": checks.SEED | None}
+ACCEPTED = {
+    "episodes": checks.SIZE,
+    "seed": checks.SEED | None,
+    "backup_dir": checks.PATH,
+    "interval": checks.WEIGHT,
+    "restore": checks.BOOL,
+    "delete_checkpoint": checks.BOOL,
+}
 
 
 class Evaluation(keras.callbacks.Callback):
@@ -161,20 +167,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: bool = True,
     ):
         super().__init__()
-        if not isinstance(backup_dir, str | Path) or not str(backup_dir):
-            raise TypeError(
-                "BackupAndRestore: `backup_dir` must be the path of a folder, received "
-                f"{backup_dir!r}."
-            )
-        if not isinstance(interval, int | float) or isinstance(interval, bool):
-            raise TypeError(
-                "BackupAndRestore: `interval` must be a number of seconds, received "
-                f"{interval!r}."
-            )
-        if not 0 <= interval < math.inf:
-            raise ValueError(
-                f"BackupAndRestore: `interval` must be 0 or more, received {interval}."
-            )
+        checks.check("BackupAndRestore", locals(), ACCEPTED)
         self.backups = Backups(backup_dir)
         self.interval = interval
         self.restore: bool | None = restore

@@ -429,10 +429,9 @@ def test_free_space_is_asked_for_at_the_start(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        (("",), TypeError, "`backup_dir` must be the path of a folder, received ''"),
-        ((3,), TypeError, "`backup_dir`"),
-        (("x", "soon"), TypeError, "`interval` must be a number of seconds"),
-        (("x", -1), ValueError, "`interval` must be 0 or more, received -1"),
+        ((3,), TypeError, "`backup_dir` must be a path"),
+        (("x", "soon"), TypeError, "`interval` must be a number"),
+        (("x", -1), ValueError, "`interval` must be .*, received -1"),
         (("x", float("nan")), ValueError, "`interval`"),
     ],
 )

@@ -807,6 +807,13 @@ CASES = {
         fine={"seed": "None 0"}, env=ENV, episodes=2, seed=0
     ),
     "kit.callbacks.EpochTimer": case(),
+    "kit.callbacks.BackupAndRestore": case(
+        fine={"backup_dir": "text", "interval": "0 1.5"},
+        backup_dir="backups",
+        interval=1.0,
+        restore=True,
+        delete_checkpoint=True,
+    ),
     "kit.rl.agent.Agent": case(seed=0),
     "kit.rl.environments.Environments": case(env=ENV),
     "kit.rl.environments.play_episodes": case(
@@ -931,6 +938,7 @@ CASES = {
             "total_timesteps": "1.5",
             "steps_per_epoch": "None 1.5",
             "verbose": "0",
+            "parts": "None",
         },
         agent=AGENT,
         envs=later(lambda: Environments(ENV.make())),
@@ -939,6 +947,8 @@ CASES = {
         log_names=("loss",),
         whole_turns=False,
         steps_per_epoch=2,
+        check_finite=True,
+        parts={},
         callbacks=(),
         verbose=0,
     ),
@@ -998,7 +1008,11 @@ CASES = {
     LM + "fit": case(
         runs=False,
         fine={"learning_rate": "1.5", "warmup_steps": "0", "beta_2": "0"}
-        | {"verbose": "0", "valid": "[-1]"},  # `measure` looks at the text
+        | {
+            "verbose": "0",
+            "valid": "[-1]",
+            "backup": "None",
+        },  # `measure` looks at the text
         model=LANGUAGE_MODEL,
         tokens=np.arange(20) % 5,
         valid=np.arange(20) % 5,
@@ -1010,6 +1024,7 @@ CASES = {
         warmup_steps=0,
         beta_2=0.9,
         seed=0,
+        backup=None,
         verbose=0,
     ),
     LM + "make_bits_by_windows": case(
@@ -1028,6 +1043,7 @@ CASES = {
         recipe="dqn",
         seed=0,
         output_dir="no/such/folder",
+        resume=False,
         config={},
     ),
     "kit.lab.run.peak_memory_mb": case(),
@@ -1120,6 +1136,13 @@ METHODS = {
 # Public, but not called with a user's values.
 EXEMPT = {
     "kit.checks": "makes the checks",
+    "kit.backups": "training loops call it",
+    "kit.files": "a path, which the operating system checks",
+    "kit.finite": "training loops call it",
+    "kit.rl.env_state": "backups call it",
+    "kit.models.check_targets": "`fit` calls it",
+    "kit.rl.environments.env_name": "of whatever there is",
+    "kit.lab.run.command_line": "of a recipe",
     "kit.models.CompiledFit": "a mixin without arguments",
     "kit.models.WithParts": "a mixin without arguments",
     "kit.models.Sequential": "arguments are Keras'",

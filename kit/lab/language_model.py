@@ -33,6 +33,7 @@ ACCEPTED = {
     "learning_rate": checks.POSITIVE,
     "warmup_steps": checks.COUNT,
     "beta_2": checks.SHARE,
+    "backup": checks.instance(BackupAndRestore) | None,
     "seed": checks.SEED,
     "verbose": checks.VERBOSE,
     "stride": checks.SIZE | None,

@@ -43,6 +43,7 @@ ACCEPTED = {
     "recipe": checks.TEXT,
     "seed": checks.SEED,
     "output_dir": checks.PATH | None,
+    "resume": checks.BOOL,
     "config": checks.instance(Mapping, what="a mapping of arguments by name") | None,
 }
 

@@ -27,6 +27,8 @@ ACCEPTED = {
     "steps_per_epoch": checks.real("[1, 2**63)") | None,
     "callbacks": checks.sequence(checks.instance(keras.callbacks.Callback)) | None,
     "verbose": checks.VERBOSE,
+    "check_finite": checks.BOOL,
+    "parts": checks.instance(dict, what="a dict of parts by name") | None,
 }
 
 
