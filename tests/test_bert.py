@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_bert import write_tiny_bert
 
+import kit
 from kit import pretrained
 from kit.data import texts
 
@@ -107,7 +108,7 @@ def test_the_classifier_starts_as_the_probe(recipe, folder):
     np.testing.assert_allclose(chances, two.predict_proba(vectors), atol=1e-5)
 
 
-def test_fine_tuning_moves_what_was_pretrained(recipe, folder):
+def test_fine_tuning_moves_what_was_pretrained(recipe, folder, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
     tokenizer = pretrained.load_tokenizer(folder)
@@ -118,7 +119,14 @@ def test_fine_tuning_moves_what_was_pretrained(recipe, folder):
     model = recipe.make_classifier(bert, probe, tokenizer)
     before = [keras.ops.convert_to_numpy(w).copy() for w in bert.trainable_weights]
     rows = recipe.fine_tune(
-        model, x, train.y, learning_rate=1e-2, batch_size=25, epochs=3, verbose=0
+        model,
+        x,
+        train.y,
+        learning_rate=1e-2,
+        batch_size=25,
+        epochs=3,
+        backup=kit.BackupAndRestore(tmp_path),
+        verbose=0,
     )
     assert len(rows) == 3 and rows[-1]["loss"] < rows[0]["loss"]
     for old, new in zip(before, bert.trainable_weights, strict=True):
@@ -146,7 +154,7 @@ def test_search_finds_the_nearest(recipe):
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"max_length": 17}, "max_length=17 must be from 3 to 16"),
-        ({"dataset": "imdb"}, "no set of texts 'imdb'. Known are 'scipy'"),
+        ({"dataset": "imdb"}, "`name` must be one of 'scipy'"),
         ({"queries": ()}, "queries must hold at least one"),
     ],
 )

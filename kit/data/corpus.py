@@ -140,9 +140,12 @@ class Characters:
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text that the numbers stand for."""
         places = checks.array("T", "integers", f"[0, {len(self) - 1}]")
-        if isinstance(tokens, Iterable):
-            tokens = list(tokens)
-            places = places | checks.sequence(places, length=0)
+        if isinstance(tokens, Iterable):  # of integers, or of a backend's scalars
+            tokens = [np.asarray(x) for x in tokens]
+            if not tokens:
+                return ""
+            if len({x.shape for x in tokens}) == 1:
+                tokens = np.stack(tokens)
         checks.check("Characters.decode", locals(), {"tokens": places})
         return "".join(self.characters[int(i)] for i in tokens)
 
