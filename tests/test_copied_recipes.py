@@ -134,7 +134,9 @@ def test_exactly_what_is_needed_is_copied(project, recipe):
     # A copy runs on each backend: it has the other engines, and what they need.
     engines = {f"{package}.engines.{x}" for x in ("jax", "tensorflow", "torch")}
     assert used <= there and engines <= there
-    assert all(x.startswith(f"{package}.engines.") for x in there - used)
+    # And what an agent's first backup imports.
+    later = (f"{package}.engines.", f"{package}.rl.env_state")
+    assert all(x.startswith(later) for x in there - used)
 
 
 # --- In empty environments, and in Jupyter: tox -m travel -------------------

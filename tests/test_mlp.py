@@ -119,13 +119,14 @@ def test_recipe_predicts_numbers_in_their_own_unit(load_recipe, tmp_path):
     np.testing.assert_allclose(higher - mean, y.std(), rtol=0.1)
 
 
-def test_normalization_knows_only_the_rows_to_learn_from(load_recipe):
+def test_normalization_knows_only_the_rows_to_learn_from(load_recipe, tmp_path):
     recipe = load_recipe("mlp")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 2)).astype("float32")
     y = (np.arange(40) % 2).astype("int32")
     settings = dict(units=(4,), dropout=0.0, learning_rate=1e-3, batch_size=32)
     settings |= dict(epochs=1, patience=1, validation_fraction=0.5, seed=0, verbose=0)
+    settings["backup"] = kit.BackupAndRestore(tmp_path)
     model, _ = recipe.train_mlp(recipe.Table(x, y, ("a", "b")), **settings)
     from sklearn.model_selection import train_test_split
 

@@ -81,7 +81,7 @@ def test_a_resumed_recipe_has_the_same_figures(
 def test_what_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no run that was interrupted"):
         Run("dqn", output_dir=tmp_path, resume=True, config={"gamma": 0.9})
-    Run("dqn", output_dir=tmp_path, config={"gamma": 0.9, "verbose": 0})
+    Run("dqn", output_dir=tmp_path, config={"gamma": 0.9, "verbose": 0}).backup()
     with pytest.raises(ValueError, match=r"began with gamma=0\.9; received 0\.8"):
         Run("dqn", output_dir=tmp_path, resume=True, config={"gamma": 0.8})
     run = Run(
@@ -102,7 +102,7 @@ def test_a_run_that_begins_anew_deletes_what_was_there(tmp_path):
     run.backup().backups.save({}, {}, {})
     assert (tmp_path / "backups" / "training" / "backup-000001").is_dir()
     run = Run("dqn", output_dir=tmp_path)
-    assert [p.name for p in (tmp_path / "backups").iterdir()] == ["config.json"]
+    assert not (tmp_path / "backups").exists()
     assert run.backup("a").backups.folder == tmp_path / "backups" / "a"
 
 

@@ -108,9 +108,6 @@ class Run:
             (self.output_dir / "metrics.json").unlink()
             if not resume:  # what an earlier run could have gone on from
                 shutil.rmtree(self._backups, ignore_errors=True)
-            self._backups.mkdir(exist_ok=True)
-            with replacing(self._backups / "config.json") as file:
-                file.write_text(json.dumps(self.config), encoding="utf-8")
         except OSError as error:
             raise ValueError(
                 f"output_dir={str(self.output_dir)!r} cannot be written to "
@@ -156,6 +153,9 @@ class Run:
         Args:
             training: Name of the training, a file name, where a run has several.
         """
+        self._backups.mkdir(exist_ok=True)
+        with replacing(self._backups / "config.json") as file:
+            file.write_text(json.dumps(self.config), encoding="utf-8")
         return BackupAndRestore(
             self._backups / training, restore=self.resume, delete_checkpoint=False
         )
