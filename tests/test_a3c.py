@@ -476,6 +476,8 @@ def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
     # Ray kills workers where memory is short, as it is while other tests run beside.
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    # Ray's processes stand back (nice 15), and beside busy cores hardly ever start.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     addresses, killed = set(), []
 
     def kill_one(agent):
