@@ -141,11 +141,11 @@ class Characters:
         """Returns the text that the numbers stand for."""
         places = checks.array("T", "integers", f"[0, {len(self) - 1}]")
         if isinstance(tokens, Iterable):  # of integers, or of a backend's scalars
-            tokens = [np.asarray(x) for x in tokens]
-            if not tokens:
+            numbers = [np.asarray(x) for x in tokens]
+            if not numbers:
                 return ""
-            if len({x.shape for x in tokens}) == 1:
-                tokens = np.stack(tokens)
+            if len({x.shape for x in numbers}) == 1:
+                tokens = np.stack(numbers)
         checks.check("Characters.decode", locals(), {"tokens": places})
         return "".join(self.characters[int(i)] for i in tokens)
 

@@ -240,7 +240,9 @@ def _turns(
                 at.timesteps = end
                 at.logs.append(logs)
                 at.batch += 1
-                batch_logs = {"timesteps": end, **({} if guard.checks else losses)}
+                batch_logs = {"timesteps": end}
+                if losses and not guard.checks:  # for `TerminateOnNaN`
+                    batch_logs["loss"] = sum(losses.values())
                 progress.on_train_batch_end(at.batch - 1, batch_logs)
                 at.seconds = time.perf_counter() - begun
                 backup.look()
