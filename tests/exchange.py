@@ -21,6 +21,7 @@ import numpy as np
 from tiny_bert import write_tiny_bert
 
 from kit.data import vision
+from kit.files import SavedWhole
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,7 +111,7 @@ def shorten_runs():
 
     The recipes' own tests run them to the end.
     """
-    load_images, save_model = vision.images, keras.Model.save
+    load_images, save_model = vision.images, SavedWhole.save
 
     def images(*args):
         return vision.Split(*(x[:: len(x) // 200] for x in load_images(*args)))
@@ -120,7 +121,8 @@ def shorten_runs():
         if Path(filepath).name == "model.keras":
             raise ModelSaved
 
-    vision.images, keras.Model.save = images, save
+    # Not Keras' own, which writes a file that takes its name afterwards.
+    vision.images, SavedWhole.save = images, save
 
 
 def load_main(recipe):
