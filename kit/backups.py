@@ -207,10 +207,7 @@ class Backups:
     def _read(self, path):
         """Returns manifest and state of a backup whose files are all whole."""
         try:
-            outer = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            if _sha256(outer["manifest"].encode()) != outer["sha256"]:
-                raise DamagedError("manifest.json isn't what was written")
-            manifest = json.loads(outer["manifest"])
+            manifest = _read_manifest(path)
             if manifest["format"] != FORMAT:
                 raise ValueError(
                     f"BackupAndRestore: {path} has the format {manifest['format']} of "
@@ -243,8 +240,7 @@ class Backups:
         needed = {path.name for path in paths[-KEPT:]}
         for path in paths[-KEPT:]:
             with contextlib.suppress(OSError, ValueError, KeyError, DamagedError):
-                outer = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-                segments = json.loads(outer["manifest"])["segments"]
+                segments = _read_manifest(path)["segments"]
                 needed |= {x["file"] for part in segments.values() for x in part}
         for path in self.folder.iterdir():
             if path.name not in needed:
@@ -252,6 +248,14 @@ class Backups:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def _read_manifest(path):
+    """Returns a backup's manifest, if it is what was written."""
+    outer = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    if _sha256(outer["manifest"].encode()) != outer["sha256"]:
+        raise DamagedError("manifest.json isn't what was written")
+    return json.loads(outer["manifest"])
 
 
 def _number(path):

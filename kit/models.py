@@ -643,8 +643,10 @@ class _Data:
             for path, array in keras.tree.flatten_with_path(part):
                 if array is None or "float" not in _dtype(array):
                     continue
-                if not bool(ops.all(ops.isfinite(array))):
-                    i = int(ops.argmin(ops.all(_per_example(ops.isfinite(array)), 1)))
+                # In NumPy: a backend would compile each operation for each shape.
+                finite = np.isfinite(ops.convert_to_numpy(array))
+                if not finite.all():
+                    i = int(finite.reshape(len(finite), -1).all(axis=1).argmin())
                     what = "".join([name, *(f"[{key!r}]" for key in path)])
                     raise ValueError(
                         f"{where}`{what}` holds NaN or infinity, first in example {i}. "
@@ -873,8 +875,7 @@ def check_targets(
     """
     loss = _loss_name(loss)
     shape = tuple(y.shape)[1:]
-    low: float
-    high: float
+    y = ops.convert_to_numpy(y)
     classes = outputs[-1]
     if loss == "sparse_categorical_crossentropy" and classes is not None:
         one = outputs[1:-1]  # of each output
@@ -883,14 +884,15 @@ def check_targets(
                 f"{called}: `{name}` must hold one label for each output, of shape "
                 f"(N, {', '.join(map(str, one))}), received {tuple(y.shape)}."
             )
-        low, high = int(ops.min(y)), int(ops.max(y))
+        low, high = y.min(), y.max()
         if not 0 <= low <= high < classes:
             raise ValueError(
                 f"{called}: `{name}` must hold labels from 0 to {classes - 1}, as the "
-                f"model has {classes} outputs; received labels from {low} to {high}."
+                f"model has {classes} outputs; received labels from {low:g} to "
+                f"{high:g}."
             )
     elif loss in ("binary_crossentropy", "categorical_crossentropy"):
-        low, high = float(ops.min(y)), float(ops.max(y))
+        low, high = y.min(), y.max()
         if not 0 <= low <= high <= 1:
             raise ValueError(
                 f"{called}: `{name}` must hold probabilities, from 0 to 1, for the "
@@ -919,10 +921,6 @@ def _loss_name(loss):
 
 def _dtype(array):
     return keras.backend.standardize_dtype(array.dtype)
-
-
-def _per_example(array):
-    return ops.reshape(array, (array.shape[0], -1))
 
 
 def _take(data, indices):

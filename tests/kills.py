@@ -18,19 +18,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from trainings import KINDS, differing
 
 FILE = Path(__file__).with_name("trainings.py")
-TRAININGS = (
-    "dqn",
-    "dqn_vector",
-    "dqn_lander",
-    "ppo",
-    "a2c",
-    "q_learning",
-    "classifier",
-    "gan",
-    "dbn",
-)
 
 
 def run(*arguments):
@@ -79,18 +69,7 @@ def try_kills(kind, kills, seed=0):
         except RuntimeError as error:
             print(error)
             return hits, True, []
-        sys.path.insert(0, str(FILE.parent))
-        first, second = dict(np.load(undisturbed)), dict(np.load(resumed))
-        same = [
-            name in first
-            and name in second
-            and np.array_equal(
-                first[name], second[name], equal_nan=first[name].dtype.kind == "f"
-            )
-            for name in {**first, **second}
-        ]
-        names = [*{**first, **second}]
-        return hits, False, [n for n, fine in zip(names, same, strict=True) if not fine]
+        return hits, False, differing(np.load(undisturbed), np.load(resumed))
 
 
 def main():
@@ -98,7 +77,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("trainings", nargs="*", default=TRAININGS)
+    parser.add_argument("trainings", nargs="*", default=[*KINDS])
     arguments = parser.parse_args()
     failed = False
     for kind in arguments.trainings:

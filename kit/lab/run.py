@@ -154,8 +154,10 @@ class Run:
             training: Name of the training, a file name, where a run has several.
         """
         self._backups.mkdir(exist_ok=True)
-        with replacing(self._backups / "config.json") as file:
-            file.write_text(json.dumps(self.config), encoding="utf-8")
+        config = self._backups / "config.json"
+        if not config.exists():
+            with replacing(config) as file:
+                file.write_text(json.dumps(self.config), encoding="utf-8")
         return BackupAndRestore(
             self._backups / training, restore=self.resume, delete_checkpoint=False
         )
@@ -313,8 +315,8 @@ def command_line(main: Callable[..., Any]) -> None:
 
 def _say_how_to_go_on():
     run, command = Run.latest, [x for x in sys.argv if x != "--resume"]
-    if run is None:
-        return
+    if run is None or not run._backups.exists():
+        return  # there is nothing to go on with
     again = shlex.join(["python", *command, "--resume"])
     print(
         f"\nInterrupted. To go on: KERAS_BACKEND={run.backend} {again}",
