@@ -344,13 +344,13 @@ def _unpack(packed, arrays):
 # --- Parts that every training has ------------------------------------------------
 
 
-class Variables:
-    """The variables of a model, its metrics and its optimizers, as a part."""
+class ModelState:
+    """A model's variables, its metrics' and optimizers', and whether it is to stop."""
 
     def __init__(self, model: keras.Model):
         self.model = model
 
-    def all(self) -> list[keras.Variable]:
+    def variables(self) -> list[keras.Variable]:
         """Returns the variables, each once."""
         model = self.model
         found = [*model.variables, *model.metrics_variables]
@@ -361,12 +361,13 @@ class Variables:
 
     def get_state(self):
         """Returns the values, and what they are of."""
-        return [(_describe(v), _to_numpy(v)) for v in self.all()]
+        values = [(_describe(v), _to_numpy(v)) for v in self.variables()]
+        return {"variables": values, "stop_training": self.model.stop_training}
 
     def check_state(self, state):
         """Raises a `ValueError` if a state is of other variables."""
-        variables = self.all()
-        here, there = map(_describe, variables), [tuple(x) for x, _ in state]
+        variables, values = self.variables(), state["variables"]
+        here, there = map(_describe, variables), [tuple(x) for x, _ in values]
         for new, old in zip(here, there, strict=False):
             if tuple(new) != old:
                 raise ValueError(
@@ -374,16 +375,18 @@ class Variables:
                     f"it has a variable of shape and dtype {old}, where there is one "
                     f"of {tuple(new)} now."
                 )
-        if len(variables) != len(state):
+        if len(variables) != len(values):
             raise ValueError(
                 "BackupAndRestore: the backup is of another model or optimizer: it has "
-                f"{len(state)} variables, and there are {len(variables)} now."
+                f"{len(values)} variables, and there are {len(variables)} now."
             )
 
     def set_state(self, state):
         """Assigns the values."""
-        for variable, (_, value) in zip(self.all(), state, strict=True):
+        values = state["variables"]
+        for variable, (_, value) in zip(self.variables(), values, strict=True):
             variable.assign(value)
+        self.model.stop_training = state["stop_training"]
 
 
 def _describe(variable):
@@ -706,7 +709,7 @@ def backed_up(
         yield NoSession()
         return
     everything = {
-        "model": Variables(model),
+        "model": ModelState(model),
         "callbacks": Callbacks([c for c in callbacks if c not in found]),
         "random": GlobalRandom(),
         **parts,

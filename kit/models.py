@@ -46,7 +46,7 @@ from kit.backend import (
     scan,
     why_not_compiled,
 )
-from kit.backups import backed_up
+from kit.backups import Values, backed_up
 from kit.files import SavedWhole
 from kit.finite import Guard, with_guard
 
@@ -270,7 +270,9 @@ class CompiledFit(SavedWhole):
         )
         steps = self._steps_per_call(batches, progress, "train")
         guard = Guard(self, check_finite, progress.callbacks, "batch")
-        at = _Position(self, np.random.default_rng(np.random.randint(2**31)))
+        rng = np.random.default_rng(np.random.randint(2**31))
+        at = _Position(logs={}, epoch_logs={})  # of the last batches, the last epoch
+        at.begin_epoch(0, rng)
         identity = {"examples": data.size, "batch_size": batch_size, "shuffle": shuffle}
         self.stop_training = False
         parts = {"position": at}
@@ -285,13 +287,14 @@ class CompiledFit(SavedWhole):
                 begin = saved["position"]["epoch"]
             for epoch in range(begin, epochs):
                 self.reset_metrics()
-                at.begin_epoch(epoch)
+                at.begin_epoch(epoch, rng)
                 progress.on_epoch_begin(epoch)
                 if saved is not None:  # the callbacks, too, go on from it
                     backup.set_state(saved)
                     saved = None
                 guard.keep(epoch * batches.number + at.batch)
-                order = at.order(data.size) if shuffle else np.arange(data.size)
+                rng.bit_generator.state = at.drawn_from  # also in a resumed epoch
+                order = rng.permutation(data.size) if shuffle else np.arange(data.size)
                 for first, indices in batches.calls(order, steps):
                     if first < at.batch:  # done before it was interrupted
                         continue
@@ -311,9 +314,9 @@ class CompiledFit(SavedWhole):
                     )
                     at.epoch_logs |= {f"val_{name}": x for name, x in results.items()}
                 progress.on_epoch_end(epoch, at.epoch_logs)
-                at.begin_epoch(epoch + 1)
+                at.begin_epoch(epoch + 1, rng)
                 if self.stop_training:
-                    at.begin_epoch(epochs)
+                    at.begin_epoch(epochs, rng)
                     break
             if epochs > begin and self.optimizer is not None:
                 # An optimizer with `use_ema` ends on the averages.
@@ -673,36 +676,12 @@ class _Data:
         return keras.tree.map_structure(_unless_none(lambda a: a[:count]), self.arrays)
 
 
-class _Position:
+class _Position(Values):
     """How far `fit` is: what a resumed one goes on from."""
 
-    def __init__(self, model, rng):
-        self.model = model
-        self.rng = rng
-        self.epoch = 0
-        self.batch = 0  # the next one in this epoch
-        self.logs: dict[str, Any] = {}  # of the last batches
-        self.epoch_logs: dict[str, Any] = {}  # of the last epoch
-        self.drawn_from = rng.bit_generator.state  # the order of this epoch
-
-    def begin_epoch(self, epoch):
-        self.epoch, self.batch = epoch, 0
-        self.drawn_from = self.rng.bit_generator.state
-
-    def order(self, size):
-        """Draws the order of the examples, again the same in a resumed epoch."""
-        self.rng.bit_generator.state = self.drawn_from
-        return self.rng.permutation(size)
-
-    def get_state(self):
-        names = ("epoch", "batch", "logs", "epoch_logs", "drawn_from")
-        state = {name: getattr(self, name) for name in names}
-        return {**state, "stop_training": self.model.stop_training}
-
-    def set_state(self, state):
-        state = dict(state)
-        self.model.stop_training = state.pop("stop_training")
-        vars(self).update(state)
+    def begin_epoch(self, epoch: int, rng: np.random.Generator) -> None:
+        self.epoch, self.batch = epoch, 0  # the next batch in this epoch
+        self.drawn_from = rng.bit_generator.state  # the order of its examples
 
 
 class _Batches:

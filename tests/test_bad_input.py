@@ -199,6 +199,10 @@ TRANSFORMER |= {"dropout": 0.1, "activation": "relu", "epsilon": 1e-5}
 TRANSFORMER_FINE = {"intermediate_dim": "None"}
 
 
+TRANSLATE = {"source": np.array([[1, 2]]), "start_token": 1, "end_token": 2}
+TRANSLATE |= {"length": 3, "beam_width": 1, "length_penalty": 0.5}
+
+
 def _maths(*names, shape=B, **others):
     """A case of a function of arrays of one shape, whose values may be any."""
     fine = dict.fromkeys(names, "nan_inside")
@@ -292,15 +296,7 @@ CASES = {
         attention=False,
     ),
     "kit.seq2seq.translate": case(
-        runs=False,
-        fine={"start_token": "0"},
-        model=GRU_TRANSLATOR,
-        source=np.array([[1, 2]]),
-        start_token=1,
-        end_token=2,
-        length=3,
-        beam_width=1,
-        length_penalty=0.5,
+        runs=False, fine={"start_token": "0"}, model=GRU_TRANSLATOR, **TRANSLATE
     ),
     # --- Transformers
     "kit.transformer.Attention": case(
@@ -369,15 +365,7 @@ CASES = {
         use_cache=True,
     ),
     "kit.transformer.translate": case(
-        runs=False,
-        fine={"start_token": "0"},
-        model=TRANSLATOR,
-        source=np.array([[1, 2]]),
-        start_token=1,
-        end_token=2,
-        length=3,
-        beam_width=1,
-        length_penalty=0.5,
+        runs=False, fine={"start_token": "0"}, model=TRANSLATOR, **TRANSLATE
     ),
     "kit.pretrained.gelu_tanh": case(
         fine={"x": f"1.5 nan inf -inf [] rank_5 nan_rank_5 {ARRAYS}"}, x=B

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from kit import checks
-from kit.backups import Part, asks_for_backups, backed_up
+from kit.backups import Part, Values, asks_for_backups, backed_up
 from kit.finite import Guard
 from kit.rl.environments import env_name
 
@@ -129,30 +129,14 @@ def turns(
     )
 
 
-class _Position:
+class _Position(Values):
     """How far a training is: what a resumed one goes on from."""
 
-    def __init__(self, agent):
-        self.agent = agent
-        self.epoch = 0
-        self.batch = 0  # the next one in this epoch
-        self.timesteps = 0
-        self.first = 0  # timesteps as this epoch began
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch, self.batch = epoch, 0  # the next turn in this epoch
+        self.first = self.timesteps  # as this epoch began
         self.seconds = 0.0  # of this epoch so far
         self.logs: list[dict[str, Any]] = []  # of its turns
-
-    def begin_epoch(self, epoch):
-        self.epoch, self.batch, self.first = epoch, 0, self.timesteps
-        self.seconds, self.logs = 0.0, []
-
-    def get_state(self):
-        state = {name: x for name, x in vars(self).items() if name != "agent"}
-        return {**state, "stop_training": self.agent.stop_training}
-
-    def set_state(self, state):
-        state = dict(state)
-        self.agent.stop_training = state.pop("stop_training")
-        vars(self).update(state)
 
 
 class _Options:
@@ -201,7 +185,8 @@ def _turns(
         agent.optimizer.build(agent.trainable_variables)
     agent.stop_training = False
     guard = Guard(agent, check_finite, progress.callbacks, "step")
-    at = _Position(agent)
+    at = _Position(timesteps=0)
+    at.begin_epoch(0)
     identity = {
         "environment": env_name(getattr(envs, "env", None)),
         "num_envs": envs.num_envs,
