@@ -251,7 +251,7 @@ class A3C(A2C):
             callbacks=callbacks,
             verbose=verbose,
             check_finite=check_finite,
-            parts={"tally": tally, "counts": _Counts(self)},
+            parts={"tally": tally, "counts": _Counts(self, tally)},
         )
         self.max_updates = math.ceil(total_timesteps / (self.num_steps * num_envs))
         self.max_restarts = max_restarts
@@ -264,6 +264,7 @@ class A3C(A2C):
                 push, turn.logs["staleness"] = next(pushes)
                 turn.logs.update(push.logs)
                 tally.episodes += push.episodes
+                tally.pushes += 1
         return self.history
 
     def _undisturbed(self, progress):
@@ -633,8 +634,9 @@ class _Counts:
 
     names = ("updates", "restarts", "staleness", "pushes")
 
-    def __init__(self, agent: A3C):
+    def __init__(self, agent: A3C, tally: "_Tally"):
         self.agent = agent
+        self.tally = tally
 
     def get_state(self) -> dict[str, Any]:
         """Returns the counts by name."""
@@ -642,9 +644,12 @@ class _Counts:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from the counts of `get_state`."""
-        for name, value in state.items():
-            is_count = isinstance(value, dict)
-            setattr(self.agent, name, collections.Counter(value) if is_count else value)
+        self.agent.updates, self.agent.restarts = state["updates"], state["restarts"]
+        self.agent.staleness.update(state["staleness"])
+        self.agent.pushes.update(state["pushes"])
+        # Gradients that were applied, and whose push nobody had reported yet, count no
+        # more: each turn to come waits for a push.
+        self.agent.max_updates += self.agent.updates - self.tally.pushes
 
 
 class _Tally:
@@ -653,15 +658,16 @@ class _Tally:
     def __init__(self, num_envs: int):
         self.num_envs = num_envs
         self.check_finite = True
+        self.pushes = 0  # that were reported
         self.episodes: list[tuple[float, int]] = []
 
     def record(self) -> None:
         """Does nothing: workers' environments begin anew."""
 
-    def get_state(self) -> list[tuple[float, int]]:
-        """Returns the episodes that haven't been reported yet, for a backup."""
-        return self.episodes
+    def get_state(self) -> dict[str, Any]:
+        """Returns pushes, and episodes that weren't reported yet, for a backup."""
+        return {"pushes": self.pushes, "episodes": self.episodes}
 
-    def set_state(self, state: list[tuple[float, int]]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from what `get_state` returned."""
-        self.episodes[:] = state
+        self.pushes, self.episodes = state["pushes"], state["episodes"]

@@ -35,6 +35,8 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common import global_state
+from keras.src.random import seed_generator
 
 from kit.files import replacing
 
@@ -404,22 +406,23 @@ class GlobalRandom:
 
     def get_state(self):
         """Returns their states."""
-        name, keys, *rest = np.random.get_state()
+        made = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
         return {
             "python": random.getstate(),
-            "numpy": (name, keys, *rest),
-            "keras": _to_numpy(_keras_generator().state),
+            "numpy": np.random.get_state(),
+            # Keras makes its own when it is needed, by a number of Python's.
+            "keras": None if made is None else _to_numpy(made.state),
         }
 
     def set_state(self, state):
         """Takes over their states."""
+        if state["keras"] is None:
+            name = seed_generator.GLOBAL_SEED_GENERATOR
+            global_state.set_global_attribute(name, None)
+        else:
+            seed_generator.global_seed_generator().state.assign(state["keras"])
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
-        _keras_generator().state.assign(state["keras"])
-
-
-def _keras_generator():
-    return keras.src.random.seed_generator.global_seed_generator()
 
 
 class Values(types.SimpleNamespace):

@@ -89,6 +89,11 @@ def test_restore_false_begins_anew(undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, 3)
         train("a2c", [every_step(tmp_path)])
+    # Whoever is killed before the first backup has nothing to go on from.
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 1)
+        train("a2c", [kit.BackupAndRestore(tmp_path, interval=999, restore=False)])
+    assert not list(tmp_path.glob("backup-*"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, 2)
         train("a2c", [every_step(tmp_path, restore=False)])
@@ -141,6 +146,32 @@ def test_a_callback_that_keras_own_loop_runs_says_so(tmp_path):
             callbacks=[kit.BackupAndRestore(tmp_path)],
             verbose=0,
         )
+
+
+def test_a3c_goes_on_from_the_shared_weights_and_counts(tmp_path, monkeypatch):
+    def fit():
+        actor = kit.policy_network((4,), gymnasium.spaces.Discrete(2), units=(8,))
+        critic = kit.value_network((4,), units=(8,))
+        agent = kit.A3C(actor, critic, num_steps=5)
+        agent.compile("sgd")
+        history = agent.fit(
+            lambda: gymnasium.make("CartPole-v1"),
+            200,
+            num_workers=2,
+            callbacks=[every_step(tmp_path)],
+            verbose=0,
+        )
+        return agent, history
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 12)
+        fit()
+    agent, history = fit()
+    # Of 40 pushes at least, the first twelve are those of the run that was interrupted.
+    for counts in (agent.staleness, agent.pushes):
+        assert sum(counts.values()) == agent.updates >= 40
+    assert history.history["timesteps"][-1] == 200
+    assert agent.optimizer.iterations == agent.updates
 
 
 def test_options_that_callbacks_change_are_restored(tmp_path, monkeypatch):

@@ -229,6 +229,30 @@ def test_windows_are_cut_at_other_places_each_time(load_recipe):
     assert len(starts) > 5
 
 
+def test_each_epoch_cuts_at_other_places(monkeypatch):
+    model = kit.gru((None,), 5, (4,), return_sequences=True, vocabulary_size=5)
+    given, fit = [], type(model).fit
+
+    def fit_and_look(model, x, *args, **kwargs):
+        given.append(x.copy())
+        return fit(model, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "fit", fit_and_look)
+    tokens = np.random.default_rng(0).integers(5, size=500)
+    language_model.fit(
+        model,
+        tokens,
+        tokens,
+        lambda tokens: 1.0,
+        length=20,
+        batch_size=4,
+        epochs=4,
+        learning_rate=0.1,
+        verbose=0,
+    )
+    assert len({x.tobytes() for x in given}) > 2
+
+
 def test_lstm_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys):
     folder = tmp_path / "run"
     load_recipe("lstm").main(text=text_file, output_dir=folder, seed=1, **TINY)

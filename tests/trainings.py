@@ -6,6 +6,7 @@ trains in a process of its own, which a test may kill; `-` for no backups.
 """
 
 import os
+import random
 import sys
 
 import gymnasium
@@ -161,13 +162,27 @@ KINDS = {
 }
 
 
+class Draws(keras.callbacks.Callback):
+    """Draws from the generators that belong to the process."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Draws from each."""
+        draws()
+
+
+def draws():
+    """Returns a number of each generator that belongs to the process."""
+    drawn = keras.ops.convert_to_numpy(keras.random.uniform(()))
+    return np.array([np.random.uniform(), random.random(), drawn])
+
+
 def train(kind, callbacks=()):
     """Trains, and returns all that has to be the same in a resumed training.
 
-    Weights, optimizers, generators, the history, and the next global random number.
+    Weights, optimizers, generators, the history, and the next random numbers.
     """
     kit.set_random_seed(0)
-    model, history = KINDS[kind](list(callbacks))
+    model, history = KINDS[kind]([*callbacks, Draws()])
     optimizers = [
         x for x in vars(model).values() if isinstance(x, keras.optimizers.Optimizer)
     ]
@@ -179,7 +194,7 @@ def train(kind, callbacks=()):
     for name, values in history.history.items():
         if name != "steps_per_second":
             result[f"history {name}"] = np.array(values)
-    return {**result, "next": np.random.uniform(size=3)}
+    return {**result, "next": draws()}
 
 
 def differing(first, second):
