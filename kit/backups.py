@@ -777,7 +777,12 @@ class Signals:
             self.received = number
             self.end()
         self.received = number
-        print("\nEnding after this step. Again: at once.", file=sys.stderr, flush=True)
+        print(
+            "\nStopping after this step, with a backup. Press Ctrl-C again to stop at "
+            "once.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def exit_by_signal(number: int, frame: Any) -> None:

@@ -130,7 +130,7 @@ def test_signals_end_a_training_with_a_backup(
     if ending is SystemExit:
         assert caught.value.code == 128 + number
     caught = None  # it holds the loop
-    assert "Ending after this step" in capsys.readouterr().err
+    assert "Stopping after this step" in capsys.readouterr().err
     assert len(looks) == 5 and len(list(tmp_path.glob("backup-*"))) == 1
     assert signal.getsignal(number) is usual
     assert not differing(undisturbed("a2c"), train("a2c", [every_step(tmp_path)]))
