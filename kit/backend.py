@@ -1,25 +1,26 @@
 """A training loop written once, compiled on TensorFlow, JAX and PyTorch.
 
-Four functions are the whole core:
+The core consists of five functions:
 
 - `compiled(fn)`: `fn` as one compiled program;
 - `minimize(loss_fn, variables, optimizer)`: one gradient step inside it (and its two
   halves, `loss_gradients` and `apply_gradients`);
 - `gradient(fn, inputs)`: the gradient of a scalar function of arrays;
-- `scan(fn, init, xs)`: a loop that is compiled once, however long it runs.
+- `scan(fn, init, xs)`: a loop that is compiled once, however long it runs;
+- `vectorize(fn, variables)`: several runs of a function at once, each with its own
+  variables.
 
-The code between them is ordinary stateful Keras: it calls models, assigns
-variables, updates metrics, draws from seed generators. This file has the public
-functions and their checks; how each backend does it stands in `kit/engines/`, the only
-place that asks which backend runs.
+The code between them is ordinary stateful Keras: it calls models, assigns variables,
+updates metrics, draws from seed generators. This file has the public functions and
+their checks. `kit/engines/` has the implementations, and is the only place that asks
+which backend runs.
 
-How it works. TensorFlow has compiled state of its own (`tf.function`). JAX and
-PyTorch compile pure functions only, so there `fn` runs once under a
-`keras.StatelessScope` that hands out the values of the variables and catches
-what is assigned to them: that makes a pure function `(values, arguments) ->
-(results, new values)` of it, which `jax.jit` compiles, or `make_fx` records as
-a flat graph of ATen calls. Variables are discovered automatically: the scope sees each
-one that is read or written.
+How it works: TensorFlow compiles functions with state itself (`tf.function`). JAX and
+PyTorch compile only pure functions. There, `fn` runs once under a
+`keras.StatelessScope` that supplies the variables' values and records assignments. This
+turns it into a pure function `(values, arguments) -> (results, new values)`, which
+`jax.jit` compiles, or `make_fx` records as a flat graph of ATen calls. Variables are
+discovered automatically: the scope sees each one that is read or written.
 """
 
 import contextlib
@@ -54,6 +55,7 @@ __all__ = [
     "run_eagerly",
     "scan",
     "set_random_seed",
+    "vectorize",
 ]
 
 _NOT_GIVEN: Any = object()
@@ -70,6 +72,10 @@ ACCEPTED = {
     "layers": checks.instance(Iterable, what="layers, in a list"),
     "names": checks.sequence(checks.TEXT),
 }
+_SETS = checks.sequence(
+    checks.sequence(checks.instance(keras.Variable)),
+    least=1,
+)
 _clock_lock = threading.Lock()
 _settings = {"eager": False, "compile_seconds": 0.0, "compiling": 0, "since": 0.0}
 
@@ -82,37 +88,36 @@ def compiled(
 ) -> Callable:
     """Returns `fn` as one compiled program; usable as a decorator.
 
-    The program is `tf.function(jit_compile=True)`, `jax.jit` or a flat PyTorch
-    graph. Variables are found by themselves, whatever object holds them, and
-    are updated when the call returns. Each new combination of the arguments'
-    structure, shapes and dtypes is compiled once.
+    The program is `tf.function(jit_compile=True)`, `jax.jit` or a flat PyTorch graph.
+    Variables are discovered automatically, and updated when the call returns. Each new
+    combination of the arguments' structure, shapes and dtypes is compiled once.
 
-    Arguments and results are nested structures of arrays. Python and NumPy
-    numbers are data: another number doesn't recompile, and 64-bit ones become
-    32-bit (floats: `keras.config.floatx()`), as on JAX. Booleans, strings and
-    `None` are part of the program: `training=True` and `training=False` are
-    two. A number that `fn` takes from elsewhere (a closure, `self`) is frozen
-    at the first call: pass it, or keep it in a `keras.Variable`. Layers that change
-    otherwise than in their variables' values (`quantize`, `enable_lora`, another
-    `dtype_policy`) are compiled again.
+    Arguments and results are nested structures of arrays. Python and NumPy numbers are
+    data: a new number doesn't recompile, and 64-bit ones become 32-bit (floats:
+    `keras.config.floatx()`), as on JAX. Booleans, strings and `None` are part of the
+    program: `training=True` and `training=False` are two programs. A number that `fn`
+    takes from elsewhere (a closure, `self`) is frozen at the first call: pass it as an
+    argument, or keep it in a `keras.Variable`. If a layer changes other than by its
+    variables' values (`quantize`, `enable_lora`, another `dtype_policy`), the function
+    is compiled again.
 
     Args:
-        fn: The function, or a method of a class. Everything it uses has to be
-            built: layers, models and metrics. Optimizers are built here.
-        eager: If `True`, `fn` runs line by line, for a debugger or prints.
+        fn: The function, or a method of a class. Layers, models and metrics that it
+            uses must be built. Optimizers are built automatically.
+        eager: If `True`, `fn` runs line by line, for debuggers and prints.
             `run_eagerly` does the same for all compiled functions at once.
-        inductor: PyTorch only: compile the graph further with TorchInductor.
-            About 1.5 times faster, after 10 to 30 s: for long runs.
+        inductor: PyTorch only: compile the graph further with TorchInductor. About 1.5
+            times faster, after 10 to 30 s of compilation: for long runs.
 
     Returns:
-        A callable with the signature of `fn`. The results hold the backend's
-        own tensors.
+        A callable with the signature of `fn`. The results are the backend's own
+        tensors.
 
     Raises:
-        TypeError: If `fn` is not callable, or an argument of the compiled
-            function is neither an array nor hashable.
-        ValueError: If a layer that isn't built is used. An exception inside
-            `fn` leaves every variable as it was.
+        TypeError: If `fn` is not callable, or an argument of the compiled function is
+            neither an array nor hashable.
+        ValueError: If a layer that isn't built is used. After an exception inside `fn`,
+            all variables have their old values.
 
     Example:
 
@@ -140,28 +145,28 @@ def minimize(
 ) -> Any:
     """Makes one gradient step on a scalar loss.
 
-    To be called inside a `compiled` function (or outside of one, to debug).
-    Other state that `loss_fn` changes (BatchNormalization's statistics, seeds,
-    metrics) is updated as well, once.
+    Call it inside a `compiled` function (or outside of one, to debug). Other state that
+    `loss_fn` changes (BatchNormalization's statistics, seeds, metrics) is also updated,
+    once.
 
     Args:
         loss_fn: Function of no arguments that returns the scalar loss, or
             `(loss, aux)`, where `aux` is any nested structure of arrays.
         variables: The `keras.Variable`s to change, such as
             `model.trainable_variables`.
-        optimizer: A Keras optimizer; its clipping, schedules, weight decay and
-            loss scaling apply. It is built on `variables` when it isn't yet:
-            build it yourself on the larger list to call it on parts of it.
+        optimizer: A Keras optimizer; its clipping, schedules, weight decay and loss
+            scaling apply. If it isn't built yet, it is built for `variables`. To use it
+            with parts of a larger list, build it yourself for the whole list.
 
     Returns:
         The loss before the step, or `(loss, aux)` if `loss_fn` returns a pair.
 
     Raises:
-        TypeError: If `optimizer` is no Keras optimizer, or `variables` holds
-            something else than Keras variables.
-        ValueError: If the loss isn't a scalar, a variable has no part in it,
-            `minimize` is called inside a `loss_fn`, or the optimizer would never
-            change a variable, as Adam by default one of dtype bfloat16.
+        TypeError: If `optimizer` is no Keras optimizer, or `variables` contains
+            anything but Keras variables.
+        ValueError: If the loss isn't a scalar or doesn't depend on a variable,
+            `minimize` is called inside a `loss_fn`, or the optimizer would never change
+            a variable, as Adam's defaults would not with dtype bfloat16.
 
     Example:
 
@@ -185,17 +190,17 @@ def minimize(
 def loss_gradients(
     loss_fn: Callable[[], Any], variables: Sequence[keras.Variable]
 ) -> tuple[Any, list]:
-    """Returns a loss and its gradients with respect to variables: half a `minimize`.
+    """Returns a loss and its gradients: the first half of `minimize`.
 
-    For gradients that are applied elsewhere than where they are computed, by
-    `apply_gradients`: on other weights, or in another process.
+    Use it to apply gradients elsewhere, with `apply_gradients`: to other weights, or in
+    another process.
 
     Args:
         loss_fn: As in `minimize`.
         variables: As in `minimize`.
 
     Returns:
-        What `minimize` returns, and a list with an array for each variable.
+        The result of `minimize`, and a list of gradients, one for each variable.
 
     Raises:
         TypeError, ValueError: As `minimize`.
@@ -211,7 +216,7 @@ def apply_gradients(
     variables: Sequence[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
 ) -> None:
-    """Makes one gradient step by gradients that are given: the rest of `minimize`.
+    """Makes one gradient step with given gradients: the second half of `minimize`.
 
     Args:
         gradients: An array for each variable.
@@ -240,7 +245,7 @@ def apply_gradients(
 def gradient(fn: Callable[[Nested], Any], inputs: Nested) -> Nested:
     """Returns the gradient of a scalar function with respect to its input.
 
-    Works alone, inside a `compiled` function, and inside the `loss_fn` of
+    It works alone, inside a `compiled` function, and inside the `loss_fn` of
     `minimize`, which then differentiates through it (gradient penalties).
 
     Args:
@@ -289,9 +294,9 @@ def scan(
 ) -> tuple[Nested, Nested]:
     """Runs `carry, y = fn(carry, x)` over the leading axis of `xs`.
 
-    Inside a `compiled` function the body is compiled once, however long the
-    loop. It may use and change variables, call `minimize`, `gradient` and
-    `scan`. Inside a function that is differentiated, PyTorch unrolls it.
+    Inside a `compiled` function, the body is compiled once, however long the loop is.
+    The body may use and change variables, and call `minimize`, `gradient` and `scan`.
+    Inside a function that is differentiated, PyTorch unrolls the loop.
 
     Args:
         fn: The body. Takes the carry and a slice of `xs` (`None` without
@@ -299,17 +304,17 @@ def scan(
             dtypes, and an output of any structure (or `None`).
         init: The first carry, a nested structure of arrays.
         xs: Nested structure of arrays with an equal leading axis, or `None`.
-        length: Number of turns; needed if `xs` is `None`.
-        reverse: If `True`, runs from the last slice to the first; outputs
-            stand where their slices stood.
+        length: Number of iterations; needed if `xs` is `None`.
+        reverse: If `True`, runs from the last slice to the first; each output has the
+            index of its slice.
 
     Returns:
         The last carry, and the outputs stacked along a new leading axis.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If the leading axes or `length` don't agree, or the body
-            returns a carry of another structure, shape or dtype.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the leading axes or `length` don't agree, or the body returns a
+            carry with another structure, shape or dtype.
 
     Example:
 
@@ -331,7 +336,7 @@ def scan(
         slices, xs_spec = [], None
     slices = [get_engine().tensor(_canonical(leaf)) for leaf in slices]
     length = _scan_length(slices, length)
-    y_spec: list[Any] = [None]  # filled by the body: known after one trace
+    y_spec: list[Any] = [None]  # set by the body, during its trace
 
     def body(carry_leaves, x_leaves):
         x = None if xs_spec is None else xs_spec.unflatten(x_leaves)
@@ -349,14 +354,93 @@ def scan(
     return carry_spec.unflatten(carry), y_spec[0](ys)
 
 
-def run_eagerly(eager: bool = True) -> None:
-    """Runs every compiled function line by line from now on, or no longer.
+def vectorize(fn: Callable, variables: Sequence[Sequence[keras.Variable]]) -> Callable:
+    """Returns a function that runs `fn` for several sets of variables at once.
 
-    For a debugger, prints, and finding the line that raises. What was assigned
-    before an exception stays assigned.
+    Write `fn` for one run, such as the training step of a model, using the variables of
+    the first set. In run r, the variables in `variables[r]` replace them, one by one,
+    for reads and assignments. Other variables are shared, and must not be assigned.
+
+    Call it inside a `compiled` function. There, JAX computes all runs in parallel
+    (`jax.vmap`): with small networks, this is hardly slower than one run. TensorFlow
+    and PyTorch compute one run after the other, in one program.
 
     Args:
-        eager: `True` to run uncompiled, `False` to compile again.
+        fn: Function of arrays, in any structures. It may call `minimize`, `gradient`
+            and `scan`.
+        variables: R sets of variables, one for each run, with the same shapes and
+            dtypes in the same order; no variable twice.
+
+    Returns:
+        A function like `fn` whose arguments and results have a leading axis R.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the sets differ in length, shapes or dtypes or share a variable;
+            if an argument of the function has no leading axis R; on JAX and PyTorch, if
+            `fn` assigns a variable that isn't in the first set.
+
+    Example:
+
+    ```python
+    counters = [keras.Variable(0.0), keras.Variable(10.0)]
+
+    @kit.compiled
+    def count(steps):
+        return kit.vectorize(counters[0].assign_add, [[c] for c in counters])(steps)
+
+    count(np.array([1.0, 2.0]))  # [1.0, 12.0]
+    ```
+    """
+    checks.check("vectorize", locals(), ACCEPTED | {"variables": _SETS})
+    _check_sets(variables)
+    num_runs, first = len(variables), variables[0]
+
+    @functools.wraps(fn)
+    def run(*args):
+        leaves, spec = flatten(args)
+        leaves = [_canonical(leaf) for leaf in leaves]
+        is_array = [hasattr(leaf, "shape") for leaf in leaves]
+        arrays = [get_engine().tensor(x) for x in leaves if hasattr(x, "shape")]
+        for x in arrays:
+            if tuple(x.shape)[:1] != (num_runs,):
+                raise ValueError(
+                    f"vectorize: arguments need a leading axis of {num_runs}, one "
+                    f"slice a run, received shape {tuple(x.shape)}."
+                )
+        unflatten: Any = None
+
+        def one_run(arrays):
+            nonlocal unflatten
+            slices = iter(arrays)
+            args = spec.unflatten(
+                next(slices) if array else leaf
+                for array, leaf in zip(is_array, leaves, strict=True)
+            )
+            results, unflatten = _flatten_results(fn(*args))
+            return results
+
+        values = [ops.stack([v.value for v in x]) for x in zip(*variables, strict=True)]
+        values, results = get_engine().vectorize(
+            one_run, first, values, arrays, num_runs
+        )
+        rows = [ops.unstack(x, num_runs) for x in values]
+        for r, own in enumerate(variables):
+            for variable, row in zip(own, rows, strict=True):
+                variable.assign(row[r])
+        return unflatten(results)
+
+    return run
+
+
+def run_eagerly(eager: bool = True) -> None:
+    """Turns eager execution of all compiled functions on or off.
+
+    Use it for debuggers, prints, and to find the line that raises an error. Assignments
+    before an exception are kept.
+
+    Args:
+        eager: `True` to run line by line, `False` to compile again.
     """
     checks.check("run_eagerly", locals(), ACCEPTED)
     _settings["eager"] = bool(eager)
@@ -365,9 +449,9 @@ def run_eagerly(eager: bool = True) -> None:
 def set_random_seed(seed: int) -> None:
     """Seeds the random numbers of Python, NumPy, Keras and the running backend.
 
-    The draws that follow are those after `keras.utils.set_random_seed`. That function
-    also imports TensorFlow wherever it is installed: under another backend, some 500
-    MB of memory and two to three seconds for nothing.
+    Later draws are the same as after `keras.utils.set_random_seed`. But that function
+    also imports TensorFlow if it is installed, which needlessly costs about 500 MB of
+    memory and two to three seconds under another backend.
 
     Args:
         seed: Integer, 0 <= seed < 2**32.
@@ -382,7 +466,7 @@ def set_random_seed(seed: int) -> None:
     np.random.seed(seed)
     state = keras.src.backend.common.global_state
     state.set_global_attribute(keras.src.utils.rng_utils.GLOBAL_RANDOM_SEED, seed)
-    # Keras makes its global generator anew, from the seed, at the next draw.
+    # Keras creates a new global generator from the seed at the next draw.
     generator = keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR
     state.set_global_attribute(generator, None)
     get_engine().set_random_seed(seed)
@@ -392,17 +476,17 @@ def import_no_other_framework() -> None:
     """Keeps Keras from importing another framework only to look for its objects.
 
     When Keras saves or copies a model, it imports TensorFlow under every backend, to
-    see whether a setting is one of TensorFlow's types. From now on it does so only if
-    somebody has imported TensorFlow: before that, no such object can exist.
+    check whether a setting has one of TensorFlow's types. After this call, it does so
+    only if TensorFlow is already imported: otherwise no such object can exist.
     """
     get_engine().import_no_other_framework()
 
 
 def compile_seconds() -> float:
-    """Returns the seconds this process has spent on compiling so far.
+    """Returns the seconds that this process has spent on compilation so far.
 
-    That is the time of each program's tracing and first call; where several threads
-    compile at once, it counts once.
+    That is the time of each program's trace and first call. Time in which several
+    threads compile counts once.
     """
     return _settings["compile_seconds"]
 
@@ -416,12 +500,12 @@ def why_not_compiled(optimizer: keras.optimizers.Optimizer) -> str | None:
     """Returns why `minimize` can't use an optimizer in a compiled function.
 
     Args:
-        optimizer: A Keras optimizer. On PyTorch, some decide or compute outside of
-            the framework, and can only run eagerly.
+        optimizer: A Keras optimizer. On PyTorch, some make decisions or compute outside
+            of the framework, and can only run eagerly.
 
     Returns:
-        A sentence with the remedy, or `None`: it can, or nothing is compiled as
-        `run_eagerly` asked.
+        A sentence with the remedy; `None` if it can be used, or if `run_eagerly` turned
+        compilation off.
     """
     checks.check("why_not_compiled", locals(), ACCEPTED)
     if _settings["eager"]:
@@ -435,9 +519,9 @@ def why_not_compiled(optimizer: keras.optimizers.Optimizer) -> str | None:
 
 
 def run_well_in_loops(layers: Iterable[keras.layers.Layer]) -> bool:
-    """Returns whether steps of layers gain from running in one `scan`.
+    """Returns whether training steps with these layers are faster in one `scan`.
 
-    Convolutions on CPUs don't: a step is work enough for a program of its own.
+    Convolutions on CPUs aren't: each step is long enough for its own program.
 
     Args:
         layers: Keras layers.
@@ -448,10 +532,10 @@ def run_well_in_loops(layers: Iterable[keras.layers.Layer]) -> bool:
 
 
 def release_programs(owner: Any, *names: str) -> None:
-    """Forgets the programs of an object's compiled methods, and frees their memory.
+    """Deletes the programs of an object's compiled methods, and frees their memory.
 
-    To be called where a program's optimizer or loss is replaced. The next call of
-    the method compiles it anew.
+    Call it when a program's optimizer or loss is replaced. The next call of the method
+    compiles it again.
 
     Args:
         owner: The object.
@@ -464,7 +548,7 @@ def release_programs(owner: Any, *names: str) -> None:
 
 
 class NoGradient(ValueError):
-    """Raised by `minimize` if variables have no part in the loss.
+    """Raised by `minimize` if the loss doesn't depend on some variables.
 
     Attributes:
         paths: The paths of the variables, a list of strings.
@@ -483,7 +567,7 @@ class NoGradient(ValueError):
 
 
 class _BuildOptimizer(Exception):
-    """Raised in a trace to have the optimizer built outside of it."""
+    """Raised in a trace, so that the optimizer is built outside of it."""
 
     def __init__(self, optimizer, variables):
         super().__init__(optimizer, variables)
@@ -500,19 +584,19 @@ class _Compiled:
         self._eager = eager
         self._inductor = inductor
         self._programs: dict[Any, Callable] = {}
-        # The same programs by the shapes and dtypes of arguments that are plain
-        # arrays: found without taking structures apart, some 10 us sooner.
+        # The same programs, by shapes and dtypes, for arguments that are plain arrays:
+        # without flattening structures, the look-up is some 10 us faster.
         self._shortcuts: dict[Any, Callable] = {}
 
     def __set_name__(self, owner, name):
         self._name = name
 
     def __get__(self, instance, owner=None):
-        """Binds a method: each object has programs of its own."""
+        """Binds a method: each object has its own programs."""
         if instance is None:
             return self
         bound = _Compiled(self._fn.__get__(instance), self._eager, self._inductor)
-        # Found there by the next look-up, and gone when the object goes. Not by
+        # The next look-up finds it in the object, with which it is deleted. Not with
         # setattr: Keras would track it.
         instance.__dict__[getattr(self, "_name", self._fn.__name__)] = bound
         return bound
@@ -521,10 +605,10 @@ class _Compiled:
         return self  # programs belong to variables, which the copy doesn't share
 
     def release(self):
-        """Forgets the programs, so that the next call of each signature compiles again.
+        """Deletes the programs, so that the next call of each signature compiles again.
 
-        Returns whether there were any. They hold this object, and so themselves: only
-        Python's garbage collector would free them, which may take dozens of programs.
+        Returns whether there were any. Programs and this object refer to each other, so
+        only Python's garbage collector would free them, maybe after dozens of programs.
         """
         released = bool(self._programs)
         self._programs.clear()
@@ -613,7 +697,7 @@ class _Compiled:
 
 @contextlib.contextmanager
 def _timing():
-    """Counts the seconds in which any thread compiles."""
+    """Counts the seconds in which at least one thread compiles."""
     with _clock_lock:
         _settings["compiling"] += 1
         if _settings["compiling"] == 1:
@@ -629,7 +713,7 @@ def _timing():
 
 
 def _flatten_results(structure):
-    """Returns the arrays of `structure`, and a function that puts them back.
+    """Returns the arrays of `structure`, and a function that restores the structure.
 
     `None`, strings and the like stay in the structure.
     """
@@ -666,7 +750,7 @@ _NARROW = {"float64": None, "int64": "int32", "uint64": "uint32"}
 
 
 def _canonical(leaf):
-    """Numbers as NumPy scalars, 64 bits narrowed, variables by value."""
+    """Converts numbers to NumPy scalars, 64 bits to 32, variables to their values."""
     kind = type(leaf)
     if kind is int:
         return np.int32(leaf) if -(2**31) <= leaf < 2**31 else np.uint32(leaf)
@@ -733,8 +817,8 @@ def _check_minimize(caller, variables, optimizer=_NOT_GIVEN, loss_fn=_NOT_GIVEN)
 def _check_rates(caller, optimizer, variables):
     """Raises an error if one of Adam's rates rounds to 1 in the variables' dtype.
 
-    Keras computes the correction 1 - beta^t in that dtype. Where it is 0, the step is 0
-    or NaN for ever.
+    Keras computes the correction 1 - beta^t in that dtype. If it is 0, all steps are 0
+    or NaN.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if isinstance(optimizer, keras.optimizers.Adamax):  # corrects no second moment
@@ -760,7 +844,7 @@ def _build_optimizer(optimizer, variables):
 
 
 def _loss_gradients(caller, loss_fn, variables, optimizer=None):
-    """What `loss_fn` returns, and the gradients, scaled as the optimizer wants it."""
+    """Returns the result of `loss_fn`, and gradients of the optimizer's scaled loss."""
 
     def scaled_loss_fn():
         result = loss_fn()
@@ -782,6 +866,24 @@ def _loss_gradients(caller, loss_fn, variables, optimizer=None):
     return ((loss, aux) if has_aux else loss), grads
 
 
+def _check_sets(variables):
+    kinds = [[(tuple(v.shape), v.dtype) for v in own] for own in variables]
+    for r, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(
+                "vectorize: the sets in `variables` must have the same shapes and "
+                f"dtypes; the first has {kinds[0]}, number {r} has {kind}."
+            )
+    found: dict[int, int] = {}
+    for r, own in enumerate(variables):
+        for variable in own:
+            if (before := found.setdefault(id(variable), r)) != r:
+                raise ValueError(
+                    f"vectorize: the variable {variable.path!r} is in the sets "
+                    f"{before} and {r} of `variables`; each run needs its own."
+                )
+
+
 def _scan_length(slices, length):
     axes = {tuple(x.shape)[0] if len(x.shape) else None for x in slices}
     if None in axes or len(axes) > 1:
@@ -795,7 +897,7 @@ def _scan_length(slices, length):
         raise ValueError(f"scan: `length` is {length}, but `xs` has {axes.pop()}.")
     length = axes.pop() if length is None else int(length)
     if length < 1:
-        raise ValueError(f"scan: at least one turn is needed, received {length}.")
+        raise ValueError(f"scan: at least one iteration is needed, received {length}.")
     return length
 
 

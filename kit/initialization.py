@@ -13,9 +13,9 @@ from kit.random import Generator
 
 __all__ = ["initialize_weights"]
 
-TRUNCATED_STDDEV = 0.8796256610342398  # of a standard normal cut off at -2 and 2
-# Keras creates these with an initializer that no attribute holds; None: left alone,
-# because the values were learned from data by `adapt`.
+TRUNCATED_STDDEV = 0.8796256610342398  # of a standard normal truncated at -2 and 2
+# No attribute of these layers has the initializer. None: keep the values, which `adapt`
+# learned from data.
 BUILT_IN_INITIALIZERS: list[tuple[type, str, Any]] = [
     (layers.AdditiveAttention, "scale", "glorot_uniform"),
     (layers.Attention, "scale", "ones"),
@@ -31,11 +31,11 @@ BUILT_IN_INITIALIZERS: list[tuple[type, str, Any]] = [
 
 @keras.saving.register_keras_serializable(package="kit")
 class Orthogonal(initializers.Orthogonal):
-    """`keras.initializers.Orthogonal`, for weights of 16 bits too.
+    """`keras.initializers.Orthogonal`, also for 16-bit weights.
 
-    Keras computes a QR decomposition in the dtype of the weights, and no backend has
-    one for bfloat16. This one is computed in 32 bits, then rounded. The arguments are
-    Keras'.
+    Keras computes a QR decomposition in the dtype of the weights, which no backend
+    supports for bfloat16. This class computes in 32 bits, then rounds. The arguments
+    are Keras'.
     """
 
     def __init__(self, gain: float = 1.0, seed: Any = None):
@@ -49,10 +49,10 @@ class Orthogonal(initializers.Orthogonal):
 
 
 def at_least_float32(dtype: str | None = None) -> str:
-    """Returns the dtype to compute in what 16 bits are too coarse for.
+    """Returns the dtype for computations that need more than 16 bits.
 
     Args:
-        dtype: Of what the result is for. Defaults to Keras' compute dtype.
+        dtype: Dtype of the result. Defaults to Keras' compute dtype.
     """
     checks.check("at_least_float32", locals(), {"dtype": checks.DTYPE | None})
     dtype = dtype or keras.config.dtype_policy().compute_dtype
@@ -77,18 +77,18 @@ RANDOM = (
 
 
 def initialize_weights(model: keras.layers.Layer, seed: int) -> None:
-    """Draws the weights of a built model anew, the same on every backend.
+    """Draws new weights for a built model, the same on every backend.
 
-    Each weight is drawn as its layer's own initializer says (the initializer's own
-    seed is not used), from a key that belongs to its place in `model.weights`: layers
-    added at the end leave the earlier weights as they were. Seed generators (of
-    dropout, of sampling) start again from `seed`; on PyTorch, Keras' `Dropout` draws
-    from its own only if it was given a seed. Optimizers and metrics stay as they
-    are. A copy of a network (a target network) is drawn on its own: copy afterwards.
+    Each weight is drawn from its layer's own initializer (without the initializer's
+    seed), with a key for its index in `model.weights`: adding layers at the end doesn't
+    change earlier weights. Seed generators (of dropout, of sampling) restart from
+    `seed`; on PyTorch, Keras' `Dropout` uses its own generator only if it was given a
+    seed. Optimizers and metrics don't change. Copies of a network, such as a target
+    network, get different weights: copy afterwards.
 
-    The initializer of a layer's weight `name` is looked up in the layer's attribute
-    `name_initializer`, as Keras' layers have it: give yours one. A weight
-    `name_kernel` may also have `name_initializer`.
+    The initializer of a layer's weight `name` is the layer's attribute
+    `name_initializer`, as in Keras' layers: give your own layers one. For a weight
+    `name_kernel`, it may also be `name_initializer`.
 
     Args:
         model: A built `keras.Model` or `keras.layers.Layer`.
@@ -97,7 +97,7 @@ def initialize_weights(model: keras.layers.Layer, seed: int) -> None:
     Raises:
         TypeError: If `model` is not a Keras model or layer, or `seed` no integer.
         ValueError: If `model` is not built, `seed` is out of range, or a weight has no
-            known initializer. In that case nothing has been changed.
+            known initializer. Nothing is changed then.
 
     Example:
 
@@ -117,11 +117,11 @@ def initialize_weights(model: keras.layers.Layer, seed: int) -> None:
     owners: dict[int, list] = {}
     generators: dict[int, keras.random.SeedGenerator] = {}
     _explore(model, None, "", owners, generators, set())
-    # A layer may hold a generator's state itself, to have it saved.
+    # A layer may have a generator's state among its weights, to save it.
     weights = [w for w in model.weights if id(w) not in generators]
     found = [_find_initializer(w, owners.get(id(w), [])) for w in weights]
 
-    # Everything is drawn before anything is assigned: an error changes nothing.
+    # Draw everything before assigning anything, so that an error changes nothing.
     sizes = [_num_words(w.shape, found[i][1]) for i, w in enumerate(weights)]
     draws = _draw_flat(random.split(weights_key, len(weights) + 1), sizes)
     values = [_weight_value(w, found[i], draws[i]) for i, w in enumerate(weights)]
@@ -138,7 +138,7 @@ def initialize_weights(model: keras.layers.Layer, seed: int) -> None:
 
 
 def _explore(value, owner, attribute, owners, generators, seen):
-    """Notes which layer holds each variable, under which name; and the generators."""
+    """Finds the layer and attribute of each variable, and all generators."""
     if isinstance(value, keras.Variable):
         owners.setdefault(id(value), []).append((owner, attribute))
     elif isinstance(value, keras.random.SeedGenerator):
@@ -156,7 +156,7 @@ def _explore(value, owner, attribute, owners, generators, seen):
 
 
 def _find_initializer(weight, owners):
-    """Returns the layer that holds `weight` and its initializer, as the layer says."""
+    """Returns the layer of `weight`, and the layer's initializer for it."""
     for layer, attribute in owners:
         names = dict.fromkeys([weight.name, attribute.lstrip("_")])
         for cls, name, initializer in BUILT_IN_INITIALIZERS:
@@ -164,12 +164,12 @@ def _find_initializer(weight, owners):
                 return layer, initializers.get(initializer)
         stems = [*names, *(name.removesuffix("_kernel") for name in names)]
         if "kernel" in names:
-            stems.append("depthwise")  # how `DepthwiseConv2D` calls it
+            stems.append("depthwise")  # the name in `DepthwiseConv2D`
         for stem in stems:
             initializer = initializers.get(getattr(layer, f"{stem}_initializer", None))
             if initializer is None:
                 continue
-            # A subclass with a `__call__` of its own draws something we don't know.
+            # A subclass with its own `__call__` draws from an unknown distribution.
             known = [cls.__call__ for cls in (*DETERMINISTIC, *RANDOM)]
             if type(initializer).__call__ not in known:
                 names = dict.fromkeys(x.__name__ for x in (*DETERMINISTIC, *RANDOM))
@@ -188,7 +188,7 @@ def _find_initializer(weight, owners):
 
 
 def _num_words(shape, initializer):
-    """Returns how many random words the value of a weight takes."""
+    """Returns the number of random words for the value of a weight."""
     if not isinstance(initializer, RANDOM):
         return 0
     return math.prod(shape) * (
@@ -199,9 +199,9 @@ def _num_words(shape, initializer):
 def _draw_flat(keys, sizes):
     """Draws sizes[i] numbers from keys[i]: rows uniform, normal, truncated normal.
 
-    Number j of part i is made of word j of `bits(keys[i], ...)`. One computation serves
-    all weights, padded to a power of two, since eager JAX compiles each operation anew
-    for each shape. The last key is for the padding.
+    Number j of part i comes from word j of `bits(keys[i], ...)`. One computation draws
+    for all weights, padded to a power of two, since eager JAX compiles each operation
+    again for each shape. The last key is for the padding.
     """
     total = sum(sizes)
     padded = [*sizes, max(2**12, 2 ** total.bit_length()) - total]
@@ -220,7 +220,7 @@ def _draw_flat(keys, sizes):
 
 
 def _weight_value(weight, found, draws):
-    """Returns the new value of `weight`, or None if it is to stay."""
+    """Returns the new value of `weight`, or None to keep the old one."""
     layer, initializer = found
     if initializer is None:
         return None
@@ -236,7 +236,7 @@ def _weight_value(weight, found, draws):
 
 
 def _draw(draws, shape, initializer, layer):
-    """Makes draws into what one of Keras' random initializers describes."""
+    """Converts draws to the distribution of one of Keras' random initializers."""
     if isinstance(initializer, initializers.Orthogonal):
         return random._orthogonal(draws[0].reshape(2, -1), shape, initializer.gain)
     unit, gaussian, truncated = (draw.reshape(shape) for draw in draws)
@@ -254,7 +254,7 @@ def _draw(draws, shape, initializer, layer):
         return math.sqrt(3.0) * stddev * (2.0 * unit - 1.0)
     if initializer.distribution == "untruncated_normal":
         return stddev * gaussian
-    # `stddev` is to be that of what the cut leaves.
+    # `stddev` is that of the truncated distribution.
     return stddev / TRUNCATED_STDDEV * truncated
 
 

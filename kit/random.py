@@ -1,20 +1,20 @@
 """Random numbers from explicit keys: the same bits on every backend.
 
-A key is an int32 array of shape (2,). Every function here is a pure function of
-its key, so a draw can be repeated, compiled, and compared between backends:
+A key is an int32 array of shape (2,). Every function here is a pure function of its
+key, so a draw can be repeated, compiled, and compared between backends:
 
-- `key(seed)` makes a key, `split(key, num)` makes several of one;
-- `split_seed(seed, num)` makes several seeds of one, for what takes an integer;
+- `key(seed)` creates a key, `split(key, num)` derives several keys from one;
+- `split_seed(seed, num)` derives several integer seeds from one;
 - `bits`, `uniform`, `normal`, `truncated_normal`, `bernoulli`, `randint`,
   `categorical`, `permutation` and `orthogonal` draw;
-- `Generator(seed)` hands out a fresh key at each draw: pass it in place of a key.
+- `Generator(seed)` gives a new key for each draw: pass it instead of a key.
 
-The bits come from Threefry-2x32 with 20 rounds, which `jax.random` uses by default:
-`key`, `split`, `bits` and float32 `uniform` on (0, 1) equal JAX's bit for bit. What
-passes through a logarithm (`normal`, `truncated_normal`, `categorical`) may differ
-between backends by rounding, about one part in a million.
+The bits come from Threefry-2x32 with 20 rounds, the default of `jax.random`: `key`,
+`split`, `bits` and float32 `uniform` on (0, 1) equal JAX's bit for bit. Functions that
+compute a logarithm (`normal`, `truncated_normal`, `categorical`) may differ between
+backends by rounding, about one part in a million.
 
-Use a key for one draw only: two draws from the same key are the same numbers.
+Use a key for one draw only: two draws from the same key give the same numbers.
 
 Reference:
     Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
@@ -50,9 +50,9 @@ __all__ = [
 ]
 
 
-# After how many bits each of the eight rounds rotates (Salmon et al., table 2).
+# Number of bits by which each of eight rounds rotates (Salmon et al., table 2).
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
-PARITY = 0x1BD11BDA  # keeps the third key word from being zero with the others
+PARITY = 0x1BD11BDA  # the third key word isn't zero if the others are
 MANTISSA_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
 ACCEPTED = {
     "seed": checks.SEED,
@@ -77,8 +77,8 @@ KEY = checks.Kind(
 )
 TWO_SIGMA_MASS = math.erf(math.sqrt(2.0))  # P(|z| < 2) of a standard normal
 
-# sqrt(2) is left out: the coefficients of erfinv(x) / x as polynomials in w, highest
-# power first, w = -log(1 - x^2); for w < 5 in (w - 2.5), beyond in (sqrt(w) - 3).
+# Coefficients of erfinv(x) / x (without the factor sqrt(2)) as polynomials, highest
+# power first, with w = -log(1 - x^2): in (w - 2.5) for w < 5, else in (sqrt(w) - 3).
 # From Giles, "Approximating the erfinv function", GPU Computing Gems, 2011.
 # fmt: off
 ERFINV_CENTRAL = (
@@ -96,7 +96,7 @@ ERFINV_TAIL = (
 
 
 def key(seed: int) -> Tensor:
-    """Makes a key from a seed.
+    """Creates a key from a seed.
 
     Args:
         seed: Integer, 0 <= seed < 2**32.
@@ -120,20 +120,19 @@ def key(seed: int) -> Tensor:
 
 
 def split(key: "Tensor | Generator", num: int = 2) -> Tensor:
-    """Makes several keys of one, whose draws are independent of each other.
+    """Derives several keys from one, whose draws are independent of each other.
 
-    The i-th key does not depend on `num`: asking for more leaves the first as they
-    were. Don't use `key` itself again.
+    The i-th key does not depend on `num`. Don't use `key` itself again.
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
-        num: Integer, how many, at least 1. Defaults to 2.
+        num: Number of keys, an integer of at least 1. Defaults to 2.
 
     Returns:
         int32 of shape (num, 2).
 
     Raises:
-        TypeError: If `key` or `num` is of another type.
+        TypeError: If `key` or `num` has the wrong type.
         ValueError: If `num` < 1, or the key has another shape.
     """
     checks.check("split", locals(), ACCEPTED)
@@ -141,21 +140,21 @@ def split(key: "Tensor | Generator", num: int = 2) -> Tensor:
 
 
 def split_seed(seed: "int | Generator", num: int = 2) -> list[int]:
-    """Makes several seeds of one, which are independent of each other.
+    """Derives several independent seeds from one.
 
-    For the parts of an experiment that each take an integer seed: two networks, or
-    an environment. `seed` and `seed + 1` won't do: the second part of one run would
-    be the first part of the next. The i-th seed does not depend on `num`.
+    Use it if several parts of an experiment take an integer seed, such as two networks
+    or an environment. Don't use `seed` and `seed + 1`: the second part of one run would
+    equal the first part of the next. The i-th seed does not depend on `num`.
 
     Args:
         seed: Integer, 0 <= seed < 2**32, or a `Generator`, from which they are drawn.
-        num: Integer, how many, at least 1. Defaults to 2.
+        num: Number of seeds, an integer of at least 1. Defaults to 2.
 
     Returns:
         Integers in [0, 2**31 - 1).
 
     Raises:
-        TypeError: If `seed` or `num` is of another type.
+        TypeError: If `seed` or `num` has the wrong type.
         ValueError: If `seed` is out of range or `num` < 1.
 
     Example:
@@ -167,23 +166,23 @@ def split_seed(seed: "int | Generator", num: int = 2) -> list[int]:
     """
     checks.check("split_seed", {"num": num}, ACCEPTED)
     source = seed if isinstance(seed, Generator) else key(seed)
-    # Few sizes, since eager JAX compiles each operation anew for each shape.
+    # Round the size up, since eager JAX compiles each operation again for each shape.
     drawn = randint(source, (-(-num // 16) * 16,), 0, 2**31 - 1)
     return ops.convert_to_numpy(drawn)[:num].tolist()
 
 
 @keras.saving.register_keras_serializable(package="kit")
 class Generator(keras.random.SeedGenerator):
-    """Hands out a fresh key at each draw.
+    """Gives a new key for each draw.
 
-    The n-th key is `split(key(seed), n + 1)[n]`; n is kept in a Keras variable, so
-    each call of a compiled function draws anew. Keys repeat after 2**32 draws.
+    The n-th key is `split(key(seed), n + 1)[n]`. A Keras variable counts n, so each
+    call of a compiled function makes new draws. Keys repeat after 2**32 draws.
 
-    It is a `keras.random.SeedGenerator`, hence a layer or model finds it among its
-    attributes: its state is part of `layer.variables`, so Keras' `fit` carries it too.
-    As Keras does with its own generators, `.keras` files do not keep the state; a
-    loaded model starts again from what its constructor does. Use it with the functions
-    of this module; Keras' own layers and `keras.random` want Keras' generator.
+    It is a `keras.random.SeedGenerator`, so Keras tracks it as an attribute of a layer
+    or model: its state is part of `layer.variables`, and Keras' `fit` updates it. As
+    with Keras' own generators, `.keras` files don't contain the state; a loaded model
+    starts from the constructor's seed. Use it with the functions of this module; Keras'
+    own layers and `keras.random` need Keras' generator.
 
     Args:
         seed: Integer, 0 <= seed < 2**32.
@@ -210,18 +209,18 @@ class Generator(keras.random.SeedGenerator):
         words = _seed_words(seed)
         super().__init__(seed=0, name=name)
         self.seed = int(seed)
-        # "int" is int32, but int64 on TensorFlow, which keeps int32 variables in host
-        # memory, where a function that XLA compiled for a GPU can't reach them.
+        # "int" is int64 on TensorFlow, else int32. TensorFlow keeps int32 variables in
+        # host memory, which functions compiled by XLA for a GPU can't access.
         with keras.name_scope(self.name):
             self.state = keras.Variable(
                 np.array([*words, 0]), dtype="int", trainable=False, name="state"
             )
 
     def next(self, ordered: bool = True) -> Tensor:
-        """Returns a fresh key, int32 of shape (2,), and counts it.
+        """Returns a new key, int32 of shape (2,), and counts it.
 
         Args:
-            ordered: Without effect; part of the signature of Keras' generator.
+            ordered: Has no effect; part of the signature of Keras' generator.
         """
         state = ops.cast(ops.convert_to_tensor(self.state), "int32")
         fresh = ops.stack(_threefry(state[:2], 0, state[2]))
@@ -241,14 +240,13 @@ def bits(key: "Tensor | Generator", shape: Sequence[int]) -> Tensor:
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
-        shape: Tuple of integers, known when a function is compiled. Fewer than 2**31
-            elements.
+        shape: Tuple of integers, known at compile time. At most 2**31 - 1 elements.
 
     Returns:
-        int32 of the shape `shape`: the bits of `jax.random.bits`, as signed integers.
+        int32 of shape `shape`: the bits of `jax.random.bits`, as signed integers.
 
     Raises:
-        TypeError: If `key` or `shape` is of another type.
+        TypeError: If `key` or `shape` has the wrong type.
         ValueError: If a dimension is negative or there are too many elements.
     """
     shape = _check_shape("bits", shape)
@@ -265,8 +263,8 @@ def uniform(
 ) -> Tensor:
     """Draws floats uniformly from [minval, maxval).
 
-    As many bits as the mantissa holds make a multiple of 2**-23 (float32) in [0, 1),
-    which is then stretched; the rounding of that may reach `maxval` itself.
+    As many random bits as the mantissa has give a multiple of 2**-23 (float32) in
+    [0, 1), which is then scaled; rounding may then produce `maxval` itself.
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
@@ -277,11 +275,11 @@ def uniform(
             `keras.config.floatx()`.
 
     Returns:
-        Floats of the shape `shape`.
+        Floats of shape `shape`.
 
     Raises:
-        TypeError: If `key` or `shape` is of another type.
-        ValueError: If `dtype` is another, or `minval` > `maxval` (numbers).
+        TypeError: If `key` or `shape` has the wrong type.
+        ValueError: If `dtype` isn't supported, or `minval` > `maxval` (numbers).
     """
     dtype = _check_draw("uniform", locals())
     numbers = checks.has_values(minval) and checks.has_values(maxval)
@@ -304,9 +302,9 @@ def normal(
 ) -> Tensor:
     """Draws floats from a normal distribution.
 
-    A uniform u in (-1, 1) becomes mean + stddev * sqrt(2) * erfinv(u), by a formula of
-    our own: erfinv of TensorFlow's uncompiled operation is off by 0.01 at 5 sigma, and
-    those of JAX and PyTorch differ by 2e-5. The largest |z| is about 5.4.
+    A uniform u in (-1, 1) becomes mean + stddev * sqrt(2) * erfinv(u). erfinv is
+    implemented here: TensorFlow's uncompiled one is off by 0.01 at 5 sigma, and those
+    of JAX and PyTorch differ by 2e-5. The largest |z| is about 5.4.
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
@@ -317,11 +315,11 @@ def normal(
             `keras.config.floatx()`.
 
     Returns:
-        Floats of the shape `shape`.
+        Floats of shape `shape`.
 
     Raises:
-        TypeError: If `key` or `shape` is of another type.
-        ValueError: If `dtype` is another.
+        TypeError: If `key` or `shape` has the wrong type.
+        ValueError: If `dtype` isn't supported.
     """
     dtype = _check_draw("normal", locals())
     mean, stddev = _as_numbers(mean), _as_numbers(stddev)
@@ -335,9 +333,9 @@ def truncated_normal(
     stddev: Tensor = 1.0,
     dtype: str | None = None,
 ) -> Tensor:
-    """Draws floats from a normal distribution cut off two `stddev` from the mean.
+    """Draws floats from a normal distribution truncated at two `stddev` from the mean.
 
-    `stddev` is that of the whole distribution; the part within has 0.8796 of it.
+    `stddev` is that of the untruncated distribution; the draws' is 0.8796 times that.
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
@@ -347,11 +345,11 @@ def truncated_normal(
         dtype: As for `normal`.
 
     Returns:
-        Floats of the shape `shape`.
+        Floats of shape `shape`.
 
     Raises:
-        TypeError: If `key` or `shape` is of another type.
-        ValueError: If `dtype` is another.
+        TypeError: If `key` or `shape` has the wrong type.
+        ValueError: If `dtype` isn't supported.
     """
     dtype = _check_draw("truncated_normal", locals())
     mean, stddev = _as_numbers(mean), _as_numbers(stddev)
@@ -367,18 +365,18 @@ def bernoulli(
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
         shape: Tuple of integers.
-        p: Probability in [0, 1], float or an array that broadcasts to `shape`. It is
-            met to 2**-23. Defaults to 0.5.
+        p: Probability in [0, 1], float or an array that broadcasts to `shape`, with a
+            precision of 2**-23. Defaults to 0.5.
 
     Returns:
-        Booleans of the shape `shape`.
+        Booleans of shape `shape`.
 
     Raises:
-        TypeError: If `key` or `shape` is of another type.
+        TypeError: If `key` or `shape` has the wrong type.
         ValueError: If `p` is a number outside [0, 1].
     """
     _check_draw("bernoulli", {**locals(), "dtype": "float32"})
-    # float32 whatever floatx is: half precision would not meet `p`.
+    # float32 whatever floatx is: half precision is too coarse for `p`.
     return uniform(key, shape, dtype="float32") < ops.cast(p, "float32")
 
 
@@ -387,22 +385,23 @@ def randint(
 ) -> Tensor:
     """Draws integers from [minval, maxval).
 
-    31 random bits modulo n = maxval - minval: the first values are more likely than
+    31 random bits modulo n = maxval - minval: the first values are more probable than
     the last by a factor of at most 1 + n / 2**31 (for n = 1000, 5e-7).
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
         shape: Tuple of integers.
-        minval: Integer, or an int32 array that broadcasts to `shape`; the smallest.
+        minval: Integer, or an int32 array that broadcasts to `shape`; the smallest
+            value.
         maxval: Integer, or an int32 array that broadcasts to `shape`; one more than
-            the largest. It may be data: the fill of a replay buffer.
+            the largest value. It may be data, such as the size of a replay buffer.
 
     Returns:
-        int32 of the shape `shape`.
+        int32 of shape `shape`.
 
     Raises:
-        TypeError: If `key` or `shape` is of another type.
-        ValueError: If `minval` >= `maxval` where both are numbers, or one of them or
+        TypeError: If `key` or `shape` has the wrong type.
+        ValueError: If both are numbers and `minval` >= `maxval`, or one of them or
             their difference is not below 2**31.
     """
     integers = checks.array("...", "integers")
@@ -424,20 +423,19 @@ def randint(
 def categorical(key: "Tensor | Generator", logits: Tensor, axis: int = -1) -> Tensor:
     """Draws the index of a category, with the probabilities softmax(logits).
 
-    Gumbel-max: argmax(logits - log(-log(u))), u uniform in (0, 1). Categories of a
+    Gumbel-max: argmax(logits - log(-log(u))), u uniform in (0, 1). Categories with a
     probability below 1e-6 are not drawn in proportion; -inf is never drawn.
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
-        logits: Floats of a shape known when a function is compiled, unnormalized log
-            probabilities.
+        logits: Unnormalized log probabilities, floats of a shape known at compile time.
         axis: Integer, the axis of the categories. Defaults to the last.
 
     Returns:
         int32 of the shape of `logits` without `axis`.
 
     Raises:
-        TypeError: If `key` is of another type.
+        TypeError: If `key` has the wrong type.
         ValueError: If the shape of `logits` is not known, or `axis` is not in it.
 
     Example:
@@ -456,11 +454,11 @@ def categorical(key: "Tensor | Generator", logits: Tensor, axis: int = -1) -> Te
             f"Received: axis={axis}, logits.shape={tuple(logits.shape)}"
         )
     u = uniform(key, logits.shape, dtype="float32")
-    # 0 would give -inf, and no category at all where it meets masked ones.
+    # u = 0 would give -inf, and no category at all if the others are masked.
     u = ops.maximum(u, float(np.finfo("float32").tiny))
     scores = logits - ops.log(-ops.log(u))
-    # `argmax` in two steps. In one, XLA's compiler on TensorFlow joins it with the
-    # whole of `uniform` and doesn't come to an end for 80, 88 or 96 categories.
+    # `argmax` in two steps. In one step, XLA's compiler on TensorFlow fuses it with
+    # `uniform`, and doesn't terminate for 80, 88 or 96 categories.
     others = scores < ops.max(scores, axis=axis, keepdims=True)
     size = logits.shape[axis]
     index = ops.arange(size, dtype="int32")
@@ -469,28 +467,28 @@ def categorical(key: "Tensor | Generator", logits: Tensor, axis: int = -1) -> Te
 
 
 def permutation(key: "Tensor | Generator", n: int, num: int | None = None) -> Tensor:
-    """Draws an order of the integers 0 to n - 1, or several.
+    """Draws a random order of the integers 0 to n - 1, or several.
 
-    The order that sorts n random words. Equal words keep their order, so that every
-    backend gives the same; that any two are equal has a probability of about
-    n**2 / 2**33 (for n = 10,000, 1 %) and favours one order of those two.
+    It is the order that sorts n random words. Equal words keep their order, so that
+    every backend gives the same. The probability that any two are equal is about
+    n**2 / 2**33 (for n = 10,000, 1 %), which favours one order of those two.
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
         n: Integer, at least 1.
-        num: Integer, number of orders, each drawn anew. Defaults to `None`: one.
+        num: Number of independent orders, an integer. Defaults to `None`: one.
 
     Returns:
         int32 of shape (n,), each of 0 to n - 1 once; with `num`, (num, n).
 
     Raises:
-        TypeError: If `key`, `n` or `num` is of another type.
+        TypeError: If `key`, `n` or `num` has the wrong type.
         ValueError: If `n` or `num` < 1.
     """
     checks.check("permutation", {"n": n}, ACCEPTED)
     checks.check("permutation", {"num": num}, {"num": checks.SIZE | None})
     shape = (n,) if num is None else (num, n)
-    # `keras.ops.argsort` is stable on all three; a test keeps watch over that.
+    # `keras.ops.argsort` is stable on all three backends; a test checks it.
     return ops.cast(ops.argsort(bits(key, shape)), "int32")
 
 
@@ -499,10 +497,11 @@ def orthogonal(
 ) -> Tensor:
     """Draws a matrix with orthonormal columns or rows, whichever are fewer.
 
-    Q of the QR decomposition of a Gaussian matrix, signed so that the diagonal of R is
-    positive, which makes Q uniformly distributed. More than two dimensions are taken
-    as the matrix (product of all but the last, last). Computed in NumPy in float64,
-    to be the same everywhere: not for use in a compiled function.
+    It is Q of the QR decomposition of a Gaussian matrix, with signs such that the
+    diagonal of R is positive, which makes Q uniformly distributed. More than two
+    dimensions are treated as the matrix (product of all but the last, last). It is
+    computed in NumPy in float64, to be the same on all backends: don't use it in a
+    compiled function.
 
     Args:
         key: A key, int32 of shape (2,), or a `Generator`.
@@ -510,10 +509,10 @@ def orthogonal(
         gain: Float, factor of the result. Defaults to 1.
 
     Returns:
-        Floats of the shape `shape`, in `keras.config.floatx()`.
+        Floats of shape `shape`, in `keras.config.floatx()`.
 
     Raises:
-        TypeError: If `key` or `shape` is of another type.
+        TypeError: If `key` or `shape` has the wrong type.
         ValueError: If `shape` has fewer than two dimensions.
 
     Reference:
@@ -537,7 +536,7 @@ def orthogonal(
 def _threefry(key, x0, x1):
     """Returns the two words of Threefry-2x32-20 for the counter words x0, x1.
 
-    int32 throughout, whose sums wrap around: not every backend has uint32 arithmetic.
+    All arithmetic is int32 with wrap-around, as not every backend has uint32.
     """
     key0, key1 = key[0], key[1]
     schedule = (key0, key1, ops.bitwise_xor(ops.bitwise_xor(key0, key1), PARITY))
@@ -545,7 +544,7 @@ def _threefry(key, x0, x1):
     for i in range(20):
         x0 = x0 + x1
         x1 = ops.bitwise_xor(_rotate_left(x1, ROTATIONS[i % 8]), x0)
-        if i % 4 == 3:  # after every fourth round the key is mixed in again
+        if i % 4 == 3:  # mix in the key after every fourth round
             n = i // 4 + 1
             x0 = x0 + schedule[n % 3]
             x1 = x1 + (schedule[(n + 1) % 3] + n)
@@ -557,12 +556,12 @@ def _rotate_left(x, n):
 
 
 def _logical_shift_right(x, n):
-    # int32 shifts the sign in from the left; the mask takes it away.
+    # int32 shifts in the sign from the left; the mask removes it.
     return ops.bitwise_and(ops.right_shift(x, n), (1 << (32 - n)) - 1)
 
 
 def _unit(words, dtype="float32"):
-    """Makes random words into multiples of 2**-mantissa in [0, 1)."""
+    """Converts random words to multiples of 2**-mantissa in [0, 1)."""
     mantissa = MANTISSA_BITS[dtype]
     return ops.cast(_logical_shift_right(words, 32 - mantissa), dtype) * 2.0**-mantissa
 
@@ -570,15 +569,15 @@ def _unit(words, dtype="float32"):
 def _gaussian(words, mass):
     """sqrt(2) * erfinv(mass * u), u uniform in (-1, 1), float32."""
     # Odd multiples of 2**-24: exact in float32, whether multiply and add are fused or
-    # not. Near 1 the last bit of u decides about the second decimal of the result.
+    # not. Near 1, the last bit of u changes the second decimal of the result.
     u = _unit(words) * 2.0 + (2.0**-24 - 1.0)
     x = u * mass
-    # (1 - x) (1 + x) and not 1 - x^2, which loses the digits near 1.
+    # (1 - x) (1 + x) and not 1 - x^2, which loses precision near 1.
     w = -ops.log((1.0 - x) * (1.0 + x))
     central = _polynomial(ERFINV_CENTRAL, w - 2.5)
     tail = _polynomial(ERFINV_TAIL, ops.sqrt(ops.maximum(w, 5.0)) - 3.0)
     z = ops.where(w < 5.0, central, tail) * x * math.sqrt(2.0)
-    # The cut of a truncated normal is at 2, which rounding may pass.
+    # A truncated normal ends at 2, which rounding might exceed.
     return z if mass == 1.0 else ops.clip(z, -2.0, 2.0)
 
 
@@ -590,9 +589,9 @@ def _polynomial(coefficients, x):
 
 
 def _orthogonal(u, shape, gain):
-    """Makes uniform draws u (2, size) into an orthogonal matrix, in float64."""
+    """Converts uniform draws u (2, size) to an orthogonal matrix, in float64."""
     rows, columns = math.prod(shape[:-1]), shape[-1]
-    # Box-Muller in float64: QR magnifies what differs between backends.
+    # Box-Muller in float64, as QR magnifies differences between backends.
     u = u.astype("float64").reshape(2, max(rows, columns), min(rows, columns))
     radius = np.sqrt(-2.0 * np.log1p(-u[0]))
     q, r = np.linalg.qr(radius * np.cos(2.0 * np.pi * u[1]))
@@ -609,7 +608,7 @@ def _seed_words(seed):
 
 
 def _take(key):
-    """Returns the key of a draw: `key` itself, or a fresh one of a generator."""
+    """Returns the key of a draw: `key` itself, or a new one from a generator."""
     if isinstance(key, Generator):
         return key.next()
     checks.check("", {"key": key}, {"key": KEY})
@@ -620,8 +619,8 @@ def _take(key):
 
 
 def _check_shape(where, shape):
-    with contextlib.suppress(TypeError):  # what isn't a shape is refused next
-        shape = tuple(map(operator.index, shape))  # TensorFlow's has a type of its own
+    with contextlib.suppress(TypeError):  # `check` below raises the error
+        shape = tuple(map(operator.index, shape))  # TensorFlow has its own shape type
     checks.check(where, {"shape": shape}, ACCEPTED)
     if math.prod(shape) >= 2**31:
         raise ValueError(
@@ -631,7 +630,7 @@ def _check_shape(where, shape):
 
 
 def _as_numbers(value):
-    """A list as a tensor; anything else can be computed with as it is."""
+    """Converts lists to tensors; other values support arithmetic already."""
     is_list = isinstance(value, list | tuple)
     return ops.convert_to_tensor(value, "float32") if is_list else value
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,183 @@ def test_convolutions(padding, strides):
     check(model, np.random.default_rng(0).normal(size=(3, 13, 12, 1)).astype("float32"))
 
 
+IMAGE, LINE, BLOCK = (9, 8, 4), (11, 4), (5, 6, 5, 2)
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.Conv2D(3, 4, strides=2, padding="same"), IMAGE),
+        (layers.Conv2D(3, (2, 3), strides=(2, 1)), IMAGE),
+        (layers.Conv2D(3, 3, dilation_rate=2, padding="same"), IMAGE),
+        (layers.Conv2D(6, 2, strides=2, groups=2), IMAGE),
+        (layers.Conv2D(3, (9, 8)), IMAGE),
+        (layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2), IMAGE),
+        (layers.SeparableConv2D(3, 3), IMAGE),
+        (layers.Conv2DTranspose(3, 4, strides=2, padding="same"), IMAGE),
+        (layers.Conv2DTranspose(3, 3, strides=(3, 2)), IMAGE),
+        (layers.Conv2DTranspose(3, 3, strides=2, output_padding=1), IMAGE),
+        (layers.Conv1D(3, 3, padding="causal", dilation_rate=2), LINE),
+        (layers.Conv1D(3, 4, strides=2), LINE),
+        (layers.Conv1DTranspose(3, 3, strides=2), LINE),
+        (layers.Conv3D(3, 2, strides=2), BLOCK),
+        (layers.Conv3DTranspose(3, 2, strides=(1, 2, 2)), BLOCK),
+    ],
+)
+def test_forms_of_convolutions(layer, shape):
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    check(keras.Sequential([keras.Input(shape), layer]), x)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="it has none on CPUs")
+@pytest.mark.parametrize("layer", [layers.Conv2D, layers.Conv2DTranspose])
+def test_convolutions_with_channels_first(layer):
+    layer = layer(3, 4, strides=2, padding="same", data_format="channels_first")
+    x = np.random.default_rng(0).normal(size=(2, 4, 9, 8)).astype("float32")
+    check(keras.Sequential([keras.Input((4, 9, 8)), layer]), x)
+
+
+def test_convolutions_learn_in_loops():
+    """With what else a network may have, and a loss that has a gradient in it."""
+    model = keras.Sequential(
+        [
+            keras.Input((9, 9, 2)),
+            layers.Conv2D(4, 4, strides=2, activation="tanh"),
+            layers.BatchNormalization(),
+            layers.Conv2DTranspose(2, 3, strides=2),
+            layers.Flatten(),
+            layers.Dense(1),
+        ]
+    )
+    kit.initialize_weights(model, 0)
+    x = np.random.default_rng(0).normal(size=(3, 4, 9, 9, 2)).astype("float32")
+    before = [ops.convert_to_numpy(v) for v in model.variables]
+    results = []
+    for eager in (True, False):
+        for variable, value in zip(model.variables, before, strict=True):
+            variable.assign(value)
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+
+        def step(_, x, optimizer=optimizer):
+            def loss_fn():
+                slope = kit.gradient(lambda x: ops.sum(model(x, training=False)), x)
+                return ops.mean(model(x, training=True) ** 2) + ops.mean(slope**2)
+
+            return (), kit.minimize(loss_fn, model.trainable_variables, optimizer)
+
+        learn = kit.compiled(lambda x, step=step: kit.scan(step, (), x)[1], eager=eager)
+        losses = ops.convert_to_numpy(learn(x))
+        results.append([losses, *(ops.convert_to_numpy(v) for v in model.variables)])
+    assert not np.allclose(results[0][1], before[0])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's own function")
+def test_convolutions_of_any_window_on_jax():
+    import jax
+
+    original, rng = jax.lax.conv_general_dilated, np.random.default_rng(0)
+    for _ in range(12):
+        size, stride, apart, between = rng.integers(1, [5, 4, 3, 3], 4).tolist()
+        padding = rng.integers(-1, 5, (2, 2)).tolist()
+        orders = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NHWC")]
+        options = {
+            "window_strides": (stride, 1),
+            "padding": padding,
+            "lhs_dilation": (apart, 1),
+            "rhs_dilation": (1, between),
+            "dimension_numbers": orders[rng.integers(2)],
+        }
+        shapes = {"N": 2, "H": 9, "W": 11, "C": 3, "I": 3, "O": 4}
+        x_order, k_order, _ = options["dimension_numbers"]
+        x = rng.normal(size=[shapes[axis] for axis in x_order]).astype("float32")
+        shapes |= {"H": size, "W": size}
+        kernel = rng.normal(size=[shapes[axis] for axis in k_order]).astype("float32")
+        y, vjp = jax.vjp(lambda x, k, o=options: original(x, k, **o), x, kernel)
+        expected = [y, *vjp(jax.numpy.sin(y))]
+
+        @kit.compiled
+        def run(x, kernel, options=options):
+            def value(leaves):
+                y = jax.lax.conv_general_dilated(*leaves, **options)
+                return ops.sum(ops.stop_gradient(ops.sin(y)) * y)
+
+            y = jax.lax.conv_general_dilated(x, kernel, **options)
+            return [y, *kit.gradient(value, (x, kernel))]
+
+        for a, b in zip(run(x, kernel), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(options))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's own function")
+def test_what_a_trace_replaces_hands_over_what_it_lacks_on_jax():
+    import jax
+
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 3, 7, 7)), rng.normal(size=(4, 3, 3, 3))
+    x, kernel = x.astype("float32"), kernel.astype("float32")
+
+    def convolve(x, kernel):
+        lax = jax.lax
+        return [
+            lax.conv_general_dilated(x, kernel, (1, 1), "SAME", precision="highest"),
+            lax.conv_transpose(
+                x,
+                kernel,
+                (2, 2),
+                "SAME",
+                rhs_dilation=None,
+                dimension_numbers=("NCHW", "OIHW", "NCHW"),
+            ),
+        ]
+
+    for a, b in zip(
+        kit.compiled(convolve)(x, kernel), convolve(x, kernel), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="XLA's, by way of JAX")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv2D(6, 3, groups=2),
+        layers.Conv2D(6, 3, 2, data_format="channels_first"),
+        layers.DepthwiseConv2D(3),
+        layers.Conv2DTranspose(3, 4, 2),
+    ],
+    ids=["groups", "channels_first", "depthwise", "transposed"],
+)
+def test_convolutions_have_the_form_that_xla_is_fast_at_on_jax(layer):
+    """In a loop, XLA leaves others as slow as they are: gradients are among them."""
+    import jax
+
+    layer.build((2, 8, 8, 8))
+    programs = []
+
+    @kit.compiled
+    def run(x):
+        def total(leaves):
+            x, *weights = leaves
+            return ops.sum(layer.stateless_call(weights, [], x)[0] ** 2)
+
+        weights = [ops.stop_gradient(v.value) for v in layer.trainable_variables]
+        gradients = jax.jit(lambda x, w: kit.gradient(total, [x, *w]))
+        shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
+        programs.append(gradients.lower(jax.ShapeDtypeStruct(x.shape, x.dtype), shapes))
+        return x
+
+    run(np.zeros((2, 8, 8, 8), "float32"))
+    program = programs[-1]  # JAX traces a function twice
+    forms = re.findall(r"dim_numbers = (.*?), window", program.as_text())
+    assert len(forms) == 3
+    assert set(forms) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+    batch_groups = re.findall(r"batch_group_count = (\d+)", program.as_text())
+    assert set(batch_groups) == {"1"}
+
+
 @pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU])
 @pytest.mark.parametrize(
     "options",
@@ -175,10 +353,15 @@ def test_state_is_handed_on(layer):
             layers.MaxPooling2D(2),
             layers.Flatten(),
         ],
+        [
+            layers.Conv2D(3, 2, strides=2, activation="tanh"),
+            layers.Conv2DTranspose(2, 2, strides=2, use_bias=False),
+            layers.Flatten(),
+        ],
         [layers.Reshape((6, 6)), layers.GRU(4)],
         [layers.Reshape((6, 6)), layers.LSTM(4)],
     ],
-    ids=["cnn", "gru", "lstm"],
+    ids=["cnn", "strides", "gru", "lstm"],
 )
 def test_gradients_of_gradients(layers_):
     """Fused operators have none: there, Keras' general form serves."""

@@ -112,10 +112,71 @@ class Engine(Protocol):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Runs a loop over the leading axis of `slices`; see `kit.scan`."""
 
+    def vectorize(
+        self,
+        fn: Callable[[Sequence[Tensor]], list[Tensor]],
+        variables: Sequence[keras.Variable],
+        values: list[Tensor],
+        arrays: list[Tensor],
+        num_runs: int,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Runs a function once for each set of the variables' values.
+
+        Args:
+            fn: From slices of `arrays` to results.
+            variables: What it may assign.
+            values: The variables' values, with a leading axis of runs.
+            arrays: Arguments, with a leading axis of runs.
+            num_runs: Number of runs.
+
+        Returns:
+            The new values and the results, with a leading axis of runs.
+        """
+
 
 def flatten(structure: Nested) -> tuple[list, Any]:
     """Returns leaves and structure of nested containers; `None` is a leaf."""
     return optree.tree_flatten(structure, none_is_leaf=True, namespace="keras")
+
+
+def one_after_another(scan, run, values, arrays, num_runs):
+    """The runs of `Engine.vectorize` as a loop.
+
+    Args:
+        scan: The engine's.
+        run: From values and arrays of one run to new values and results.
+        values: As `Engine.vectorize` has them.
+        arrays: As `Engine.vectorize` has them.
+        num_runs: As `Engine.vectorize` has it.
+    """
+    count = len(values)
+
+    def body(carry, slices):
+        new_values, results = run(slices[:count], slices[count:])
+        return carry, [*new_values, *results]
+
+    _, ys = scan(body, [], [*values, *arrays], num_runs, reverse=False)
+    return ys[:count], ys[count:]
+
+
+def scan_of_structures(scan):
+    """Returns the engine's `scan` for nested carries and slices, without checks."""
+
+    def scan_structures(fn, init, xs, reverse=False):
+        carry, carry_spec = flatten(init)
+        slices, xs_spec = flatten(xs)
+        y_spec: Any = None
+
+        def body(carry, slices):
+            nonlocal y_spec
+            result = fn(carry_spec.unflatten(carry), xs_spec.unflatten(slices))
+            ys, y_spec = flatten(result[1])
+            return flatten(result[0])[0], ys
+
+        carry, ys = scan(body, carry, slices, slices[0].shape[0], reverse)
+        return carry_spec.unflatten(carry), y_spec.unflatten(ys)
+
+    return scan_structures
 
 
 def eager_scan(body, carry, slices, length, reverse):

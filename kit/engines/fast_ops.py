@@ -13,9 +13,12 @@ Shapes: B batch, T time steps, U units.
 """
 
 import functools
+from collections.abc import Callable
 
 import keras
 from keras import ops
+
+from kit.engines.replacements import Replacement, function
 
 # --- XLA (JAX and TensorFlow) -------------------------------------------------
 
@@ -234,6 +237,23 @@ def xla_gru(
     outputs = run(projected, recurrent_kernel * scale, recurrent_bias, h)  # (T, B, U)
     h, outputs = outputs[-1], ops.swapaxes(outputs, 0, 1)
     return h, outputs if return_sequences else h[:, None], [h]
+
+
+def threefry_once(compile_fn: Callable[[Callable], Callable]) -> Replacement:
+    """Has Threefry traced once for each shape of its counter, not at each draw.
+
+    Args:
+        compile_fn: Makes a function into one that is traced once, and called in graphs.
+    """
+    from kit import random
+
+    once = functools.cache(compile_fn)
+    return function(
+        random,
+        "_threefry",
+        lambda original, *args: once(original)(*args),
+        "140 operations to trace, which are always the same",
+    )
 
 
 def xla_draw(original, *args, option, **kwargs):

@@ -9,10 +9,10 @@ import keras
 from keras import ops
 
 from kit.engines import fast_ops
-from kit.engines.base import CONVOLUTIONS, eager_scan
+from kit.engines.base import CONVOLUTIONS, eager_scan, one_after_another
 from kit.engines.changed_layers import RECORD_CALLS
 from kit.engines.other_frameworks import import_no_other_framework
-from kit.engines.replacements import Replacement, fast_op, installed
+from kit.engines.replacements import Replacement, fast_op, function, installed
 from kit.engines.scope import (
     Scope,
     assign_all,
@@ -21,6 +21,7 @@ from kit.engines.scope import (
     outer_read,
     raw_value,
     tracing,
+    with_values,
 )
 
 
@@ -69,9 +70,13 @@ class JaxEngine:
         variable = types.SimpleNamespace(_value=jax.numpy.zeros(()))
         self.own_references = _count_references([variable._value])[0]
         on_cpu = jax.default_backend() == "cpu"
-        # In a loop, XLA compiles a convolution ten times slower on CPUs.
+        # On CPUs, they gain nothing from a loop: a step is work enough.
         self.slow_in_loops = CONVOLUTIONS if on_cpu else ()
-        self.replacements = [RECORD_CALLS, *(_fast_ops(jax) if on_cpu else [])]
+        self.replacements = [
+            RECORD_CALLS,
+            fast_ops.threefry_once(jax.jit),
+            *(_fast_ops(jax) if on_cpu else []),
+        ]
 
     def trace(self, fn, arrays, inductor):
         jax = self.jax
@@ -255,11 +260,24 @@ class JaxEngine:
         assign_all(written, values)
         return carry, ys
 
+    def vectorize(self, fn, variables, values, arrays, num_runs):
+        run = with_values(fn, variables)
+        if not context.tracing:
+            return one_after_another(self.scan, run, values, arrays, num_runs)
+        return self.jax.vmap(run, axis_size=num_runs)(values, arrays)
+
 
 def _fast_ops(jax) -> list[Replacement]:
+    from kit.engines import jax_convolutions
+
     backend = keras.src.backend
     slow = "XLA's form of it is several times slower on CPUs"
+    slow_loops = "in loops on CPUs, XLA's form of its gradient is ten times slower"
     return [
+        *(
+            function(jax.lax, name, getattr(jax_convolutions, name), slow_loops)
+            for name in ("conv_general_dilated", "conv_transpose")
+        ),
         fast_op(backend.nn, "max_pool", fast_ops.jax_max_pool, slow),
         fast_op(backend, "lstm", fast_ops.xla_lstm, slow, scan=jax.lax.scan),
         fast_op(backend, "gru", fast_ops.xla_gru, slow, scan=jax.lax.scan),

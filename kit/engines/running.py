@@ -25,6 +25,24 @@ def get_engine() -> Engine:
     return _engine
 
 
+def require_backend(name: str, what: str) -> None:
+    """Raises an error if Keras runs on another backend than what is needed.
+
+    Args:
+        name: The backend that is needed.
+        what: What needs it.
+
+    Raises:
+        ValueError: If another one runs.
+    """
+    running = keras.backend.backend()
+    if running != name:
+        raise ValueError(
+            f"{what} runs only where Keras runs on {name}; the backend is {running!r}. "
+            f"Set the environment variable KERAS_BACKEND={name} before Python starts."
+        )
+
+
 def prepare() -> None:
     """Does what has to be done before the backend starts; nothing here starts it.
 

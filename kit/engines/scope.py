@@ -19,12 +19,14 @@ class Context(threading.local):
 
     def __init__(self):
         self.tracing = False  # inside a compiled function that is being traced
-        self.compiled: Any = None  # that function, while its first trace runs
+        self.compiled: Callable | None = None  # it, while its first trace runs
         self.scope: Any = None  # the innermost `Scope`, on JAX and PyTorch
         self.depth = 0  # of functions inside each other that are differentiated
-        self.frame: Any = None  # the `scan` body that is being traced, on JAX
+        # What the engine keeps of the loops of this trace, on JAX and PyTorch.
+        self.frame: Any = None
         self.for_xla = False  # whether what is traced will run there, on TensorFlow
-        self.registered: Any = None  # what the trace registers, on TensorFlow
+        # Registries and names: what the trace registers, on TensorFlow.
+        self.registered: Any = None
 
 
 context = Context()
@@ -97,7 +99,7 @@ class Scope(keras.StatelessScope):
         assignment: they are those with respect to what is read, before and after it.
         """
         value = ops.stop_gradient(value)
-        scope: Any = self
+        scope: Scope | None = self
         while scope and id(variable) not in scope.inputs:
             scope = scope._around
         if scope:
@@ -128,6 +130,36 @@ def assign_all(variables: Sequence[keras.Variable], values: Sequence[Any]) -> No
     """Assigns a value to each variable."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def with_values(
+    fn: Callable[[Sequence[Any]], Any], variables: Sequence[keras.Variable]
+) -> Callable[[Sequence[Any], Sequence[Any]], tuple[list, Any]]:
+    """Returns a function that uses variables as one of their values: no side effects.
+
+    Args:
+        fn: From arrays to results.
+        variables: Those that it may assign; others it only reads.
+
+    Returns:
+        A function from the variables' values and the arrays to the new values and the
+        results.
+    """
+    read = outer_read()
+    own = {id(variable) for variable in variables}
+
+    def run(values, arrays):
+        with Scope(read, zip(variables, values, strict=True)) as scope:
+            results = fn(arrays)
+        others = [v.path for key, v in scope.written.items() if key not in own]
+        if others:
+            raise ValueError(
+                f"vectorize: `fn` assigned {others}, which isn't among `variables`: "
+                "each run needs one of its own."
+            )
+        return [scope.state_mapping[id(v)] for v in variables], results
+
+    return run
 
 
 class differentiating:

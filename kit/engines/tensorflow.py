@@ -2,16 +2,60 @@
 
 import gc
 import itertools
+import threading
 import weakref
 from typing import Any
 
 import keras
 
 from kit.engines import fast_ops
-from kit.engines.base import CONVOLUTIONS, eager_scan
+from kit.engines.base import (
+    CONVOLUTIONS,
+    eager_scan,
+    one_after_another,
+    scan_of_structures,
+)
 from kit.engines.changed_layers import RECORD_CALLS
 from kit.engines.replacements import Replacement, fast_op, function, installed
-from kit.engines.scope import context, differentiating, tracing
+from kit.engines.scope import assign_all, context, differentiating, tracing
+
+
+class _InOrder(threading.local):
+    """Has variables of what is called in a block read before they are assigned.
+
+    What XLA doesn't compile, TensorFlow optimizes at its first call, and its pass for
+    dependencies then lets a variable be assigned before all that should see its old
+    value has read it. `tf.config.optimizer` would switch the pass off for the whole
+    process, other programs included. The options of a call are private in TensorFlow;
+    test_backend.py has a test that names them.
+    """
+
+    def __init__(self):
+        from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+        from tensorflow.python.eager import context as eager
+
+        self.context = eager.context()
+        self.off = rewriter_config_pb2.RewriterConfig.OFF
+        self.read_config = config_pb2.ConfigProto.FromString
+        self.options = eager.FunctionCallOptions
+        self.usual = self.ours = None
+        self.depth = 0  # a call can be interrupted by another one, as in callbacks
+
+    def __enter__(self):
+        self.depth += 1
+        if self.depth > 1:
+            return
+        usual = self.context.function_call_options
+        if usual is not self.usual:  # the user has set options since
+            config = self.read_config(usual.config_proto_serialized)
+            config.graph_options.rewrite_options.dependency_optimization = self.off
+            self.usual, self.ours = usual, self.options(usual.executor_type, config)
+        self.context.function_call_options = self.ours
+
+    def __exit__(self, *error):
+        self.depth -= 1
+        if self.depth == 0:
+            self.context.function_call_options = self.usual
 
 
 class TensorFlowEngine:
@@ -24,16 +68,15 @@ class TensorFlowEngine:
         self.tensor = tf.convert_to_tensor  # Keras' hands variables back as they are
         self.set_random_seed = tf.random.set_seed
         self.import_no_other_framework = lambda: None  # Keras imports no other
-        # What XLA doesn't compile, TensorFlow optimizes, and this pass then lets a
-        # variable be assigned before all that should see its old value has read it.
-        tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
+        self.in_order = _InOrder()
         self.on_cpu = not tf.config.list_physical_devices("GPU")
         # In a loop, they take a quarter longer on CPUs.
         self.slow_in_loops = CONVOLUTIONS if self.on_cpu else ()
         self.replacements = [
             RECORD_CALLS,
             _record_registrations(),
-            *(_fast_ops(tf) if self.on_cpu else []),
+            fast_ops.threefry_once(lambda fn: tf.function(fn, autograph=False)),
+            *(_fast_ops(tf, scan_of_structures(self.scan)) if self.on_cpu else []),
         ]
 
     def trace(self, fn, arrays, inductor):
@@ -71,7 +114,8 @@ class TensorFlowEngine:
             # what was traced, which takes longer than a small network: arguments of
             # another kind have a program of their own. Private in TensorFlow;
             # test_backend.py has a test that names it.
-            return unflatten(program._call_flat(tensors, program.captured_inputs))
+            with self.in_order:
+                return unflatten(program._call_flat(tensors, program.captured_inputs))
 
         def run(arrays):
             nonlocal program
@@ -157,6 +201,14 @@ class TensorFlowEngine:
         )
         return carry, [a.stack() for a in arrays]
 
+    def vectorize(self, fn, variables, values, arrays, num_runs):
+        def run(values, arrays):
+            assign_all(variables, values)
+            results = fn(arrays)
+            return [self.tensor(v.value) for v in variables], results
+
+        return one_after_another(self.scan, run, values, arrays, num_runs)
+
 
 def _record_registrations() -> Replacement:
     from tensorflow.python.framework.registry import Registry
@@ -182,9 +234,7 @@ def _unregister(registered):
         registry._registry.pop(name)
 
 
-def _fast_ops(tf) -> list[Replacement]:
-    from kit.backend import scan
-
+def _fast_ops(tf, scan) -> list[Replacement]:
     backend = keras.src.backend
     slow = "TensorFlow's loop, differentiated by XLA, is several times slower on CPUs"
     draws = "the random numbers that XLA chooses take 0.7 us each on CPUs"

@@ -9,13 +9,25 @@ import numpy as np
 from keras import ops
 
 from kit.engines import fast_ops
-from kit.engines.base import CONVOLUTIONS, eager_scan, flatten
+from kit.engines.base import CONVOLUTIONS, eager_scan, flatten, one_after_another
 from kit.engines.changed_layers import RECORD_CALLS
 from kit.engines.other_frameworks import import_no_other_framework
 from kit.engines.replacements import Replacement, fast_op, function
-from kit.engines.scope import Scope, assign_all, context, differentiating, outer_read
+from kit.engines.scope import (
+    Scope,
+    assign_all,
+    context,
+    differentiating,
+    outer_read,
+    with_values,
+)
 from kit.engines.torch_graph import TorchGraph, TorchLoop
-from kit.engines.torch_random import traceable_draws
+from kit.engines.torch_random import (
+    THREEFRY,
+    fake_threefry,
+    threefry,
+    traceable_draws,
+)
 
 _SAME = ("float32", "int32", "uint8", "bool")  # dtypes that PyTorch has as they are
 
@@ -47,14 +59,26 @@ class TorchEngine:
         torch.library.register_fake(
             f"{self.namespace}::loop", self._fake_loop, lib=self.library
         )
+        self.library.define(THREEFRY, tags=(torch.Tag.pointwise,))
+        self.library.impl("threefry", threefry, "CompositeExplicitAutograd")
+        torch.library.register_fake(
+            f"{self.namespace}::threefry", fake_threefry, lib=self.library
+        )
+        self.threefry = getattr(torch.ops, self.namespace).threefry.default
         self.device = keras.src.backend.torch.core.get_device
         on_cpu = self.device() == "cpu"
         # A loop saves nothing there, as one step takes milliseconds.
         self.slow_in_loops = CONVOLUTIONS if on_cpu else ()
         self.replacements = [
             RECORD_CALLS,
-            *traceable_draws(),
+            *traceable_draws(self.threefry),
             *self._general_ops(),
+            function(
+                proxy_tensor,
+                "extract_val",
+                self._describe,
+                "a FakeTensorMode for each node, which takes longer than all the rest",
+            ),
             *(_cpu_ops() if on_cpu else []),
         ]
 
@@ -100,6 +124,15 @@ class TorchEngine:
                 "one call for all gradients in the place of one for each",
             ),
         ]
+
+    def _describe(self, original, value, include_real=False):
+        """Returns what a graph's node keeps of a tensor: shape, strides and dtype."""
+        torch = self.torch
+        if type(value) is not torch.Tensor or value.layout != torch.strided:
+            return original(value, include_real)
+        return torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device="meta"
+        )
 
     def trace(self, fn, arrays, inductor):
         torch = self.torch
@@ -257,6 +290,10 @@ class TorchEngine:
         assign_all(loop.written, outputs[: len(state)])
         outputs = outputs[len(state) :]
         return outputs[: len(carry)], outputs[len(carry) :]
+
+    def vectorize(self, fn, variables, values, arrays, num_runs):
+        run = with_values(fn, variables)
+        return one_after_another(self.scan, run, values, arrays, num_runs)
 
     def _run_loop(self, number, operands):
         loop = self.loops[number]

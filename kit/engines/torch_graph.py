@@ -12,6 +12,7 @@ from kit.engines.base import Tensor, Unflatten
 from kit.engines.scope import Scope, context, raw_value
 from kit.engines.torch_nodes import is_view, may_fail, readers
 from kit.engines.torch_passes import Recording, simplify
+from kit.engines.torch_random import threefry
 
 if TYPE_CHECKING:
     from kit.engines.torch import TorchEngine
@@ -75,9 +76,9 @@ class TorchGraph:
             context.frame = around
         # Without the guard of a trace around this one.
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            self._rewrite(held, in_loop)
+            self._rewrite(engine, held, in_loop)
 
-    def _rewrite(self, held, in_loop):
+    def _rewrite(self, engine, held, in_loop):
         recording = self._lift(held)
         for node in self.module.graph.find_nodes(
             op="call_function", target=torch.ops.aten.mkldnn_rnn_layer.default
@@ -89,6 +90,9 @@ class TorchGraph:
         self._work_in_place(recording.variables, in_loop)
         torch_calls.hold_numbers(self.module)
         torch_calls.call_directly(self.module)
+        for node in self.module.graph.nodes:
+            if node.target is engine.threefry:  # without PyTorch's dispatcher
+                node.target = threefry
         self.module.recompile()
 
     def _lift(self, held):
