@@ -142,7 +142,7 @@ def batches(obs, action, reward, next_obs, terminated, truncated=None):
 
 def learn(agent, batch):
     """Learns from batches (G, B, ...); returns the mean loss and Q-value."""
-    loss, q_value = agent._learn(batch)
+    loss, q_value, _ = agent._learn(batch)
     return float(ops.convert_to_numpy(loss)), float(ops.convert_to_numpy(q_value))
 
 
@@ -206,6 +206,17 @@ def test_gradient_steps_by_hand():
     # The target network still says 2, so y = 4: Q is -0.08 + 2 * 3.84 = 7.6.
     loss, q_value = learn(agent, batch)
     np.testing.assert_allclose((loss, q_value), (3.6**2, 7.6), rtol=1e-5)
+
+
+def test_the_action_that_was_taken_learns_though_another_is_better():
+    agent = agent_for(
+        linear([[2, 0], [0, 4]]), keras.optimizers.SGD(0.01), "mse", gamma=0.5
+    )
+    # y = 3 + 0.5 * 2 = 4, Q([1, 2]) = (2, 8), dLoss/dQ = 2 (2 - 4) = -4.
+    batch = batches([[[1, 2]]], [[0]], [[3.0]], [[[1, 0]]], [[False]])
+    assert learn(agent, batch) == (4.0, 2.0)
+    (kernel,) = agent.q_network.get_weights()
+    np.testing.assert_allclose(kernel, [[2 + 0.04, 0], [0.08, 4]], rtol=1e-6)
 
 
 def test_huber_by_hand():
@@ -324,6 +335,44 @@ def test_without_epsilon_it_is_greedy_from_the_start():
     )
     agent.fit(env, 60, verbose=0)
     assert set(env.actions) == {1}
+
+
+class Clock(Still):
+    """Shows the time, and is cut off at 3."""
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, "float32"), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.full(3, self.t, "float32"), 1.0, False, self.t == 3, {}
+
+
+@pytest.mark.parametrize(
+    "mode", [None, *AutoresetMode], ids=["alone", "next", "same", "not"]
+)
+def test_a_final_observation_is_what_is_learned_from(mode):
+    space = Box(0, 3, (3,), np.float32)
+    env = Clock(space)
+    if mode is not None:
+        env = SyncVectorEnv([lambda: Clock(space)] * 2, autoreset_mode=mode)
+    agent = agent_for(network(), batch_size=50)
+    seen = []
+
+    def learn(batches):
+        seen.append(batches)
+        return 0.0, 0.0, np.zeros(0)
+
+    agent.__dict__["_learn"] = learn
+    agent.fit(env, 60, verbose=0)
+    obs, next_obs, truncated = (
+        np.concatenate([batch[name].reshape(50, -1) for batch in seen])
+        for name in ("obs", "next_obs", "truncated")
+    )
+    np.testing.assert_array_equal(next_obs, obs + 1)
+    np.testing.assert_array_equal(truncated[:, 0], next_obs[:, 0] == 3)
+    assert set(np.unique(obs)) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
@@ -733,6 +782,11 @@ ARGUMENTS = {
     "epsilon_end": 0.2,
     "exploration_fraction": 0.3,
     "double": True,
+    "n_step": 2,
+    "prioritized": True,
+    "priority_exponent": 0.5,
+    "priority_correction": 0.6,
+    "frame_stack": True,
     "action_start": 3,
     "seed": 5,
 }
@@ -759,16 +813,17 @@ def test_config_has_every_argument():
 
 @pytest.mark.parametrize("dueling", [False, True])
 def test_saved_and_loaded_it_goes_on_learning(tmp_path, dueling):
-    loss = keras.losses.Huber(delta=2.0) if dueling else "mse"
+    loss = keras.losses.LogCosh() if dueling else "mse"
+    options = {**ARGUMENTS, "prioritized": False}  # which takes other losses
     agent = agent_for(
-        network(dueling=dueling), keras.optimizers.Adam(0.01), loss, **ARGUMENTS
+        network(dueling=dueling), keras.optimizers.Adam(0.01), loss, **options
     )
     agent.fit(Still(), 60, verbose=0)
     agent.save(tmp_path / "dqn.keras")
     loaded = keras.saving.load_model(tmp_path / "dqn.keras")  # No warning: an error.
     assert isinstance(loaded, kit.DQN)
     # `fit` has taken the first action from the environment.
-    for name, value in {**ARGUMENTS, "action_start": 0}.items():
+    for name, value in {**options, "action_start": 0}.items():
         assert getattr(loaded, name) == value
     obs = np.random.default_rng(0).random((20, 3), np.float32)
     np.testing.assert_array_equal(q_values(loaded, obs), q_values(agent, obs))
@@ -829,7 +884,7 @@ def test_an_uncompiled_agent_can_be_saved(tmp_path):
         (
             Untouchable(Dict({"a": Box(0, 1, (3,))})),
             ValueError,
-            r"observation space Dict\(.* needs a Box",
+            r"observation space Dict\(.* doesn't fit `q_network`, which",
         ),
         (Untouchable(Discrete(3)), ValueError, r"observation space Discrete\(3\)"),
         (Untouchable(Box(0, 1, (4,))), ValueError, r"shape \(4,\), .* takes \(3,\)"),
@@ -837,7 +892,7 @@ def test_an_uncompiled_agent_can_be_saved(tmp_path):
         (
             Untouchable(action_space=Discrete(5)),
             ValueError,
-            "5 actions, `q_network` rates 2",
+            "5 actions, `q_network` has 2",
         ),
     ],
     ids=["id", "box", "dict", "discrete", "shape", "rank", "actions"],
@@ -947,7 +1002,7 @@ def built_subclass():
         (lambda: keras.Sequential([keras.layers.Dense(2)]), ValueError, "keras.Input"),
         (two_headed, ValueError, r"\(batch, actions\)"),
         (
-            lambda: keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2)]),
+            lambda: keras.Sequential([keras.Input((4, 3, 2)), keras.layers.Dense(2)]),
             ValueError,
             r"\(batch, actions\)",
         ),

@@ -164,6 +164,16 @@ def test_horizon_0_is_the_mean():
     np.testing.assert_allclose(table_of(agent)[0], [5.0, 50.0, 50.0], rtol=1e-6)
 
 
+def test_visits_earlier_in_a_turn_count():
+    agent = agent_for((2, 3), 1.0, horizon=0, initial_value=50.0)
+    steps = [(0, 0, reward, True, 0, 0, True) for reward in (2.0, 4.0, 9.0)]
+    elsewhere, reset = (0, 1, 7.0, True, 0, 0, True), (0, 0, 99.0, True, 0, 0, False)
+    rows = [steps[0], elsewhere, steps[1], reset, steps[2]]
+    learn(agent, transitions(*rows))
+    np.testing.assert_allclose(table_of(agent)[0], [5.0, 7.0, 50.0], rtol=1e-6)
+    assert visits_of(agent)[0].tolist() == [3, 1, 0]
+
+
 def test_a_schedule_counts_environment_steps():
     schedule = keras.optimizers.schedules.PolynomialDecay(0.5, 40, 0.1)
     agent = agent_for(learning_rate=schedule, train_freq=10)

@@ -1,9 +1,17 @@
 """The replay buffer, held against a naive one that keeps everything in lists."""
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import FrameStackObservation
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kit.rl.replay import ReplayBuffer
+import kit
+from kit.rl.environments import Environments, stacks_frames
+from kit.rl.observations import FrameStacks, Observations
+from kit.rl.replay import PrioritizedReplayBuffer, ReplayBuffer
 
 pytestmark = pytest.mark.tools
 
@@ -53,7 +61,9 @@ def numbered(t):
 
 
 def nbytes(buffer):
-    return sum(x.nbytes for x in vars(buffer).values() if isinstance(x, np.ndarray))
+    parts = [buffer, buffer._obs, *map(vars(buffer._obs).get, ("_last", "_openings"))]
+    arrays = [x for part in parts if part for x in vars(part).values()]
+    return sum(x.nbytes for x in arrays if isinstance(x, np.ndarray))
 
 
 @pytest.mark.parametrize("resets_next", [False, True], ids=["same", "next"])
@@ -257,3 +267,290 @@ def test_nothing_to_sample_from_an_empty_buffer():
     assert len(buffer) == 0
     with pytest.raises(ValueError, match="empty"):
         buffer.indices(np.zeros(3))
+
+
+# --- Stacks of frames -------------------------------------------------------------
+
+
+class Stacks:
+    """Observations of N environments as frame stacking has them, of random frames.
+
+    Of three values, so that small frames often happen to be the same.
+    """
+
+    def __init__(self, num_envs, num_frames, padding, rng, shape=(2,)):
+        self.num_frames, self.padding, self.rng = num_frames, padding, rng
+        self.shape = shape
+        self.obs = np.zeros((num_envs, num_frames, *shape), np.uint8)
+
+    def _frames(self, num):
+        return self.rng.integers(0, 3, (num, *self.shape), np.uint8)
+
+    def first(self, env):
+        """Begins an episode; its first observation."""
+        frame = self._frames(1)
+        before = {
+            "reset": frame,
+            "zero": np.zeros_like(frame),
+            "any": self._frames(self.num_frames - 1),
+        }[self.padding]
+        before = np.broadcast_to(before, (self.num_frames - 1, *self.shape))
+        self.obs[env] = np.concatenate([before, frame])
+        return self.obs[env].copy()
+
+    def next(self, env):
+        """The next observation of the episode."""
+        self.obs[env] = np.concatenate([self.obs[env, 1:], self._frames(1)])
+        return self.obs[env].copy()
+
+
+def assert_same_samples(plain, stacked, uniform, n_step=1):
+    """Compares what is drawn, by chance and all of it."""
+    assert len(plain) == len(stacked)
+    if not len(plain):
+        return
+    for numbers in (uniform, every_index(plain)):
+        indices = plain.indices(numbers)
+        for x, y in zip(indices, stacked.indices(numbers), strict=True):
+            np.testing.assert_array_equal(x, y)
+        expected = plain.gather(indices, n_step, 0.9)
+        found = stacked.gather(indices, n_step, 0.9)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert value.dtype == found[name].dtype
+            np.testing.assert_array_equal(value, found[name], name)
+
+
+EVENTS = st.sampled_from([*[""] * 6, "terminated", "truncated", "both", "jump"])
+
+
+@given(
+    num_frames=st.integers(1, 5),
+    capacity=st.integers(1, 12),
+    padding=st.sampled_from(["reset", "zero", "any"]),
+    resets_next=st.booleans(),
+    prioritized=st.booleans(),
+    n_step=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+    steps=st.integers(1, 3).flatmap(
+        lambda num_envs: st.lists(
+            st.tuples(st.booleans(), st.booleans(), *[EVENTS] * num_envs),
+            min_size=1,
+            max_size=50,
+        )
+    ),
+)
+def test_a_buffer_of_frames_samples_what_a_buffer_of_stacks_does(
+    num_frames, capacity, padding, resets_next, prioritized, n_step, seed, steps
+):
+    rng = np.random.default_rng(seed)
+    num_envs = len(steps[0]) - 2
+    kind = PrioritizedReplayBuffer if prioritized else ReplayBuffer
+    arguments = (capacity, (num_frames, 2), "uint8", num_envs)
+    plain, stacked = kind(*arguments), kind(*arguments, frame_stack=True)
+    stacks = Stacks(num_envs, num_frames, padding, rng)
+    segments, ended = [], np.zeros(num_envs, bool)
+    first = np.array([stacks.first(env) for env in range(num_envs)])
+    for buffer in (plain, stacked):
+        buffer.reset(first)
+    for number, (restarts, backs_up, *events) in enumerate(steps):
+        valid = ~ended if resets_next else np.ones(num_envs, bool)
+        terminated, truncated = (
+            np.array([event in (flag, "both") for event in events]) & valid
+            for flag in ("terminated", "truncated")
+        )
+        resets = ~valid if resets_next else terminated | truncated
+        next_obs = np.zeros_like(stacks.obs)
+        for env in range(num_envs):
+            if events[env] == "jump":  # what no stack does: the rest is new, too
+                stacks.first(env)
+            next_obs[env] = stacks.next(env)
+        obs = next_obs.copy()
+        for env in np.flatnonzero(resets):
+            obs[env] = stacks.first(env)
+        ended = terminated | truncated
+        action, reward = np.full(num_envs, number), rng.normal(size=num_envs)
+        given_valid = valid if resets_next else None
+        for buffer in (plain, stacked):
+            buffer.add(
+                action, reward, terminated, truncated, next_obs, obs, given_valid
+            )
+        if restarts and number % 5 == 0:
+            ended[:] = False
+            first = np.array([stacks.first(env) for env in range(num_envs)])
+            for buffer in (plain, stacked):
+                buffer.restart(first)
+        if backs_up and number % 3 == 0:  # as kit.backups does it
+            segments = [x for x in segments if stacked.holds(x[0])]
+            rows = stacked.rows_since(segments[-1][0] if segments else None)
+            segments.append((stacked.mark(), rows))
+            restored = kind(*arguments, frame_stack=True)
+            for _, rows in segments:
+                restored.add_rows(rows)
+            restored.set_state(stacked.get_state())
+            stacked = restored
+        uniform = rng.random((2, 8))
+        assert_same_samples(plain, stacked, uniform, n_step)
+        if prioritized and len(plain):
+            indices, errors = plain.indices(uniform), rng.normal(size=(2, 8))
+            for buffer in (plain, stacked):
+                buffer.set_errors(indices, errors)
+
+
+class Frames(gymnasium.Env):
+    """Shows random frames, and ends at random."""
+
+    observation_space = gymnasium.spaces.Box(0, 9, (3, 2), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._frame(), {}
+
+    def step(self, action):
+        ends = self.np_random.random(2) < 0.1
+        return self._frame(), 1.0, bool(ends[0]), bool(ends[1]), {}
+
+    def _frame(self):
+        return self.np_random.integers(0, 10, (3, 2), np.uint8)
+
+
+@pytest.mark.parametrize("num_envs", [None, 3])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("padding", ["reset", "zero", np.full((3, 2), 7, np.uint8)])
+def test_frames_of_gymnasiums_own_stacks(num_envs, mode, padding):
+    def make():
+        return FrameStackObservation(Frames(), 4, padding_type=padding)
+
+    one = num_envs is None
+    env = make() if one else SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
+    assert stacks_frames(env)
+    envs = Environments(env)
+    arguments = (60, envs.packing.shape, envs.packing.dtype, envs.num_envs)
+    plain, stacked = (
+        ReplayBuffer(*arguments),
+        ReplayBuffer(*arguments, frame_stack=True),
+    )
+    obs = envs.reset(0)
+    plain.reset(obs)
+    stacked.reset(obs)
+    rng = np.random.default_rng(0)
+    for t in range(200):
+        step = envs.step(np.zeros(envs.num_envs, int))
+        for buffer in (plain, stacked):
+            buffer.add(
+                np.full(envs.num_envs, t),
+                step.reward,
+                step.terminated,
+                step.truncated,
+                step.next_obs,
+                step.obs,
+                step.valid,
+            )
+        if t % 20 == 19:
+            assert_same_samples(plain, stacked, rng.random((2, 8)), n_step=3)
+    # What is put before the first frame takes no memory, or is kept once.
+    openings = stacked._obs._openings
+    most = 0 if isinstance(padding, str) and padding == "reset" else 1
+    assert sum(uses > 0 for uses in openings._uses) == most
+
+
+@pytest.mark.parametrize("padding", ["reset", "zero"])
+def test_a_stack_of_four_frames_takes_the_memory_of_one(padding):
+    capacity, shape = 300, (20, 20)
+    buffer = ReplayBuffer(capacity, (4, *shape), "uint8", frame_stack=True)
+    stacks = Stacks(1, 4, padding, np.random.default_rng(0), shape)
+    obs, seen, no = stacks.first(0), [], np.array([False])
+    buffer.reset(obs[None])
+    for t in range(1000):
+        next_obs = stacks.next(0)
+        seen.append((obs, next_obs))
+        obs = stacks.first(0) if t % 60 == 59 else next_obs
+        end = np.array([t % 60 == 59])
+        buffer.add(no, no, end, no, next_obs[None], obs[None])
+    batch = buffer.gather(buffer.indices(every_index(buffer)))
+    for i, (obs, next_obs) in enumerate(seen[-capacity:]):
+        np.testing.assert_array_equal(batch["obs"][i], obs)
+        np.testing.assert_array_equal(batch["next_obs"][i], next_obs)
+    # Frames; places for 16 last ones, and for 16 times the three before a first one;
+    # 23 bytes of numbers for each transition, and some for the environment.
+    most = (capacity + 4 + 16 + 48) * 400 + 23 * (capacity + 4) + 100
+    assert buffer.num_bytes < nbytes(buffer) < most
+
+
+def test_100_000_frames_of_atari_take_0_71_gb():
+    shape = (4, 84, 84)
+    stacked = ReplayBuffer(100_000, shape, "uint8", frame_stack=True)
+    assert 0.7056e9 < stacked.num_bytes < 0.71e9  # asked for; used as it fills
+    plain = ReplayBuffer(100_000, shape, "uint8")
+    assert plain.num_bytes > 3.9 * stacked.num_bytes
+    million = ReplayBuffer(1_000_000, shape, "uint8", num_envs=8, frame_stack=True)
+    assert million.num_bytes < 7.1e9
+
+
+def stack(env, size=4):
+    return FrameStackObservation(env, size)
+
+
+@pytest.mark.parametrize(
+    ("make", "stacked"),
+    [
+        (lambda env: stack(env), True),
+        (lambda env: env, False),
+        (lambda env: gymnasium.wrappers.TransformReward(stack(env), np.sign), True),
+        (lambda env: gymnasium.wrappers.FlattenObservation(stack(env)), False),
+        (lambda env: stack(gymnasium.wrappers.FlattenObservation(env)), True),
+    ],
+)
+def test_stacks_are_seen_where_nothing_changes_them(make, stacked):
+    def envs():
+        return make(Frames())
+
+    assert stacks_frames(envs()) is stacked
+    vector = SyncVectorEnv([envs, envs])
+    assert stacks_frames(vector) is stacked
+    counted = gymnasium.wrappers.vector.RecordEpisodeStatistics(vector)
+    assert stacks_frames(counted) is stacked
+    flat = gymnasium.wrappers.vector.FlattenObservation(vector)
+    assert not stacks_frames(flat)
+
+
+@pytest.mark.parametrize("options", [{}, {"prioritized": True, "n_step": 3}])
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_dqn_learns_the_same_from_frames(num_envs, options, monkeypatch):
+    made = []
+
+    def learn(frame_stack):
+        def make():
+            return stack(gymnasium.make("CartPole-v1"))
+
+        env = make() if num_envs is None else SyncVectorEnv([make] * num_envs)
+        network = kit.q_network((4, 4), 2, units=(8,))
+        kit.initialize_weights(network, 0)
+        agent = kit.DQN(
+            network,
+            buffer_size=100,
+            batch_size=8,
+            learning_starts=50,
+            frame_stack=frame_stack,
+            **options,
+        )
+        agent.compile("adam")
+        buffer = agent._buffer
+        monkeypatch.setattr(
+            agent, "_buffer", lambda x: made.append(buffer(x)) or made[-1]
+        )
+        agent.fit(env, 300, seed=1, verbose=0)
+        return network.get_weights()
+
+    every = [learn(frame_stack) for frame_stack in (None, True, False)]
+    kinds = [type(buffer._obs) for buffer in made]
+    assert kinds == [FrameStacks, FrameStacks, Observations]
+    for weights in every[1:]:
+        for x, y in zip(weights, every[0], strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_single_numbers_are_no_stack():
+    with pytest.raises(ValueError, match="`frame_stack` .*axis"):
+        ReplayBuffer(10, (), "float32", frame_stack=True)

@@ -1,4 +1,4 @@
-"""When to act at random: epsilon, which falls, and the numbers that decide."""
+"""Epsilon-greedy exploration: the schedule of epsilon, and random numbers in bulk."""
 
 import functools
 import math
@@ -13,44 +13,45 @@ from kit.backend import compiled
 
 ACCEPTED = {
     "progress": checks.array(interval="[0, inf)"),
-    "start": checks.FRACTION,
-    "end": checks.FRACTION,
-    "fraction": checks.real("(0, 1]"),
+    "start": checks.array("", interval="[0, 1]"),
+    "end": checks.array("", interval="[0, 1]"),
+    "fraction": checks.array("", interval="(0, 1]"),
     "generator": checks.instance(random.Generator, what="a kit.random.Generator"),
     "shape": checks.SIZES,
 }
 
 
-def linear_epsilon(
-    progress: Any, start: float, end: float, fraction: float
-) -> np.ndarray:
-    """Returns the probability of a random action, which falls linearly, then stays.
+def linear_epsilon(progress: Any, start: float, end: float, fraction: float) -> Any:
+    """Returns the probability of a random action: it falls linearly, then stays.
 
     Args:
-        progress: Share of the training that is over, in [0, 1]; any shape.
+        progress: Share of the training so far, in [0, 1]; any shape.
         start: Probability at the beginning.
         end: Probability from `fraction` on.
         fraction: Share of the training in which it falls; above 0.
 
     Returns:
-        float32 of the shape of `progress`.
+        float32 with the shape of `progress`: a tensor if that is one, else an array.
     """
     checks.check("linear_epsilon", locals(), ACCEPTED)
+    if ops.is_tensor(progress):
+        done = ops.minimum(progress / fraction, 1.0)
+        return ops.cast(start + (end - start) * done, "float32")
     done = np.minimum(np.asarray(progress) / fraction, 1.0)
     return (start + (end - start) * done).astype(np.float32)
 
 
 class UniformRows:
-    """Arrays of random numbers in [0, 1), without end.
+    """Infinite iterator over arrays of random numbers in [0, 1).
 
-    A call to draw costs more than the numbers do: it makes many rows.
+    It draws many arrays at once, as a call costs more than the numbers.
 
     Args:
-        generator: What is drawn from.
+        generator: Generator to draw from.
         shape: Shape of an array.
 
-    Yields float64 arrays, with 32 random bits in each number: a large buffer needs more
-    than a float32 has.
+    Yields float64 arrays, with 32 random bits in each number: float32 has too few to
+    choose from a large buffer.
     """
 
     def __init__(self, generator: random.Generator, shape: tuple[int, ...]):
@@ -58,7 +59,7 @@ class UniformRows:
         self.generator = generator
         self.rows = max(1, 2**14 // math.prod(shape))
         self._draw = _bits((self.rows, *shape))
-        self._key: np.ndarray | None = None  # of the rows that are drawn
+        self._key: np.ndarray | None = None  # of the current rows
         self._row = self.rows  # the next one
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -73,11 +74,11 @@ class UniformRows:
         return self._drawn[self._row - 1]
 
     def get_state(self) -> dict[str, Any]:
-        """Returns which array comes next, for a backup."""
+        """Returns the position of the next array, for a backup."""
         return {"key": self._key, "row": self._row}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from what `get_state` returned."""
+        """Continues from the result of `get_state`."""
         if state["key"] is not None:
             self._fill(state["key"], state["row"])
 
@@ -89,5 +90,5 @@ class UniformRows:
 
 @functools.lru_cache(maxsize=8)
 def _bits(shape):
-    """The program that draws so many bits from a key: one for all agents."""
+    """Returns the program that draws bits of a shape from a key, for all agents."""
     return compiled(lambda key: random.bits(key, shape))

@@ -1,4 +1,4 @@
-"""Normalization by what was seen so far: running means and variances."""
+"""Normalization with running means and variances."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ ACCEPTED = {
 
 @keras.saving.register_keras_serializable(package="kit")
 class RunningNormalization(keras.layers.Layer):
-    """Brings inputs to mean 0 and variance 1, going by all that `update` has seen.
+    """Scales inputs to mean 0 and variance 1, with the statistics of `update`'s data.
 
-    The statistics are weights that no optimizer changes: they are saved with the model.
-    Until the first update, nothing is changed but what `clip` cuts off.
+    The statistics are non-trainable weights, so they are saved with the model. Before
+    the first update, inputs are only clipped.
 
     Args:
-        center: `False` to divide only, for rewards, whose sign has a meaning.
+        center: `False` to divide only, as for rewards, whose sign has a meaning.
             Defaults to `True`.
         clip: Largest absolute value of the outputs. Defaults to 10.
         epsilon: Added to the variance. Defaults to 1e-8.
@@ -82,11 +82,11 @@ class RunningNormalization(keras.layers.Layer):
         )
 
     def update(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Takes a batch into the statistics.
+        """Updates the statistics with a batch.
 
         Args:
             x: Shape `(B, ...)`.
-            weight: How much each row counts, `(B,)`: 1 or 0. Defaults to 1.
+            weight: Weight of each row, `(B,)`: 1 or 0. Defaults to 1.
         """
         x = ops.cast(x, self.variable_dtype)
         if weight is None:
@@ -97,7 +97,7 @@ class RunningNormalization(keras.layers.Layer):
         safe = ops.maximum(added, 1.0)
         mean = ops.sum(weight * x, axis=0) / safe
         variance = ops.sum(weight * ops.square(x - mean), axis=0) / safe
-        # The moments of both together, from those of each.
+        # Combine the old moments with the batch's.
         old_count, old_mean = self.count + 0.0, self.mean + 0.0
         count = old_count + added
         share = added / ops.maximum(count, 1.0)
@@ -111,7 +111,7 @@ class RunningNormalization(keras.layers.Layer):
         self.count.assign(count)
 
     def compute_output_shape(self, input_shape):
-        """Returns the shape of the outputs, which is that of the inputs."""
+        """Returns the shape of the inputs."""
         return tuple(input_shape)
 
     def get_config(self):

@@ -1,14 +1,14 @@
-"""Policies: what an actor's outputs mean, and the networks that make them.
+"""Policies: the distributions of actions, and networks that end in them.
 
-An actor ends in one of the layers here, which says how actions are drawn from the
-numbers before it, and how likely an action was:
+An actor ends in one of these layers, which defines how to sample actions from the
+outputs of the layer before it, and how probable an action is:
 
     Categorical         one of A actions:           p(a) = softmax(logits)_a
     MultiCategorical    K choices at once:          p(a) = prod_k softmax(logits_k)_a_k
     Gaussian            A real numbers:             p(a) = N(a; mean, exp(log_std)^2)
 
-Randomness comes in as an argument, `noise`, so that an agent draws much of it at once:
-the Gumbel-max trick and mean + std * noise turn it into actions. Shapes: B batch, A
+Randomness is an argument, `noise`, so that an agent can draw much of it at once. The
+Gumbel-max trick and mean + std * noise convert it to actions. Shapes: B batch, A
 actions, K choices.
 """
 
@@ -23,32 +23,45 @@ from keras import ops
 from kit import checks, random
 from kit.backend import Tensor
 from kit.initialization import Orthogonal, at_least_float32
+from kit.rl.encoders import (
+    NETWORK,
+    OBSERVATIONS,
+    default_units,
+    has_images,
+    hidden_layers,
+    is_shape,
+    network_input,
+)
 
+FLOATS = ("float16", "float32", "float64")
+INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+# Up to this many integers between two bounds, [-1, 1] is mapped to the bounds.
+MOST_INTEGERS = 2**16
 ACCEPTED = {
     "num_actions": checks.SIZE,
     "start": checks.INTEGER,
     "low": checks.array(interval="[-inf, inf]"),
     "high": checks.array(interval="[-inf, inf]"),
     "initial_log_std": checks.FINITE,
-    "action_dtype": checks.one_of("float16", "float32", "float64"),
+    "action_dtype": checks.one_of(*FLOATS, *INTEGERS),
     "name": checks.TEXT,
-    "obs_shape": checks.SIZES,
-    "units": checks.SIZES,
-    "activation": checks.ACTIVATION,
-    "gain": checks.POSITIVE | None,
+    "obs_shape": OBSERVATIONS,
+    "units": checks.SIZES | None,
+    "activation": checks.ACTIVATION | checks.one_of("auto"),
+    "network": NETWORK,
 }
 
 # --- Distributions ----------------------------------------------------------
 
 
 class Distribution(keras.layers.Layer):
-    """What the layers of this file share: the last layer of an actor.
+    """Base class of the layers in this file: the last layer of an actor.
 
-    Probabilities are computed in float32 at least, whatever the network before.
+    Probabilities are computed at least in float32, whatever the network's dtype.
 
     Args:
         dtype: See `keras.layers.Layer`. Defaults to Keras' dtype policy, or
-            `"float32"` where that computes in 16 bits.
+            `"float32"` if that computes in 16 bits.
         **kwargs: See `keras.layers.Layer`.
     """
 
@@ -58,35 +71,35 @@ class Distribution(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def noise(self, key: Any, shape: Sequence[int]) -> Tensor:
-        """Draws what `sample` needs for actions of a leading shape."""
+        """Draws the noise of `sample` for actions with a leading shape."""
         raise NotImplementedError
 
     def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
-        """Returns the actions that the noise leads to."""
+        """Returns the actions that are sampled with this noise."""
         raise NotImplementedError
 
     def mode(self, outputs: Tensor) -> Tensor:
-        """Returns the likeliest actions."""
+        """Returns the most probable actions."""
         raise NotImplementedError
 
     def log_prob(self, outputs: Tensor, action: Tensor) -> Tensor:
-        """Returns the logarithms of the actions' probabilities (or densities), (B,)."""
+        """Returns the log probabilities (or log densities) of actions, (B,)."""
         raise NotImplementedError
 
     def entropy(self, outputs: Tensor) -> Tensor:
         """Returns the entropies in nats, (B,)."""
         raise NotImplementedError
 
-    def to_env(self, action: np.ndarray) -> np.ndarray:
-        """Returns actions as the environment takes them."""
+    def to_env(self, action: Any) -> Any:
+        """Converts actions to the environment's form, arrays or tensors."""
         raise NotImplementedError
 
     def fits(self, space: Any) -> bool:
-        """Whether the actions are those of a Gymnasium space."""
+        """Whether the actions fit a Gymnasium space."""
         raise NotImplementedError
 
     def build(self, input_shape):
-        """Checks that the outputs before are as many as the actions need."""
+        """Checks that the number of inputs is what the actions need."""
         if input_shape[-1] != self.num_inputs:
             raise ValueError(
                 f"{type(self).__name__} needs {self.num_inputs} numbers to choose "
@@ -95,7 +108,7 @@ class Distribution(keras.layers.Layer):
             )
 
     def call(self, inputs):
-        """Returns the numbers that describe the distribution: the inputs."""
+        """Returns the parameters of the distribution: the inputs."""
         return inputs
 
     def compute_output_shape(self, input_shape):
@@ -105,17 +118,17 @@ class Distribution(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 class Categorical(Distribution):
-    """One of A actions, by their logits.
+    """One of A actions, from their logits.
 
     Args:
         num_actions: A.
-        start: What the environment calls the first one. Defaults to 0.
+        start: Number of the environment's first action. Defaults to 0.
 
     Input and output shape: `(B, A)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If `num_actions` isn't positive, or the inputs are another number.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `num_actions` isn't positive, or isn't the number of inputs.
 
     Example:
 
@@ -137,16 +150,16 @@ class Categorical(Distribution):
         return _gumbel(key, (*shape, self.num_actions))
 
     def sample(self, outputs, noise):
-        """Actions `(B,)`, counted from 0."""
+        """Actions `(B,)`, numbered from 0."""
         return self.mode(outputs + noise)
 
     def mode(self, outputs):
-        """The likeliest actions `(B,)`, counted from 0."""
+        """The most probable actions `(B,)`, numbered from 0."""
         return ops.cast(ops.argmax(outputs, axis=-1), "int32")
 
     def log_prob(self, outputs, action):
         """Log softmax(logits)_a, `(B,)`."""
-        return _at(ops.log_softmax(outputs, axis=-1), action)
+        return of_taken_action(ops.log_softmax(outputs, axis=-1), action)
 
     def entropy(self, outputs):
         """-sum_a p(a) log p(a), `(B,)`."""
@@ -175,18 +188,19 @@ class Categorical(Distribution):
 
 @keras.saving.register_keras_serializable(package="kit")
 class MultiCategorical(Distribution):
-    """K choices at once, each by its own logits, independent of the others.
+    """K independent choices at once, each from its own logits.
 
     Args:
-        nvec: Number of possibilities of each choice, K integers.
-        start: What the environment calls the first possibility of each. Defaults to
+        nvec: Number of options of each choice, K integers.
+        start: Number of the environment's first option of each choice. Defaults to
             zeros.
 
     Input and output shape: `(B, sum of nvec)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If `nvec` is empty or not positive, or the inputs are not as many.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `nvec` is empty or not positive, or its sum isn't the number of
+            inputs.
     """
 
     def __init__(
@@ -211,18 +225,18 @@ class MultiCategorical(Distribution):
         return _gumbel(key, (*shape, self.num_inputs))
 
     def sample(self, outputs, noise):
-        """Actions `(B, K)`, counted from 0."""
+        """Actions `(B, K)`, numbered from 0."""
         return self.mode(outputs + noise)
 
     def mode(self, outputs):
-        """The likeliest actions `(B, K)`, counted from 0."""
+        """The most probable actions `(B, K)`, numbered from 0."""
         best = [ops.argmax(logits, axis=-1) for logits in self._choices(outputs)]
         return ops.cast(ops.stack(best, axis=-1), "int32")
 
     def log_prob(self, outputs, action):
         """The sum of the choices' log-probabilities, `(B,)`."""
         return sum(
-            _at(ops.log_softmax(logits, axis=-1), action[..., k])
+            of_taken_action(ops.log_softmax(logits, axis=-1), action[..., k])
             for k, logits in enumerate(self._choices(outputs))
         )
 
@@ -239,6 +253,8 @@ class MultiCategorical(Distribution):
 
     def to_env(self, action):
         """Counts actions as the environment does."""
+        if ops.is_tensor(action):
+            return action + ops.convert_to_tensor(self.start, action.dtype)
         return action + np.array(self.start, action.dtype)
 
     def fits(self, space):
@@ -252,28 +268,32 @@ class MultiCategorical(Distribution):
 
 @keras.saving.register_keras_serializable(package="kit")
 class Gaussian(Distribution):
-    """A real numbers, each normally distributed around a mean of its own.
+    """A real numbers, each normally distributed around its own mean.
 
-    The standard deviations are weights of this layer, the same in all states, kept as
-    logarithms. What is drawn beyond the bounds is cut off on its way to the
-    environment; its probability is that of what was drawn.
+    The standard deviations are weights of this layer, the same in all states, stored as
+    logarithms. Sampled actions are clipped to the bounds for the environment only;
+    their probability is that of the unclipped sample.
+
+    Integer actions are real numbers for the agent, and rounded for the environment:
+    [-1, 1] is mapped evenly to the integers from `low` to `high`. If there are more
+    than 65,536 of them, such as all integers of a dtype, the sample itself is rounded.
 
     Args:
         low: Smallest value of each action: nested lists in the shape of an action.
-        high: Largest value of each.
-        initial_log_std: Logarithm of the standard deviations at the start. Defaults
-            to 0.
-        action_dtype: Type of the actions that the environment takes, in which they
-            are cut off: rounded otherwise, a bound may lie outside of the space.
-            Defaults to `"float32"`.
+        high: Largest value of each action.
+        initial_log_std: Initial logarithm of the standard deviations. Defaults to 0.
+        action_dtype: The environment's dtype of actions, floats or integers. Actions
+            are clipped in this dtype, as otherwise a rounded bound might lie outside of
+            the space. Defaults to `"float32"`.
 
     Input shape: `(B, A)`, the means.
 
     Output shape: `(B, 2 A)`, the means and the log standard deviations.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If `low` and `high` differ in shape, or the inputs are not as many.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `low` and `high` differ in shape, or their size isn't the number
+            of inputs.
     """
 
     def __init__(
@@ -295,9 +315,16 @@ class Gaussian(Distribution):
             )
         if not (self.low <= self.high).all():
             raise ValueError(
-                "Gaussian: `low` must nowhere be above `high`, received "
+                "Gaussian: `low` must not be above `high`, received "
                 f"{self.low.tolist()} and {self.high.tolist()}."
             )
+        self.is_integer = self.action_dtype in INTEGERS
+        if self.is_integer:  # in float64, as the difference of two may not fit
+            low, high = self.low.astype("float64"), self.high.astype("float64")
+            few = high - low < MOST_INTEGERS
+            # In [-1, 1], the nearest integers lie from low - 1/2 to high + 1/2.
+            self.offset = np.where(few, (low + high) / 2, 0.0).astype("float32")
+            self.scale = np.where(few, (high - low + 1) / 2, 1.0).astype("float32")
         self.initial_log_std = initial_log_std
         self.log_std_initializer = keras.initializers.Constant(initial_log_std)
         self.num_inputs = self.low.size
@@ -352,12 +379,28 @@ class Gaussian(Distribution):
         return outputs[..., : self.num_inputs], outputs[..., self.num_inputs :]
 
     def to_env(self, action):
-        """Cuts actions at the bounds, in the shape of the environment's."""
+        """Clips actions to the bounds, in the environment's shape and dtype."""
+        if ops.is_tensor(action):
+            shape = (*action.shape[:-1], *self.low.shape)
+            action = ops.reshape(action, shape)
+            if self.is_integer:
+                action = ops.add(ops.multiply(action, self.scale), self.offset)
+                action = ops.round(action)
+                low, high = (x.astype("float32") for x in (self.low, self.high))
+                return ops.cast(ops.clip(action, low, high), self.action_dtype)
+            action = ops.cast(action, self.action_dtype)
+            return ops.clip(action, self.low, self.high)
         action = np.reshape(action, (*np.shape(action)[:-1], *self.low.shape))
+        if self.is_integer:
+            action = np.rint(action * self.scale.astype("float64") + self.offset)
+            inside = np.clip(action, self.low, self.high)
+            with np.errstate(invalid="ignore"):  # 2**63 - 1 is 2**63 as a float
+                inside = inside.astype(self.action_dtype)
+            return np.where(action >= self.high, self.high, inside)
         return np.clip(action.astype(self.action_dtype), self.low, self.high)
 
     def fits(self, space):
-        """Whether the space is a Box with these bounds, and takes these actions."""
+        """Whether the space is a Box with these bounds that accepts these actions."""
         from gymnasium.spaces import Box
 
         return (
@@ -383,13 +426,14 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
 
     Args:
         action_space: `Discrete`, `MultiDiscrete` or `MultiBinary` in one dimension,
-            or `Box` of real numbers.
-        initial_log_std: Of real numbers, the logarithm of their standard deviations
-            at the start. Defaults to 0.
+            or `Box` of real numbers or integers.
+        initial_log_std: For real numbers, the initial logarithm of their standard
+            deviations. Defaults to 0.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If the space is of another kind, or has no standard deviations.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the space isn't supported, or `initial_log_std` is given although
+            the space has no standard deviations.
 
     Example:
 
@@ -400,7 +444,7 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
     from gymnasium.spaces import Box, Discrete
 
     checks.check("distribution", locals(), ACCEPTED)
-    if isinstance(action_space, Box) and np.issubdtype(action_space.dtype, np.floating):
+    if isinstance(action_space, Box) and action_space.dtype.kind in "fiu":
         return Gaussian(
             action_space.low,
             action_space.high,
@@ -411,7 +455,7 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
     if initial_log_std:
         raise ValueError(
             f"`initial_log_std` is {initial_log_std}, but actions of {action_space} "
-            "have no standard deviation; those of a Box of real numbers do."
+            "have no standard deviation; those of a Box do."
         )
     if isinstance(action_space, Discrete):
         return Categorical(int(action_space.n), int(action_space.start), name="policy")
@@ -419,7 +463,7 @@ def distribution(action_space: Any, initial_log_std: float = 0.0) -> Distributio
         return MultiCategorical(*choices, name="policy")
     raise ValueError(
         f"`action_space` {action_space} isn't supported; Discrete, MultiDiscrete and "
-        "MultiBinary (in one dimension) and Box (of real numbers) are."
+        "MultiBinary (in one dimension) and Box (of real numbers or integers) are."
     )
 
 
@@ -435,48 +479,59 @@ def _choices_of(space):
 
 
 def _gumbel(key, shape):
-    # 0 would give -inf, whatever the logits.
+    # u = 0 would give -inf, whatever the logits.
     u = random.uniform(key, shape, dtype="float32")
     u = ops.maximum(u, float(np.finfo("float32").tiny))
     return -ops.log(-ops.log(u))
 
 
-def _at(values, index):
-    """The values (B,) at one index each, out of all (B, A)."""
-    indices = ops.arange(values.shape[-1], dtype="int32")
-    taken = ops.equal(ops.expand_dims(ops.cast(index, "int32"), -1), indices)
-    return ops.sum(ops.where(taken, values, 0.0), axis=-1)
+def of_taken_action(values: Any, action: Any) -> Any:
+    """Selects one action's values from (B, A) or (B, A, M): (B,) or (B, M)."""
+    actions = ops.arange(values.shape[1], dtype="int32")
+    taken = ops.equal(ops.expand_dims(ops.cast(action, "int32"), -1), actions)
+    if len(values.shape) == 3:
+        taken = ops.expand_dims(taken, -1)
+    return ops.sum(ops.where(taken, values, 0.0), axis=1)
 
 
 # --- Networks ---------------------------------------------------------------
 
 
 def policy_network(
-    obs_shape: Sequence[int],
+    obs_shape: Any,
     action_space: Any,
-    units: Sequence[int] = (64, 64),
-    activation: str = "tanh",
+    units: Sequence[int] | None = None,
+    activation: str | None = "auto",
     initial_log_std: float = 0.0,
+    network: Any = None,
 ) -> keras.Sequential:
-    """Builds an actor: Dense layers, behind a convolution for images.
+    """Builds an actor: Dense layers, after convolutions for images.
 
-    Kernels are orthogonal; the last one is small, so that all actions are about
-    equally likely at first.
+    Kernels are orthogonal; the last one is small, so that all actions are about equally
+    probable at first. `kit/rl/encoders.py` explains how each kind of observation is
+    encoded.
 
     Args:
-        obs_shape: Shape of an observation: any, or (height, width, channels) for
-            images, whose values are expected in [0, 255].
-        action_space: Gymnasium's; see `distribution`.
-        units: Sizes of the hidden layers. Defaults to `(64, 64)`.
-        activation: Of the hidden layers. Defaults to `"tanh"`.
+        obs_shape: Any Gymnasium space of a single observation. Or the shape of one:
+            any, or (height, width, channels) for images with values in [0, 255].
+        action_space: Gymnasium action space, see `distribution`.
+        units: Sizes of the hidden layers. Defaults to `None`: those of the network
+            for images, else `(64, 64)`.
+        activation: Activation of the hidden layers. Defaults to `"auto"`: `"relu"` for
+            the networks for images, else `"tanh"`.
         initial_log_std: See `distribution`. Defaults to 0.
+        network: Network for images: `"nature"`, `"impala"`, `"minatar"`, `"mlp"`, or a
+            Keras model from `(B, height, width, channels)`, which critic and actor
+            share if both get the same one. Defaults to `None`: chosen by image size.
 
     Returns:
-        A `keras.Sequential` from `(B, *obs_shape)` to what describes the policy.
+        A `keras.Sequential` from `(B, *obs_shape)` to the policy's parameters. Dict and
+        tuple observations must be packed into one array, which agents do.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If `obs_shape` is empty, or the space isn't supported.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `obs_shape` is an empty shape, a space isn't supported, or
+            `network` doesn't fit it.
 
     Example:
 
@@ -487,47 +542,49 @@ def policy_network(
     checks.check("policy_network", locals(), ACCEPTED)
     head = distribution(action_space, initial_log_std)
     layers = [
-        *hidden_layers("policy_network", obs_shape, units, activation, math.sqrt(2)),
+        *_hidden_layers("policy_network", obs_shape, units, activation, network),
         keras.layers.Dense(head.num_inputs, kernel_initializer=Orthogonal(0.01)),
         head,
     ]
-    return keras.Sequential([keras.Input(tuple(obs_shape)), *layers], name="actor")
+    return keras.Sequential([network_input(obs_shape), *layers], name="actor")
 
 
 def value_network(
-    obs_shape: Sequence[int],
-    units: Sequence[int] = (64, 64),
-    activation: str = "tanh",
+    obs_shape: Any,
+    units: Sequence[int] | None = None,
+    activation: str | None = "auto",
+    network: Any = None,
 ) -> keras.Sequential:
     """Builds a critic: like `policy_network`, from `(B, *obs_shape)` to `(B, 1)`."""
     checks.check("value_network", locals(), ACCEPTED)
     layers = [
-        *hidden_layers("value_network", obs_shape, units, activation, math.sqrt(2)),
+        *_hidden_layers("value_network", obs_shape, units, activation, network),
         keras.layers.Dense(1, kernel_initializer=Orthogonal(1.0)),
     ]
-    return keras.Sequential([keras.Input(tuple(obs_shape)), *layers], name="critic")
+    return keras.Sequential([network_input(obs_shape), *layers], name="critic")
 
 
 def shared_network(
-    obs_shape: Sequence[int],
+    obs_shape: Any,
     action_space: Any,
-    units: Sequence[int] = (64, 64),
-    activation: str = "tanh",
+    units: Sequence[int] | None = None,
+    activation: str | None = "auto",
     initial_log_std: float = 0.0,
+    network: Any = None,
 ) -> keras.Model:
-    """Builds actor and critic in one, with the hidden layers in common.
+    """Builds actor and critic as one model with shared hidden layers.
 
     Args: those of `policy_network`.
 
     Returns:
-        A `keras.Model` from `(B, *obs_shape)` to what describes the policy, and to
-        values `(B, 1)`.
+        A `keras.Model` from `(B, *obs_shape)` to the policy's parameters and to values
+        `(B, 1)`.
     """
     checks.check("shared_network", locals(), ACCEPTED)
     head = distribution(action_space, initial_log_std)
-    inputs = x = keras.Input(tuple(obs_shape))
-    for layer in hidden_layers(
-        "shared_network", obs_shape, units, activation, math.sqrt(2)
+    inputs = x = network_input(obs_shape)
+    for layer in _hidden_layers(
+        "shared_network", obs_shape, units, activation, network
     ):
         x = layer(x)
     outputs = keras.layers.Dense(
@@ -537,41 +594,14 @@ def shared_network(
     return keras.Model(inputs, [head(outputs), value], name="actor_critic")
 
 
-def hidden_layers(
-    name: str,
-    obs_shape: Sequence[int],
-    units: Sequence[int],
-    activation: str = "relu",
-    gain: float | None = None,
-) -> list[keras.layers.Layer]:
-    """Returns the hidden layers of an agent's network.
-
-    Args:
-        name: Of the function that is called, for the error.
-        obs_shape: As in `policy_network`.
-        units: Sizes of the hidden layers.
-        activation: Of all of them. Defaults to `"relu"`.
-        gain: Of orthogonal kernels. Defaults to `None`: Glorot's uniform ones.
-
-    Raises:
-        TypeError: If an argument has another type.
-        ValueError: If `obs_shape` is empty.
-    """
-    checks.check("hidden_layers", locals(), ACCEPTED)
-    if not len(obs_shape):
-        raise ValueError(
-            f"{name}: `obs_shape` is (), so observations are single numbers; "
-            "gymnasium.wrappers.FlattenObservation makes vectors of them."
-        )
-
-    def options():
-        kernel = "glorot_uniform" if gain is None else Orthogonal(gain)
-        return {"activation": activation, "kernel_initializer": kernel}
-
-    layers: list[keras.layers.Layer] = []
-    if len(obs_shape) == 3:
-        layers.append(keras.layers.Rescaling(1 / 255))
-        layers.append(keras.layers.Conv2D(16, 3, **options()))
-    if len(obs_shape) > 1:
-        layers.append(keras.layers.Flatten())
-    return layers + [keras.layers.Dense(size, **options()) for size in units]
+def _hidden_layers(name, obs_shape, units, activation, network):
+    """Returns the hidden layers of an actor or critic, with their defaults."""
+    if activation == "auto":
+        by_name = network is not None or not is_shape(obs_shape)
+        # Small images given by shape only keep tanh, as in earlier versions.
+        large = default_units(obs_shape, None, ()) != ()
+        seen = (by_name or large) and has_images(obs_shape, network)
+        activation = "relu" if seen else "tanh"
+    if units is None:
+        units = default_units(obs_shape, network, (64, 64))
+    return hidden_layers(name, obs_shape, units, activation, math.sqrt(2), network)

@@ -1,4 +1,4 @@
-"""Returns and advantages: what an action was worth, from rewards and a critic.
+"""Returns and advantages, computed from rewards and a critic's values.
 
 Shapes: T time steps, N environments.
 """
@@ -35,21 +35,21 @@ def generalized_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Returns how much better things went than the critic had expected.
+    """Returns the advantages: by how much the return exceeds the critic's value.
 
         delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
         A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}
 
-    With lambda = 1, A_t + V(s_t) is the discounted sum of the rewards up to the end of
-    the T steps and the critic's estimate of the rest: the n-step return. With
-    lambda = 0, A_t is the TD error. Only `terminated` takes what is to come from a
-    state: an episode that was truncated would have gone on, from the state s' that
-    it ended in, which isn't the first one of the next episode.
+    With lambda = 1, A_t + V(s_t) is the n-step return: the discounted rewards of the
+    remaining steps of T, plus the critic's value of the last state. With lambda = 0,
+    A_t is the TD error. Only `terminated` makes V(s') 0. A truncated episode would have
+    continued: bootstrap from s', its final state, which isn't the first one of the next
+    episode.
 
     Args:
         reward: r, shape `(T, N)`.
-        value: V(s), of the states acted in, `(T, N)`.
-        next_value: V(s'), of the states that the actions led to, `(T, N)`.
+        value: V(s), values of the states acted in, `(T, N)`.
+        next_value: V(s'), values of the states that the actions led to, `(T, N)`.
         terminated: Booleans `(T, N)`: s' is a final state.
         ended: Booleans `(T, N)`: the episode ended, terminated or truncated.
         gamma: Discount factor.
@@ -68,7 +68,7 @@ def generalized_advantages(
     Reference: Schulman et al., 2015, https://arxiv.org/abs/1506.02438, equation 16.
     """
     checks.check("generalized_advantages", locals(), ACCEPTED)
-    # Alone, it may be given NumPy's arrays, which PyTorch's tensors don't multiply.
+    # NumPy arrays are accepted, too, which can't be multiplied with PyTorch tensors.
     reward, value, next_value = map(ops.convert_to_tensor, (reward, value, next_value))
     not_terminated = 1.0 - ops.cast(terminated, value.dtype)
     same_episode = 1.0 - ops.cast(ended, value.dtype)
@@ -87,20 +87,20 @@ def generalized_advantages(
 def discounted_returns(
     reward: Tensor, ended: Tensor, before: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Adds up the rewards of each episode so far, the older the less.
+    """Returns the sum of each episode's past rewards, discounted by their age.
 
         R_t = r_t + gamma (1 - ended_{t-1}) R_{t-1}
 
-    What the spread of rewards is measured by, where they are to be scaled.
+    Its standard deviation is used to normalize rewards.
 
     Args:
         reward: r, shape `(T, N)`.
         ended: Booleans `(T, N)`: the episode ended with this step.
-        before: R of the step before the first, `(N,)`: 0 in a new episode.
+        before: R before the first step, `(N,)`: 0 in a new episode.
         gamma: Discount factor.
 
     Returns:
-        R, shape `(T, N)`, and what to pass as `before` the next time.
+        R, shape `(T, N)`, and `before` for the next call.
     """
     checks.check("discounted_returns", locals(), ACCEPTED)
 
@@ -114,15 +114,15 @@ def discounted_returns(
 
 
 def explained_variance(value: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
-    """Returns the share of the returns' variance that the critic had foreseen.
+    """Returns the share of the returns' variance that the critic explains.
 
-    1 - Var(returns - value) / Var(returns): 1 for a perfect critic, 0 for one that
-    gives a constant, less for a worse one.
+    1 - Var(returns - value) / Var(returns): 1 for a perfect critic, 0 for a constant
+    one, negative for a worse one.
 
     Args:
         value: V(s), shape `(B,)`.
-        returns: What the critic is to learn, `(B,)`.
-        weight: How much each counts, `(B,)`.
+        returns: R, the critic's targets, `(B,)`.
+        weight: Weight of each, `(B,)`.
     """
     checks.check("explained_variance", locals(), WEIGHTED)
     error = weighted_variance(ops.subtract(returns, value), weight)
@@ -130,7 +130,7 @@ def explained_variance(value: Tensor, returns: Tensor, weight: Tensor) -> Tensor
 
 
 def normalized(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns x with mean 0 and variance 1, as far as the weights count."""
+    """Returns x scaled to weighted mean 0 and weighted variance 1."""
     checks.check("normalized", locals(), WEIGHTED)
     spread = ops.sqrt(weighted_variance(x, weight))
     return ops.subtract(x, weighted_mean(x, weight)) / (spread + 1e-8)
@@ -143,6 +143,6 @@ def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def weighted_variance(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns the mean square around the weighted mean, a scalar."""
+    """Returns the weighted mean square around the weighted mean, a scalar."""
     checks.check("weighted_variance", locals(), WEIGHTED)
     return weighted_mean(ops.square(ops.subtract(x, weighted_mean(x, weight))), weight)
