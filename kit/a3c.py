@@ -1,20 +1,20 @@
-"""Asynchronous advantage actor-critic (A3C): actor-critics that don't wait.
+"""Asynchronous advantage actor-critic (A3C): actor-critic workers that don't wait.
 
-Each worker has an environment and networks of its own. Again and again it
+Each worker has its own environment and networks. In a loop, it
 
     pulls   the shared weights theta into its own, theta'
-    plays   n steps by pi(a | s; theta')
+    plays   n steps with pi(a | s; theta')
     pushes  the gradients of the actor-critic's loss at theta', which are applied to
             theta at once, whatever the other workers are doing
 
-so no worker ever waits for another, as in A2C all wait for the slowest. The price is
-that theta has moved on by the time a gradient arrives: by as many updates as other
-workers pushed in between, the gradient's staleness, which is measured here. The loss is
-that of `kit/actor_critic.py`. Two engines run the same worker: threads of one process,
-and Ray's actors, processes on one machine or many.
+so no worker waits for another, whereas in A2C all wait for the slowest. The price: when
+a gradient arrives, theta has already changed. The number of updates that other workers
+pushed in between is the gradient's staleness, which is measured here. The loss is that
+of `kit/actor_critic.py`. Two engines run the same worker: threads of one process, and
+Ray's actors, processes on one machine or many.
 
-theta travels as one vector, and so does a gradient: one array to copy and to send,
-instead of a dozen small ones. Shapes: T steps of a rollout, P weights.
+Weights and gradients are sent as one vector: one array to copy instead of a dozen small
+ones. Shapes: T steps of a rollout, P weights.
 """
 
 import collections
@@ -24,6 +24,7 @@ import math
 import os
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -54,19 +55,19 @@ ACCEPTED = {
     "seed": checks.SEED,
     "number": checks.COUNT,
 }
-CLOSE_SECONDS = 10.0  # for Ray's workers, to close their environments
+CLOSE_SECONDS = 10.0  # for workers, to end their rollouts and environments
 Pushes = Generator[tuple["Push", int], None, None]
 
 
 @dataclass
 class Push:
-    """What a worker brings from a rollout.
+    """The result of a worker's rollout.
 
     Attributes:
         worker: Number of the worker.
-        version: Number of updates that the weights had seen that it played by.
-        gradients: Of the loss at these weights, `(P,)`.
-        logs: Figures by name.
+        version: Number of updates made to the weights that it played with.
+        gradients: Gradients of the loss at these weights, `(P,)`.
+        logs: Metrics by name.
         episodes: `(return, length)` of the episodes that ended.
     """
 
@@ -81,30 +82,30 @@ class Push:
 class A3C(A2C):
     """Asynchronous advantage actor-critic agent, for discrete and continuous actions.
 
-    Runs differ, even with the same seed: which worker is first is up to the machine.
+    Runs differ, even with the same seed, as the order of the workers' updates does.
 
     Args:
         actor: As in `kit.A2C`.
         critic: As in `kit.A2C`.
         gamma: Discount factor in [0, 1]. Defaults to 0.99.
-        gae_lambda: Lambda of the generalized advantages, in [0, 1]. Defaults to 1,
-            n-step returns.
+        gae_lambda: Lambda of generalized advantage estimation, in [0, 1]. Defaults to
+            1, n-step returns.
         num_steps: T, steps that a worker plays before it pushes. Defaults to 20.
         normalize_advantages: As in `kit.A2C`. Defaults to `False`.
-        ent_coef: Weight of the entropy. Defaults to 0.01.
+        ent_coef: Weight of the entropy bonus. Defaults to 0.01.
         vf_coef: As in `kit.A2C`. Defaults to 0.5.
-        seed: Seed of what each worker draws. Defaults to 0.
+        seed: Seed of the workers' random draws. Defaults to 0.
 
     Attributes:
-        staleness: `collections.Counter` of the last `fit`: how many gradients were
-            applied that many updates late.
-        pushes: The same by worker: how many gradients each of them brought. Workers
-            are numbered from 0; who replaces one that died has a new number.
-        restarts: Number of workers that died in it, and were replaced.
+        staleness: `collections.Counter` of the last `fit`: number of gradients by their
+            staleness, in updates.
+        pushes: `collections.Counter` of the last `fit`: number of gradients by worker.
+            Workers are numbered from 0; a replacement gets a new number.
+        restarts: Number of workers that died in the last `fit` and were replaced.
 
     Raises:
-        TypeError: If a network is no Keras model, or a number isn't one.
-        ValueError: If a network is of another form, or a number is out of its range.
+        TypeError: If a network is no Keras model, or an argument has the wrong type.
+        ValueError: If a network has the wrong form, or a number is out of its range.
 
     Example:
 
@@ -118,9 +119,9 @@ class A3C(A2C):
     ```
 
     Reference: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. As there, workers
-    share the optimizer's statistics. Deviations: updates exclude each other, so none is
-    lost or half done (the paper's are Hogwild!'s); an episode that was truncated is
-    continued by the critic's estimate.
+    share the optimizer's statistics. Deviations: a lock protects updates, so none is
+    lost or half done (the paper's are lock-free, as in Hogwild!); truncated episodes
+    bootstrap from the critic's value of their final observation.
     """
 
     staleness: collections.Counter
@@ -158,25 +159,32 @@ class A3C(A2C):
             seed=seed,
             **kwargs,
         )
-        # Held by whoever reads or changes the shared weights while workers run.
+        # Hold it to read or change the shared weights while workers run.
         self.lock = threading.RLock()
         self._count_anew()
 
     def _count_anew(self):
         self.updates = self.restarts = 0
-        # Not by setattr: Keras would make plain dicts of them.
+        # Not with setattr: Keras would turn them into plain dicts.
         self.__dict__["staleness"] = collections.Counter()
         self.__dict__["pushes"] = collections.Counter()
 
     def compile(self, optimizer: Any = "rmsprop"):  # type: ignore[override]
-        """Sets how to learn.
+        """Configures training.
 
         Args:
-            optimizer: Keras optimizer, or its name; its statistics are shared by all
-                workers. Defaults to RMSprop.
+            optimizer: Keras optimizer, or its name; all workers share its statistics.
+                Defaults to RMSprop.
         """
         super().compile(optimizer)
         release_programs(self, "_apply")
+
+    def schedule(self, *args: Any, **kwargs: Any):
+        """Raises an error: A3C's workers don't fit into one program."""
+        raise ValueError(
+            "A3C: its workers are processes or threads of their own, which don't fit "
+            "into one program. A2C learns by the same losses there."
+        )
 
     def fit(
         self,
@@ -193,35 +201,35 @@ class A3C(A2C):
         seed: int | None = None,
         check_finite: bool = True,
     ) -> keras.callbacks.History:
-        """Plays and learns.
+        """Trains the agent: plays and learns in turns.
 
         An epoch is a reporting interval. Its logs are those of `kit.A2C`, and
-        `staleness`: by how many updates gradients came late, on average. A worker that
-        dies, of an error in its environment or with its process, is replaced, and a
-        `RuntimeWarning` says of what.
+        `staleness`, the gradients' mean staleness in updates. A worker that dies, by an
+        error in its environment or with its process, is replaced, and a
+        `RuntimeWarning` names the cause.
 
         Args:
             env: Function without arguments that makes an environment, one for each
                 worker: `lambda: gymnasium.make("CartPole-v1")`. Vector environments
-                are fine as well.
-            total_timesteps: Number of environment steps that are learned from, all
-                workers together; the last rollout is played to its end.
+                work as well.
+            total_timesteps: Number of environment steps to learn from, all workers
+                together; the last rollout is played to its end.
             num_workers: Number of workers. Defaults to 2.
             engine: `"threads"` of this process, which share one Python interpreter, or
-                `"ray"`: processes, for which the package `ray` is needed, and on each
-                machine `kit` and what `env` uses. Defaults to `"threads"`.
+                `"ray"`: processes, which need the package `ray`, and on each machine
+                `kit` and the packages of `env`. Defaults to `"threads"`.
             address: Address of a running Ray cluster to join. Defaults to `None`: the
-                one that this program has joined already, else one is started on this
-                machine, open to nobody else.
+                cluster that this program has already joined; otherwise a local one is
+                started that accepts no connections from other machines.
             max_restarts: How many workers may die. Defaults to 10.
             steps_per_epoch: Environment steps in an epoch. Defaults to a fiftieth of
                 `total_timesteps`.
-            callbacks: Keras callbacks; a batch is a push to them. Nobody pushes
-                while they run.
+            callbacks: Keras callbacks; one batch is one push. No worker pushes while
+                they run.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environments. Defaults to one that the agent draws,
-                another one in each call.
+            seed: Seed of the environments. Defaults to a new one in each call, from the
+                agent's generator.
             check_finite: Whether to stop at the first loss that isn't finite, with the
                 last good weights. Defaults to `True`.
 
@@ -229,12 +237,12 @@ class A3C(A2C):
             The `History` of the epochs' logs.
 
         Raises:
-            TypeError: If `env` isn't a function that makes one of Gymnasium's, or a
-                number isn't one.
+            TypeError: If `env` isn't a function that makes a Gymnasium environment, or
+                an argument has the wrong type.
             ValueError: If the spaces don't fit the networks, `compile` wasn't called,
                 or an argument is out of its range.
             ImportError: If `engine` is `"ray"` and Ray isn't installed.
-            RuntimeError: If more workers die than may.
+            RuntimeError: If more than `max_restarts` workers die.
         """
         self._check_fit(env, num_workers, engine, address, max_restarts)
         num_envs = self._try_env(env)
@@ -258,17 +266,23 @@ class A3C(A2C):
         self._count_anew()
         run = _run_threads if engine == "threads" else _run_ray
         seed = self.env_seed(seed)
-        # Closed, workers end, also where an error or Ctrl-C ends this.
+        # Closing ends the workers, also after an error or Ctrl-C.
         with closing(run(self, env, num_workers, seed, address)) as pushes:
             for turn in self._undisturbed(progress):
-                push, turn.logs["staleness"] = next(pushes)
+                tally.called = time.monotonic()
+                try:
+                    push, turn.logs["staleness"] = next(pushes)
+                except RuntimeError:  # too many workers died
+                    tally.on_error()
+                    raise
+                tally.called = None
                 turn.logs.update(push.logs)
                 tally.episodes += push.episodes
                 tally.pushes += 1
         return self.history
 
     def _undisturbed(self, progress):
-        """Goes through the turns; no weights change while callbacks run."""
+        """Iterates over the turns; no weights change while callbacks run."""
         while True:
             with self.lock:
                 turn = next(progress, None)
@@ -278,15 +292,15 @@ class A3C(A2C):
             yield turn
 
     def for_workers(self, make_env: Callable[[], Any], seed: int) -> Any:
-        """Returns the arguments of `Worker`, but for its number."""
-        # The next `fit` has other draws.
+        """Returns the arguments of `Worker`, except its number."""
+        # A new seed, so that the next `fit` makes other draws.
         config = {**self.get_config(), "seed": self.env_seed(None)}
         return (type(self), config, self.get_weights(), make_env, seed)
 
-    # --- What workers ask of the shared agent ---------------------------------
+    # --- The shared agent's interface for workers -----------------------------
 
     def pull(self) -> tuple[int, np.ndarray]:
-        """Returns how many updates the shared weights have seen, and them, `(P,)`."""
+        """Returns the number of updates so far, and the shared weights, `(P,)`."""
         with self.lock:
             return self.updates, ops.convert_to_numpy(self._weights())
 
@@ -294,7 +308,7 @@ class A3C(A2C):
         """Applies a worker's gradients at once.
 
         Returns:
-            Their staleness; `None` if training is over, and they were not applied.
+            Their staleness; `None` if training is over and they weren't applied.
         """
         with self.lock:
             if self.updates >= self.max_updates:
@@ -316,10 +330,10 @@ class A3C(A2C):
         apply_gradients(_to_arrays(gradients, variables), variables, self.optimizer)
 
     def replace(self, error: BaseException) -> None:
-        """Counts a worker that died, which is to be replaced.
+        """Counts a worker that died and warns; the caller replaces it.
 
         Raises:
-            RuntimeError: If too many did.
+            RuntimeError: If too many workers died.
         """
         self.restarts += 1
         if self.restarts > self.max_restarts:
@@ -361,7 +375,10 @@ class A3C(A2C):
             _import_ray()
 
     def _try_env(self, make_env):
-        """Makes an environment for a moment; returns how many it consists of."""
+        """Tries `make_env` and closes what it makes; returns the environments' number.
+
+        Raises an error if `make_env` or its environments aren't suitable.
+        """
         envs, another = Environments(make_env()), make_env()
         try:
             if another is envs.env:
@@ -380,20 +397,20 @@ class A3C(A2C):
         """Returns the constructor's arguments, for saving."""
         config = super().get_config()
         for name in ("normalize_observations", "normalize_rewards"):
-            del config[name]  # each worker would have statistics of its own
+            del config[name]  # not supported: each worker would have its own statistics
         return config
 
 
 class Worker:
-    """An environment, and networks of its own to play and to differentiate by.
+    """A worker: an environment, and its own networks to play and compute gradients.
 
     Args:
         kind: Class of the shared agent.
-        config: What the shared agent's `get_config` returned.
-        weights: What its `get_weights` returned: also those that aren't trained.
+        config: The result of the shared agent's `get_config`.
+        weights: The result of its `get_weights`, non-trainable ones included.
         make_env: Function that makes the environment.
-        seed: Seed of the environments of all workers.
-        number: Which worker it is: no two see or draw the same.
+        seed: Seed from which each worker's environment seed is derived.
+        number: The worker's number. Each number has its own draws.
     """
 
     def __init__(
@@ -407,7 +424,7 @@ class Worker:
     ):
         checks.check(self, locals(), ACCEPTED)
         self.number = number
-        config = copy.deepcopy(config)  # Keras may take it apart; others need it too
+        config = copy.deepcopy(config)  # Keras may modify it; other workers need it too
         config["seed"] = _nth_seed(config["seed"], number)
         self.agent = kind.from_config(config)
         self.agent.set_weights(weights)
@@ -417,26 +434,26 @@ class Worker:
         )
 
     def get_ready(self) -> None:
-        """Compiles, by a rollout that nobody learns from.
+        """Compiles, with a rollout whose gradients aren't used.
 
-        Weights that were pulled before it would grow old meanwhile.
+        They would be stale, as compilation takes long.
         """
         self.play(self.agent.numbers(), *self.agent.pull())
 
     def play(self, numbers: np.ndarray, version: int, weights: np.ndarray) -> Push:
-        """Plays a rollout by the weights, and returns what is to be pushed.
+        """Plays a rollout with these weights; returns the result to push.
 
         Args:
             numbers: The shared agent's `numbers`, which callbacks may change.
-            version: What its `pull` returned first.
-            weights: What it returned second.
+            version: The first result of the shared agent's `pull`.
+            weights: The second result of its `pull`.
         """
         # Algorithm S3 of the paper.
-        # 1. Make the own weights theta' those that were pulled.
+        # 1. Set the own weights theta' to the pulled ones.
         self._load(weights)
-        # 2. Play T steps by pi(a | s; theta').
+        # 2. Play T steps with pi(a | s; theta').
         rollout = self.rollouts.play()
-        # 3. Find the gradients at theta'; `push` applies them to theta.
+        # 3. Compute the gradients at theta'; `push` applies them to theta.
         gradients, logs = map(
             ops.convert_to_numpy, self._differentiate(rollout, numbers)
         )
@@ -459,10 +476,10 @@ class Worker:
 
     @compiled
     def _differentiate(self, rollout, numbers):
-        """Returns the gradients (P,), and the figures that `LOGS` names."""
+        """Returns the gradients (P,), and the metrics that `LOGS` names."""
         agent = self.agent
         with agent.using(numbers):
-            # As in A2C; but nothing is normalized, and no weight changes here.
+            # As in A2C, but without normalization, and without changing weights.
             _, value, next_value = agent.apply_to_rollout(rollout)
             batch = prepare_batch(
                 rollout, value, next_value, agent.gamma, agent.gae_lambda
@@ -482,12 +499,12 @@ def _nth_seed(seed, number):
 
 
 def _to_vector(arrays):
-    """Arrays of any shapes as one vector (P,)."""
+    """Concatenates arrays of any shapes into one vector (P,)."""
     return ops.concatenate([ops.reshape(array, (-1,)) for array in arrays])
 
 
 def _to_arrays(vector, variables):
-    """Takes a vector (P,) apart, in the variables' shapes."""
+    """Splits a vector (P,) into arrays of the variables' shapes."""
     sizes = [math.prod(variable.shape) for variable in variables]
     ends = itertools.accumulate(sizes)
     return [
@@ -497,11 +514,11 @@ def _to_arrays(vector, variables):
 
 
 # --- Engines ----------------------------------------------------------------
-# Each runs workers until it is closed, and yields what they pushed, with its staleness.
+# Each runs workers until it is closed, and yields their pushes, with the staleness.
 
 
 def _run_threads(agent, make_env, num_workers, seed, address) -> Pushes:
-    """Runs workers in threads of this process; each pushes by itself."""
+    """Runs workers in threads of this process, which push by themselves."""
     results: queue.Queue = queue.Queue()
     arguments: tuple[Any, Any, Any, Any, int] = agent.for_workers(make_env, seed)
 
@@ -514,7 +531,7 @@ def _run_threads(agent, make_env, num_workers, seed, address) -> Pushes:
                     if (late := agent.push(push)) is None:
                         return
                     results.put((push, late))
-        except BaseException as error:  # whatever it is, the others go on
+        except BaseException as error:  # whatever it is, the others continue
             results.put(error)
 
     threads: list[threading.Thread] = []
@@ -535,13 +552,22 @@ def _run_threads(agent, make_env, num_workers, seed, address) -> Pushes:
             else:
                 yield result
     finally:
-        agent.max_updates = 0  # their next push ends them
+        agent.max_updates = 0  # ends each worker at its next push
+        patience = time.monotonic() + CLOSE_SECONDS
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, patience - time.monotonic()))
+        if hanging := sum(thread.is_alive() for thread in threads):
+            warnings.warn(
+                f"A3C: {hanging} of {len(threads)} workers didn't end within "
+                f"{CLOSE_SECONDS:.0f} s of the last update: their environments don't "
+                "answer. They aren't killed, but can't change weights any more.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
-    """Runs workers in processes of Ray's; pushes for them what they bring."""
+    """Runs workers in Ray's processes; this process pushes their results."""
     ray = _import_ray()
     if started := address is not None or not ray.is_initialized():
         if address is None:
@@ -549,18 +575,18 @@ def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
         else:
             ray.init(address=address)
     environment = {"KERAS_BACKEND": keras.backend.backend()}
-    # Where a cluster has fewer processors, workers share them: all of them play.
+    # num_cpus=0: if the cluster has fewer processors, workers share them.
     remote = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(Worker)
     arguments = agent.for_workers(make_env, seed)
     numbers = itertools.count()
-    playing: dict[Any, Any] = {}  # what is to come, and who is to bring it
+    playing: dict[Any, Any] = {}  # pending results and their workers
 
     def start():
         worker = remote.remote(*arguments, next(numbers))
         playing[worker.get_ready.remote()] = worker
 
     def close(workers):
-        """Closes environments after the rollouts under way; what hangs is ended."""
+        """Closes environments after the current rollouts; kills workers that hang."""
         try:
             closed = [worker.close.remote() for worker in workers]
             if closed:
@@ -596,16 +622,16 @@ def _run_ray(agent, make_env, num_workers, seed, address) -> Pushes:
 
 
 def _start_ray(ray, num_cpus):
-    """Starts Ray on this machine, where nobody else can reach it."""
+    """Starts Ray on this machine, closed to other machines."""
     from ray._private import ray_constants  # the only way, see below
 
-    # Ray listens to the network wherever it could be part of a cluster, even where
-    # it is told to use 127.0.0.1: it looks up a reachable address instead.
+    # With clusters enabled, Ray listens to the network even if told to use 127.0.0.1:
+    # it looks up a reachable address instead.
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         with warnings.catch_warnings():
-            # JAX' warning: what Ray forks becomes another program at once.
+            # JAX warns of forks; Ray's forked processes exec another program at once.
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             ray.init(
                 address="local",
@@ -630,7 +656,7 @@ def _import_ray():
 
 
 class _Counts:
-    """What the shared agent has counted, as a part of a backup."""
+    """The shared agent's counts, as a part of a backup."""
 
     names = ("updates", "restarts", "staleness", "pushes")
 
@@ -643,31 +669,38 @@ class _Counts:
         return {name: getattr(self.agent, name) for name in self.names}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from the counts of `get_state`."""
+        """Continues from the counts of `get_state`."""
         self.agent.updates, self.agent.restarts = state["updates"], state["restarts"]
         self.agent.staleness.update(state["staleness"])
         self.agent.pushes.update(state["pushes"])
-        # Gradients that were applied, and whose push nobody had reported yet, count no
-        # more: each turn to come waits for a push.
+        # Don't count gradients that were applied but not yet reported: each remaining
+        # turn waits for a push.
         self.agent.max_updates += self.agent.updates - self.tally.pushes
 
 
 class _Tally:
-    """What `turns` asks of environments, for those of all workers."""
+    """The interface that `turns` needs of environments, for those of all workers."""
 
     def __init__(self, num_envs: int):
         self.num_envs = num_envs
         self.check_finite = True
-        self.pushes = 0  # that were reported
+        self.on_error: Callable[[], None] = lambda: None
+        self.called: float | None = None  # when waiting for a push began
+        self.pushes = 0  # reported ones
         self.episodes: list[tuple[float, int]] = []
 
+    def describe_call(self) -> str:
+        """Returns a description of the call that is being waited for."""
+        compiles = "" if self.pushes else " (or is still compiling)"
+        return f"A3C, after {self.pushes:,} updates: a worker{compiles}"
+
     def record(self) -> None:
-        """Does nothing: workers' environments begin anew."""
+        """Does nothing: after a backup, workers' environments start anew."""
 
     def get_state(self) -> dict[str, Any]:
-        """Returns pushes, and episodes that weren't reported yet, for a backup."""
+        """Returns the pushes and the unreported episodes, for a backup."""
         return {"pushes": self.pushes, "episodes": self.episodes}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from what `get_state` returned."""
+        """Continues from the result of `get_state`."""
         self.pushes, self.episodes = state["pushes"], state["episodes"]

@@ -1,13 +1,14 @@
-"""Advantage actor-critic (A2C): the critic says how good an action was.
+"""Advantage actor-critic (A2C): a policy gradient with a critic as its baseline.
 
-A policy gradient makes actions likelier that went better than expected. What was to be
-expected, the critic V says; how it went, n steps of rewards and its estimate of the
-rest. With the advantage A = R - V(s),
+The policy gradient makes actions more probable that went better than expected. The
+critic V(s) predicts the return. R is n rewards plus V of the last state. The advantage
+is the difference, A = R - V(s):
 
     actor loss    -log pi(a | s) A - ent_coef H(pi(. | s))
     critic loss   (R - V(s))^2 / 2
 
-each in expectation over what the policy itself just did. Shapes: T steps, N
+Both are averaged over data that the current policy has just collected. Training
+alternates between playing and learning; one round of both is a turn. Shapes: T steps, N
 environments, B = T N transitions of a rollout.
 """
 
@@ -21,7 +22,8 @@ from kit import checks
 from kit.backend import minimize, release_programs
 from kit.backups import Values
 from kit.rl.agent import compiled_with_numbers
-from kit.rl.environments import Environments
+from kit.rl.functional import FunctionalEnv
+from kit.rl.fused import train
 from kit.rl.on_policy import OnPolicy, flat_values
 from kit.rl.returns import explained_variance, normalized, weighted_mean
 from kit.rl.rollouts import Rollouts, prepare_batch
@@ -38,11 +40,11 @@ ACCEPTED = {
 
 
 def policy_gradient_loss(log_prob, advantage):
-    """Returns -log pi(a | s) A, whose gradient is the policy gradient's negative.
+    """Returns -log pi(a | s) A, whose gradient is the negative policy gradient.
 
     Args:
         log_prob: log pi(a | s), shape (B,).
-        advantage: A, (B,): numbers, not a function of the weights.
+        advantage: A, (B,): constants, not a function of the weights.
 
     Returns:
         The losses, shape (B,).
@@ -61,35 +63,36 @@ def value_loss(value, returns):
 class A2C(OnPolicy):
     """Advantage actor-critic agent, for discrete and continuous actions.
 
-    In turns, it plays `num_steps` steps in each environment, then makes one gradient
-    step on all of them.
+    In each turn, it plays `num_steps` steps in each environment, then makes one
+    gradient step on all of them.
 
     Args:
         actor: Built model from observations `(B, ...)` to a policy, which ends in a
-            layer of `kit.policies`; `kit.policy_network` makes one. Or a model with
-            two outputs, of which the second are the values `(B, 1)`
-            (`kit.shared_network`).
+            layer of `kit.policies`; `kit.policy_network` builds one. Or a model with
+            two outputs, the policy and the values `(B, 1)` (`kit.shared_network`).
         critic: Built model from observations to values `(B, 1)`
             (`kit.value_network`). Defaults to `None`: `actor` has both outputs.
         gamma: Discount factor in [0, 1]. Defaults to 0.99.
-        gae_lambda: Lambda of the generalized advantages, in [0, 1]. Defaults to 1,
-            n-step returns.
+        gae_lambda: Lambda of generalized advantage estimation, in [0, 1]. Defaults to
+            1, n-step returns.
         num_steps: T, steps of each environment in a turn. Defaults to 5.
-        normalize_advantages: Whether advantages are brought to mean 0, variance 1 in
-            each turn. Defaults to `False`.
-        ent_coef: Weight of the entropy. Defaults to 0.
+        normalize_advantages: Whether to scale advantages to mean 0, variance 1 in each
+            turn. Defaults to `False`.
+        ent_coef: Weight of the entropy bonus. Defaults to 0.
         vf_coef: Weight of the critic's loss, half the squared error. It has no effect
-            if the critic has an optimizer of its own. Stable-Baselines3's loss has no
-            half: double its values and those of RL Baselines3 Zoo. Defaults to 0.5.
-        normalize_observations: Whether to bring observations to mean 0 and variance 1,
-            by running statistics that are saved with the agent. Defaults to `False`.
+            if the critic has its own optimizer. Stable-Baselines3's loss has no half:
+            double its values and those of RL Baselines3 Zoo. Defaults to 0.5.
+        normalize_observations: Whether to scale observations to mean 0 and variance 1,
+            with running statistics that are saved with the agent. Observations that a
+            network of `kit.policy_network` scales or encodes itself, such as images
+            and categories, are left alone. Defaults to `False`.
         normalize_rewards: Whether to divide rewards by the running standard deviation
             of discounted returns. Defaults to `False`.
-        seed: Seed of actions, the same draws on every backend. Defaults to 0.
+        seed: Seed of actions; every backend makes the same draws. Defaults to 0.
 
     Raises:
-        TypeError: If a network is no Keras model, or a number isn't one.
-        ValueError: If a network is of another form, or a number is out of its range.
+        TypeError: If a network is no Keras model, or an argument has the wrong type.
+        ValueError: If a network has the wrong form, or a number is out of its range.
 
     Example:
 
@@ -106,8 +109,8 @@ class A2C(OnPolicy):
     ```
 
     Reference: Mnih et al., 2016, https://arxiv.org/abs/1602.01783, whose A3C does this
-    without waiting for all environments. Deviation: an episode that was truncated is
-    continued by the critic's estimate of the state that it ended in.
+    without waiting for all environments. Deviation: truncated episodes bootstrap from
+    the critic's value of their final observation.
     """
 
     def __init__(
@@ -142,19 +145,19 @@ class A2C(OnPolicy):
         )
 
     def compile(self, optimizer: Any = "rmsprop", critic_optimizer: Any = None):
-        """Sets how to learn.
+        """Configures training.
 
         Args:
             optimizer: Keras optimizer, or its name. Keras' RMSprop adds `epsilon` under
                 the square root. PyTorch's, which Stable-Baselines3's A2C uses, adds it
                 to the root: `eps=1e-5` there is about `epsilon=1e-10` here. Defaults to
                 RMSprop.
-            critic_optimizer: Another one for the critic, which `optimizer` then
-                leaves alone. Defaults to `None`: one for both.
+            critic_optimizer: Separate optimizer for the critic; `optimizer` then
+                updates the actor only. Defaults to `None`: one for both.
 
         Raises:
-            ValueError: If there is no `critic` of its own to optimize, or both are the
-                same object.
+            ValueError: If there is no separate `critic` to optimize, or both optimizers
+                are the same object.
         """
         name = type(self).__name__
         super().compile(optimizer=optimizer)
@@ -174,7 +177,7 @@ class A2C(OnPolicy):
             self.optimizer.build(self.actor.trainable_variables)
             self.critic_optimizer.build(self.critic.trainable_variables)
         # Programs hold the optimizers that they were compiled with.
-        release_programs(self, "_learn")
+        release_programs(self, "_learn", "_play_and_learn")
 
     def get_compile_config(self):
         """Returns the arguments of `compile`, for saving; `None` before it."""
@@ -195,7 +198,7 @@ class A2C(OnPolicy):
         seed: int | None = None,
         check_finite: bool = True,
     ) -> keras.callbacks.History:
-        """Plays and learns.
+        """Trains the agent: plays and learns in turns.
 
         An epoch is a reporting interval. Its logs: `return` and `length` (means of the
         episodes that ended in it, NaN if none), `policy_loss`, `value_loss`, `entropy`
@@ -203,17 +206,20 @@ class A2C(OnPolicy):
         `steps_per_second`, `timesteps`.
 
         Args:
-            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with a `Box`
-                observation space, and the actions that the actor was made for.
+            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with the observation
+                and action space of the networks. Or environments in `keras.ops`
+                (`kit.rl.functional.FunctionalEnv`): then playing and learning are one
+                compiled program, each call of it is a turn of several updates, and
+                `total_timesteps` is rounded up to whole calls.
             total_timesteps: Number of environment steps, all environments together;
                 the last turn is played to its end.
             steps_per_epoch: Environment steps in an epoch, rounded to turns.
                 Defaults to a fiftieth of `total_timesteps`.
-            callbacks: Keras callbacks; a batch is a turn to them.
+            callbacks: Keras callbacks; one batch is one turn.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environment. Defaults to one that the agent draws,
-                another one in each call.
+            seed: Seed of the environment. Defaults to a new one in each call, from the
+                agent's generator.
             check_finite: Whether to stop at the first loss that isn't finite, with the
                 last good weights. Defaults to `True`.
 
@@ -221,55 +227,61 @@ class A2C(OnPolicy):
             The `History` of the epochs' logs.
 
         Raises:
-            TypeError: If `env` isn't one of Gymnasium's.
+            TypeError: If `env` is neither a Gymnasium environment nor a FunctionalEnv.
             ValueError: If the spaces don't fit the networks, `compile` wasn't called,
                 or a number is not positive.
         """
-        envs = Environments(env)
-        self.check_spaces(envs)
-        self.check_compiled()
-        self.check_normalization(self.num_steps * envs.num_envs)
+        options: dict[str, Any] = {
+            "steps_per_epoch": steps_per_epoch,
+            "callbacks": callbacks,
+            "verbose": verbose,
+            "check_finite": check_finite,
+        }
+        envs = self.checked(env)
+        if isinstance(envs, FunctionalEnv):
+            return train(self, envs, total_timesteps, seed, **options)
         parts: dict[str, Any] = {"envs": envs}
         progress = turns(
             self,
             envs,
             total_timesteps,
             self.num_steps,
-            LOGS,
+            self.log_names,
             whole_turns=True,
-            steps_per_epoch=steps_per_epoch,
-            callbacks=callbacks,
-            verbose=verbose,
-            check_finite=check_finite,
             parts=parts,
+            **options,
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
-        # Of the rewards so far, by which rewards are normalized.
+        # Running discounted returns, whose spread normalizes rewards.
         parts["rewards"] = rewards = Values(discounted=ops.zeros((envs.num_envs,)))
         for turn in progress:
-            # 1. Play T steps in each environment by the policy as it is.
+            # 1. Play T steps in each environment with the current policy.
             rollout = rollouts.play()
             # 2. Make one gradient step on all of them.
             logs, rewards.discounted = self._learn(rollout, rewards.discounted)
             turn.logs.update(logs)
         return self.history
 
+    def checked(self, env):
+        """Checks `fit`'s environments and returns them."""
+        envs = super().checked(env)
+        self.check_normalization(self.num_steps * envs.num_envs)
+        return envs
+
     def finalize_optimizers(self):
-        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
+        """Finalizes the weights after training (`use_ema`), as Keras' `fit` does."""
         if self.critic_optimizer is None:
             super().finalize_optimizers()
             return
         self.optimizer.finalize_variable_values(self.actor.trainable_variables)
         self.critic_optimizer.finalize_variable_values(self.critic.trainable_variables)
 
-    @compiled_with_numbers
-    def _learn(self, rollout, discounted):
+    def update(self, rollout, discounted):
         """Makes one gradient step on a rollout, arrays (T, N, ...)."""
-        # 2.1 Observations and rewards, in the units that the networks learn in.
+        # 2.1 Normalize observations and rewards.
         played, discounted = self.normalize_rollout(rollout, discounted)
 
-        # 2.2 Returns R, of n steps and the critic's estimate of the rest, and
-        # advantages R - V(s).
+        # 2.2 Returns R (n rewards plus V of the last state), and advantages R - V(s).
         _, value, next_value = self.apply_to_rollout(played)
         batch = prepare_batch(played, value, next_value, self.gamma, self.gae_lambda)
 
@@ -283,15 +295,17 @@ class A2C(OnPolicy):
             variables = self.critic.trainable_variables
             minimize(lambda: self._critic_loss(batch), variables, self.critic_optimizer)
 
-        # 2.4 What to report, and to remember of the observations.
+        # 2.4 Logs, and the running statistics of observations.
         logs["explained_variance"] = explained_variance(
             batch["value"], batch["returns"], batch["valid_mask"]
         )
         self.update_statistics(rollout)
         return logs, discounted
 
+    _learn = compiled_with_numbers(update)
+
     def loss_and_logs(self, batch):
-        """Returns the loss of actor and critic, and the logs."""
+        """Returns the summed loss of actor and critic, and the logs."""
         valid_mask, advantage = batch["valid_mask"], batch["advantage"]
         if self.normalize_advantages:
             advantage = normalized(advantage, valid_mask)
@@ -311,6 +325,6 @@ class A2C(OnPolicy):
         return loss, logs
 
     def _critic_loss(self, batch):
-        """Returns the loss of a critic with an optimizer of its own."""
+        """Returns the loss of a critic that has its own optimizer."""
         value = flat_values(self.critic(batch["obs"], training=True))
         return weighted_mean(value_loss(value, batch["returns"]), batch["valid_mask"])

@@ -1,16 +1,16 @@
-"""Backups of a training: everything that is needed to go on exactly where it was.
+"""Backups of a training: its complete state, to continue exactly where it stopped.
 
-`kit.BackupAndRestore` in `kit/callbacks.py` is what users pass to `fit`. This file has
-the two parts it is made of:
+Users pass `kit.BackupAndRestore` of `kit/callbacks.py` to `fit`. This file has the two
+parts that it consists of:
 
-- `Backups`, a folder of backups. Each is a folder of its own that is written beside,
-  flushed to disk, and renamed, so a process may be killed at any moment. Each file has
-  a checksum; a damaged backup is passed over, and the one before it is taken.
-- `Session`, the backups of one `fit`: the training loop gives it the parts that have a
-  state, and calls it between two steps.
+- `Backups`, a folder of backups. Each backup is a subfolder that is written under
+  another name, flushed to disk, and renamed, so that a process may be killed at any
+  moment. Each file has a checksum; if a backup is damaged, the one before is used.
+- `Session`, the backups of one `fit`. The training loop passes it all parts that have a
+  state, and calls it between steps.
 
-A state is made of dicts, lists, tuples, numbers, strings and NumPy arrays. It is stored
-as JSON and `.npz` files. Nothing is pickled, hence nothing in a backup is executed.
+A state consists of dicts, lists, tuples, numbers, strings and NumPy arrays. It is
+stored as JSON and `.npz` files. Nothing is pickled, so nothing in a backup is executed.
 """
 
 import collections
@@ -40,10 +40,9 @@ from keras.src.random import seed_generator
 
 from kit.files import replacing
 
-FORMAT = 1  # of the files; another one is refused
+FORMAT = 1  # of the files; other formats raise an error
 KEPT = 2  # backups in a folder
-# Of the time between two backups, what one may take at most. A slow disk is written
-# to less often.
+# Largest share of the time that backups may take: on slow disks they are rarer.
 MAX_SHARE = 0.02
 
 
@@ -51,14 +50,14 @@ class Part(Protocol):
     """A part of a training that has a state."""
 
     def get_state(self) -> Any:
-        """Returns the state, as `Backups` can store it."""
+        """Returns the state, in a form that `Backups` can store."""
 
     def set_state(self, state: Any) -> None:
-        """Takes over what `get_state` returned."""
+        """Restores the result of `get_state`."""
 
 
 class GrowingPart(Part, Protocol):
-    """A part that is too large to be written each time: only what is new is.
+    """A part that is too large to be written each time: only new rows are written.
 
     Attributes:
         num_bytes: Its size when it is full.
@@ -67,30 +66,30 @@ class GrowingPart(Part, Protocol):
     num_bytes: int
 
     def mark(self) -> list[int]:
-        """Returns how far it has come."""
+        """Returns the current position."""
 
     def rows_since(self, mark: list[int] | None) -> dict[str, np.ndarray]:
-        """Returns what was added since `mark`, all of it if that is `None`."""
+        """Returns the rows added since `mark`; all rows if it is `None`."""
 
     def add_rows(self, rows: dict[str, np.ndarray]) -> None:
-        """Takes over what `rows_since` returned, the oldest first."""
+        """Adds rows from `rows_since`, the oldest first."""
 
     def holds(self, mark: list[int]) -> bool:
-        """Whether something is left that was added before `mark`."""
+        """Whether it still has rows that were added before `mark`."""
 
 
 class DamagedError(Exception):
-    """A backup is not what was written."""
+    """A backup's files differ from what was written."""
 
 
 # --- Files ------------------------------------------------------------------------
 
 
 class Backups:
-    """A folder of backups, of which the newest two are kept.
+    """A folder with the newest two backups.
 
     Args:
-        folder: Path, made with the first backup. Nothing else belongs in it.
+        folder: Path, created with the first backup. It must contain nothing else.
     """
 
     def __init__(self, folder: str | Path):
@@ -104,12 +103,12 @@ class Backups:
         state: Mapping[str, Any],
         growing: Mapping[str, GrowingPart],
     ) -> None:
-        """Writes a backup. Whatever happens meanwhile, the one before it stays.
+        """Writes a backup. Until it is complete, the one before stays intact.
 
         Args:
-            identity: What must be the same for whoever restores it, by name.
-            state: What `load` returns.
-            growing: Parts of which only what is new is written, by name.
+            identity: Values by name that must be equal when the backup is restored.
+            state: The state that `load` returns.
+            growing: Parts by name, of which only new rows are written.
 
         Raises:
             OSError: If it can't be written.
@@ -140,17 +139,17 @@ class Backups:
     def load(
         self, identity: Mapping[str, Any], growing: Mapping[str, GrowingPart]
     ) -> dict[str, Any] | None:
-        """Returns the state of the newest backup that is whole, or `None`.
+        """Returns the state of the newest undamaged backup, or `None`.
 
-        The rows of growing parts are read and checked, too, and added to them.
+        The rows of growing parts are also read and checked, and added to them.
 
         Args:
             identity: As given to `save`.
             growing: As given to `save`.
 
         Raises:
-            ValueError: If the backup is of something else, or all are damaged. Nothing
-                was changed.
+            ValueError: If the backup is of another training, or all are damaged.
+                Nothing is changed then.
         """
         damaged = []
         for path in sorted(self._paths(), key=_number, reverse=True):
@@ -166,8 +165,8 @@ class Backups:
             }
             if damaged:
                 warnings.warn(
-                    f"BackupAndRestore: passed over what is damaged, "
-                    f"{', '.join(damaged)}; going on from {path}.",
+                    f"BackupAndRestore: skipped damaged backups, "
+                    f"{', '.join(damaged)}; continuing from {path}.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -178,8 +177,8 @@ class Backups:
             return state
         if damaged:
             raise ValueError(
-                f"BackupAndRestore: no backup is whole: {', '.join(damaged)}. Delete "
-                f"{self.folder} to begin anew."
+                f"BackupAndRestore: all backups are damaged: {', '.join(damaged)}. "
+                f"Delete {self.folder} to start anew."
             )
         return None
 
@@ -193,8 +192,8 @@ class Backups:
         return [path for path in found if re.fullmatch(r"backup-\d+", path.name)]
 
     def _save_segments(self, name, part):
-        """Writes what is new, and returns what the part consists of now."""
-        # Rows that have been overwritten since needn't be read again.
+        """Writes the new rows, and returns the part's current segments."""
+        # Drop segments whose rows have all been overwritten since.
         segments = [x for x in self._segments.get(name, []) if part.holds(x["end"])]
         since = segments[-1]["end"] if segments else None
         end = part.mark()
@@ -207,7 +206,7 @@ class Backups:
         return [*segments, new]
 
     def _read(self, path):
-        """Returns manifest and state of a backup whose files are all whole."""
+        """Returns the manifest and state of a backup, after a check of all files."""
         try:
             manifest = _read_manifest(path)
             if manifest["format"] != FORMAT:
@@ -235,7 +234,7 @@ class Backups:
             return dict(rows)
 
     def _tidy(self):
-        """Deletes what no kept backup needs, and what a killed process left."""
+        """Deletes files that no kept backup needs, or that a killed process left."""
         paths = sorted(self._paths(), key=_number)
         for path in paths[:-KEPT]:
             shutil.rmtree(path, ignore_errors=True)
@@ -253,7 +252,7 @@ class Backups:
 
 
 def _read_manifest(path):
-    """Returns a backup's manifest, if it is what was written."""
+    """Returns a backup's manifest, after a check of its checksum."""
     outer = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     if _sha256(outer["manifest"].encode()) != outer["sha256"]:
         raise DamagedError("manifest.json isn't what was written")
@@ -274,7 +273,7 @@ def _checksum(path):
 
 
 def _as_json(identity):
-    """Returns what JSON makes of it: a list of a tuple, an integer of NumPy's."""
+    """Returns `identity` as JSON reads it: tuples as lists, NumPy's numbers plain."""
     return json.loads(json.dumps(dict(identity), default=lambda x: x.item()))
 
 
@@ -285,14 +284,14 @@ def _check_identity(path, manifest, identity):
         if there.get(name) != here[name]:
             raise ValueError(
                 f"BackupAndRestore: {path} is of another training: `{name}` was "
-                f"{there.get(name)!r}, and is {here.get(name)!r} now. Go on as it "
-                f"began, choose another folder, or delete {path.parent} to begin anew."
+                f"{there.get(name)!r}, and is {here.get(name)!r} now. Use its old "
+                f"value, choose another folder, or delete {path.parent} to start anew."
             )
 
 
 def _pack(value, arrays):
-    """Returns what JSON can hold; arrays go into `arrays`."""
-    # First, as np.float64 is a float, and np.str_ a string.
+    """Returns a form that JSON can represent; arrays go into `arrays`."""
+    # Check this first, as np.float64 is also a float, and np.str_ also a str.
     if isinstance(value, np.ndarray | np.generic):
         kind = "array" if isinstance(value, np.ndarray) else "scalar"
         return _pack_array(value, arrays, kind)
@@ -323,7 +322,7 @@ def _pack_array(value, arrays, kind):
 
 
 def _unpack(packed, arrays):
-    """Returns what `_pack` was given."""
+    """Returns the value that `_pack` packed."""
     if not isinstance(packed, dict):
         return packed
     kind = packed["kind"]
@@ -347,7 +346,7 @@ def _unpack(packed, arrays):
 
 
 class ModelState:
-    """A model's variables, its metrics' and optimizers', and whether it is to stop."""
+    """The variables of a model, its metrics and optimizers, and `stop_training`."""
 
     def __init__(self, model: keras.Model):
         self.model = model
@@ -362,12 +361,12 @@ class ModelState:
         return list({id(v): v for v in found}.values())
 
     def get_state(self):
-        """Returns the values, and what they are of."""
+        """Returns the values, each with its variable's shape and dtype."""
         values = [(_describe(v), _to_numpy(v)) for v in self.variables()]
         return {"variables": values, "stop_training": self.model.stop_training}
 
     def check_state(self, state):
-        """Raises a `ValueError` if a state is of other variables."""
+        """Raises a `ValueError` if a state doesn't fit the variables."""
         variables, values = self.variables(), state["variables"]
         here, there = map(_describe, variables), [tuple(x) for x, _ in values]
         for new, old in zip(here, there, strict=False):
@@ -392,17 +391,17 @@ class ModelState:
 
 
 def _describe(variable):
-    # Not by name: those that Keras makes up hang on what was made before.
+    # Not by name: Keras' automatic names depend on the objects created before.
     return (tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype))
 
 
 def _to_numpy(variable):
-    # A copy: a backend may hand out its own memory, which the next step changes.
+    # Copy: a backend may return its own memory, which the next step changes.
     return np.array(ops.convert_to_numpy(variable))
 
 
 class GlobalRandom:
-    """The generators of Python, NumPy and Keras that belong to the process."""
+    """The global random generators of Python, NumPy and Keras."""
 
     def get_state(self):
         """Returns their states."""
@@ -410,12 +409,12 @@ class GlobalRandom:
         return {
             "python": random.getstate(),
             "numpy": np.random.get_state(),
-            # Keras makes its own when it is needed, by a number of Python's.
+            # Keras creates its own on demand, with a seed from Python's generator.
             "keras": None if made is None else _to_numpy(made.state),
         }
 
     def set_state(self, state):
-        """Takes over their states."""
+        """Restores their states."""
         if state["keras"] is None:
             name = seed_generator.GLOBAL_SEED_GENERATOR
             global_state.set_global_attribute(name, None)
@@ -426,7 +425,7 @@ class GlobalRandom:
 
 
 class Values(types.SimpleNamespace):
-    """Values by name that change between two steps, as a part.
+    """A part with values by name that change between steps.
 
     Example:
 
@@ -437,7 +436,7 @@ class Values(types.SimpleNamespace):
     ```
     """
 
-    def __getattr__(self, name: str) -> Any:  # for type checkers: there are any
+    def __getattr__(self, name: str) -> Any:  # for type checkers: any name may exist
         raise AttributeError(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -448,7 +447,7 @@ class Values(types.SimpleNamespace):
         return {name: _as_plain(x) for name, x in vars(self).items()}
 
     def set_state(self, state):
-        """Takes over the values."""
+        """Restores the values."""
         vars(self).update(state)
 
 
@@ -457,36 +456,36 @@ def _as_plain(value):
 
 
 class Callbacks:
-    """What Keras callbacks keep between two steps: their plain attributes.
+    """The state of Keras callbacks between steps: their plain attributes.
 
-    That is what `EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint` and `History`
-    keep. A callback of one's own may define `get_state` and `set_state` instead.
+    That suffices for `EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint` and
+    `History`. Your own callback may define `get_state` and `set_state` instead.
     """
 
     skipped = ("params", "validation_data")
 
     def __init__(self, callbacks: list[keras.callbacks.Callback]):
-        # The progress bar counts seconds, and shows what it is told.
+        # The progress bar needs no state.
         self.callbacks = [
             c for c in callbacks if not isinstance(c, keras.callbacks.ProgbarLogger)
         ]
 
     def get_state(self):
-        """Returns the states, and what they are of."""
+        """Returns the states, each with its callback's class."""
         return [(type(c).__name__, self._get(c)) for c in self.callbacks]
 
     def check_state(self, state):
-        """Raises a `ValueError` if a state is of callbacks of other classes."""
+        """Raises a `ValueError` if the callbacks' classes differ from the state's."""
         here = [type(c).__name__ for c in self.callbacks]
         there = [name for name, _ in state]
         if here != there:
             raise ValueError(
-                f"BackupAndRestore: the training began with the callbacks {there}, and "
-                f"goes on with {here}: pass the same."
+                f"BackupAndRestore: the training began with the callbacks {there}, "
+                f"received {here}. Pass the same callbacks."
             )
 
     def set_state(self, state):
-        """Takes over the states."""
+        """Restores the states."""
         for callback, (_, values) in zip(self.callbacks, state, strict=True):
             if hasattr(callback, "set_state"):
                 callback.set_state(values)
@@ -497,8 +496,8 @@ class Callbacks:
     def _get(self, callback):
         if hasattr(callback, "get_state"):
             return callback.get_state()
-        # What the constructor was given is given again; Keras derives from it, such as
-        # the sign of `min_delta` in the first epoch.
+        # Skip the constructor's arguments: they are passed again, and Keras derives
+        # other values from them, such as the sign of `min_delta` in the first epoch.
         given = inspect.signature(type(callback).__init__).parameters
         return {
             name: value
@@ -508,7 +507,7 @@ class Callbacks:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is made of numbers, strings and arrays, as backups can store."""
+    """Whether a value consists of numbers, strings and arrays, which can be stored."""
     if isinstance(value, Mapping):
         return all(is_plain(x) for x in (*value.keys(), *value.values()))
     if isinstance(value, list | tuple | collections.deque):
@@ -522,15 +521,15 @@ def is_plain(value: Any) -> bool:
 
 
 class Session:
-    """The backups of one `fit`: what its training loop calls.
+    """The backups of one `fit`, called by its training loop.
 
     Args:
         backups: The folder.
-        interval: Seconds between two backups, at least.
-        restore: Whether to go on from what is there.
+        interval: Smallest number of seconds between two backups.
+        restore: Whether to continue from an existing backup.
         delete: Whether to delete the backups at the end of the training.
-        identity: What a backup must agree in, by name.
-        parts: What has a state, by name: also the loop's own position.
+        identity: Values by name that must be equal when a backup is restored.
+        parts: All parts that have a state, by name, including the loop's position.
     """
 
     def __init__(
@@ -557,20 +556,20 @@ class Session:
     def load(self) -> dict[str, Any] | None:
         """Returns the states of the parts by name, or `None`.
 
-        Growing parts have their rows then; no other one is changed.
+        Growing parts get their rows back; other parts aren't changed yet.
 
         Raises:
-            ValueError: If the backup is of something else, or all are damaged.
+            ValueError: If the backup is of another training, or all are damaged.
         """
         if not self.restore:
             return None
         return self.backups.load(self.identity, self.growing)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Gives each part the state that `load` returned.
+        """Restores each part from the states that `load` returned.
 
         Raises:
-            ValueError: If one of them is of something else. Nothing is changed then.
+            ValueError: If a state doesn't fit its part. Nothing is changed then.
         """
         for name, part in self.parts.items():
             if hasattr(part, "check_state"):
@@ -579,11 +578,11 @@ class Session:
             part.set_state(state[name])
 
     def check_space(self) -> None:
-        """Raises an `OSError` if the disk has no place for the backups."""
+        """Raises an `OSError` if the disk has no space for the backups."""
         arrays: dict[str, np.ndarray] = {}
         _pack({name: part.get_state() for name, part in self.parts.items()}, arrays)
         needed = KEPT * sum(x.nbytes for x in arrays.values())
-        # One whole copy, and the segments that are needed still.
+        # One complete copy, and the segments that are still needed.
         needed += 2 * sum(part.num_bytes for part in self.growing.values())
         self.backups.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.backups.folder).free
@@ -595,7 +594,7 @@ class Session:
             )
 
     def look(self) -> None:
-        """Writes a backup if it is time, or if the process is to end.
+        """Writes a backup if it is time, or if a signal asks the process to end.
 
         Raises:
             KeyboardInterrupt: After the backup, if Ctrl-C was pressed.
@@ -611,11 +610,11 @@ class Session:
         """Writes a backup now.
 
         Args:
-            final: Whether it is the last chance. Otherwise, an error of the disk is a
-                warning, and the next interval another try.
+            final: Whether it is the last backup. If not, a disk error is only a
+                warning, and the next interval tries again.
 
         Raises:
-            OSError: If it can't be written, and `final`.
+            OSError: If the backup can't be written and `final` is `True`.
         """
         begun = time.monotonic()
         try:
@@ -627,8 +626,8 @@ class Session:
             if not self._failed:
                 warnings.warn(
                     f"BackupAndRestore: no backup was written to "
-                    f"{self.backups.folder}: {error}. The training goes on, and tries "
-                    f"again in {self.interval:g} seconds.",
+                    f"{self.backups.folder}: {error}. The training continues, and "
+                    f"tries again in {self.interval:g} seconds.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -639,8 +638,28 @@ class Session:
         wait = max(self.interval, (now - begun) / MAX_SHARE)
         self._next = now + (wait if self.interval else 0)
 
+    def rescue(self) -> None:
+        """Writes a backup before an error ends the training, and prints its folder.
+
+        If that fails, it only warns, so as not to hide the original error.
+        """
+        try:
+            self.save(final=True)
+        except Exception as error:
+            warnings.warn(
+                f"BackupAndRestore: the last backup couldn't be written: {error!r}. "
+                "The one before it is kept.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            print(
+                f"The training so far is saved in {self.backups.folder}.",
+                file=sys.stderr,
+            )
+
     def finish(self) -> None:
-        """Deletes the backups of a training that is over, or writes the last one."""
+        """Deletes the backups of a finished training, or writes the last one."""
         if self.delete:
             self.backups.delete()
         else:
@@ -651,12 +670,15 @@ class NoSession:
     """A training that isn't backed up."""
 
     def load(self) -> None:
-        """Returns `None`: there is nothing to go on from."""
+        """Returns `None`: there is no backup."""
 
     def check_space(self) -> None:
         """Does nothing."""
 
     def look(self) -> None:
+        """Does nothing."""
+
+    def rescue(self) -> None:
         """Does nothing."""
 
     def finish(self) -> None:
@@ -668,14 +690,14 @@ def in_stage(callbacks: Any, name: str) -> list[Any]:
 
     Args:
         callbacks: Callbacks as `fit` takes them.
-        name: Name of the stage, a file name.
+        name: Name of the stage, a valid file name.
     """
     found = keras.tree.flatten(callbacks or [])
     return [c.stage(name) if hasattr(c, "open_session") else c for c in found]
 
 
 def end_stages(callbacks: Any) -> None:
-    """Deletes the backups of all stages, where they aren't to be kept."""
+    """Deletes the backups of all stages, unless they should be kept."""
     for callback in _backing_up(keras.tree.flatten(callbacks or [])):
         if callback.delete_checkpoint:
             callback.delete()
@@ -701,10 +723,11 @@ def backed_up(
     """Yields the `Session` of a training; signals end it between two steps.
 
     Args:
-        callbacks: Those of the training. Without a `kit.BackupAndRestore` among them,
-            nothing is backed up.
+        callbacks: The training's callbacks. Without a `kit.BackupAndRestore`, nothing
+            is backed up.
         model: The model or agent.
-        identity: What a backup must agree in, by name, besides the model's class.
+        identity: Values by name that must be equal when a backup is restored, in
+            addition to the model's class.
         parts: The loop's own parts, by name.
     """
     found: list[Any] = _backing_up(callbacks)
@@ -723,9 +746,9 @@ def backed_up(
 
 
 class Signals:
-    """Ctrl-C and SIGTERM while a training is backed up: they end it between two steps.
+    """Handles Ctrl-C and SIGTERM in trainings with backups: stop between two steps.
 
-    A second Ctrl-C ends it at once.
+    A second Ctrl-C stops at once.
     """
 
     def __init__(self):
@@ -735,7 +758,7 @@ class Signals:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Catches them in a block, unless the program has handlers of its own."""
+        """Catches the signals in a block, unless the program has its own handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -750,7 +773,7 @@ class Signals:
                 self._restore()
 
     def end(self) -> None:
-        """Ends the process, or the training, as the signal asked for."""
+        """Ends the process or the training, as the received signal demands."""
         received, self.received = self.received, None
         if received == signal.SIGINT:
             raise KeyboardInterrupt
@@ -786,7 +809,7 @@ class Signals:
 
 
 def exit_by_signal(number: int, frame: Any) -> None:
-    """Ends the process as the signal does, but by an exception: blocks are left."""
+    """Ends the process by an exception instead of the signal, so that blocks exit."""
     sys.exit(128 + number)
 
 

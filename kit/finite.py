@@ -1,8 +1,8 @@
-"""Trainings stop at the first loss that isn't a finite number.
+"""Stops a training at the first loss that isn't a finite number.
 
-One NaN in a reward, an observation or a batch, or a step that was too long, turns all
-weights into NaN, and the training would go on without learning anything. The losses are
-part of what a compiled program returns anyway; the training loops look at them.
+One NaN in a reward, an observation or a batch, or one step that is too large, turns all
+weights into NaN, and the training would continue without learning. Compiled programs
+return the losses anyway; the training loops check them.
 """
 
 import math
@@ -14,8 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-# Seconds between two copies of the weights, and the share of the time that they take at
-# most.
+# Seconds between two copies of the weights, and their largest share of the time.
 INTERVAL = 10.0
 MAX_SHARE = 0.01
 
@@ -35,13 +34,13 @@ class DivergenceError(ArithmeticError):
 
 
 class Guard:
-    """Stops a training that diverges, and gives the model its last good weights back.
+    """Stops a training that diverges, and restores the model's last good weights.
 
     Args:
         model: The model or agent.
-        check_finite: Whether to look at all.
-        callbacks: Keras callbacks. One that is a `TerminateOnNaN` decides instead.
-        unit: What is counted: `"step"`, `"batch"`.
+        check_finite: Whether to check at all.
+        callbacks: Keras callbacks. If there is a `TerminateOnNaN`, it is used instead.
+        unit: Unit of the count: `"step"`, `"batch"`.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Guard:
         self._next = -math.inf
 
     def keep(self, count: int) -> None:
-        """Keeps a copy of the weights, now and then; they are good.
+        """Copies the current, good weights from time to time.
 
         Args:
             count: Steps or batches so far.
@@ -78,7 +77,7 @@ class Guard:
         self._next = now + max(INTERVAL, (now - begun) / MAX_SHARE)
 
     def look(self, losses: Mapping[str, float], count: int) -> None:
-        """Looks at the losses of the last call.
+        """Checks the losses of the last call.
 
         Args:
             losses: Losses by name.
@@ -101,15 +100,15 @@ class Guard:
             self.model,
             name,
             value,
-            f"{self.unit} {count:,}. The weights are those of {self.unit} "
-            f"{self._good_count:,} again",
+            f"{self.unit} {count:,}. The weights of {self.unit} "
+            f"{self._good_count:,} are restored",
         )
 
 
 def _error(model, name, value, where):
     return DivergenceError(
         f"{type(model).__name__}: `{name}` is {value} in {where}. Likely reasons: "
-        f"{_likely_reasons(model)}. fit(..., check_finite=False) trains on regardless.",
+        f"{_likely_reasons(model)}. fit(..., check_finite=False) turns this check off.",
         name,
         value,
     )
@@ -127,7 +126,7 @@ def _likely_reasons(model):
 
 
 def with_guard(callbacks: Any) -> Any:
-    """Returns callbacks for Keras' own training loop, and one that looks at losses."""
+    """Returns callbacks for Keras' own training loop, and one that checks losses."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks
     found = keras.tree.flatten(callbacks or [])
@@ -137,10 +136,10 @@ def with_guard(callbacks: Any) -> Any:
 
 
 class StopWhereNotFinite(keras.callbacks.Callback):
-    """Stops a training in Keras' own loop, which holds the weights meanwhile."""
+    """Stops a training in Keras' own loop; can't restore weights, which it holds."""
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks at the losses.
+        """Checks the losses.
 
         Raises:
             DivergenceError: If one isn't finite.

@@ -1,8 +1,9 @@
-"""Proximal policy optimization: policy gradients that don't go too far.
+"""Proximal policy optimization: policy gradients with a limit on the policy's change.
 
-An actor-critic (`kit/actor_critic.py`) may use what it lived through for one gradient
-step only: after that, another policy would have played. PPO makes many, on minibatches,
-and keeps the policy near the one that played. With the ratio
+An actor-critic (`kit/actor_critic.py`) can use collected data for one gradient step
+only; afterwards the policy has changed and the data no longer matches it. PPO makes
+many gradient steps, on minibatches, and keeps the policy near the one that collected
+the data. With the ratio
 
     r(theta) = pi_theta(a | s) / pi_old(a | s)
 
@@ -10,9 +11,10 @@ it maximizes
 
     min(r A, clip(r, 1 - epsilon, 1 + epsilon) A),
 
-which gains nothing from going beyond the clip range, while the critic learns the
-returns, and the entropy of the policy is kept up. Shapes: T steps, N environments,
-B = T N transitions of a rollout, M transitions in a minibatch.
+which gains nothing from going beyond the clip range. The critic learns the returns, and
+an entropy bonus keeps the policy exploring. Training alternates between playing and
+learning; one round of both is a turn. Shapes: T steps, N environments, B = T N
+transitions of a rollout, M transitions in a minibatch.
 """
 
 import math
@@ -27,7 +29,8 @@ from kit import checks, random
 from kit.backend import minimize, release_programs, scan
 from kit.backups import Values
 from kit.rl.agent import compiled_with_numbers
-from kit.rl.environments import Environments
+from kit.rl.functional import FunctionalEnv
+from kit.rl.fused import train
 from kit.rl.on_policy import RANGES, OnPolicy
 from kit.rl.returns import explained_variance, normalized, weighted_mean
 from kit.rl.rollouts import Rollouts, prepare_batch
@@ -68,14 +71,14 @@ def clipped_policy_loss(log_prob, old_log_prob, advantage, clip_coef):
     checks.check("clipped_policy_loss", locals(), ACCEPTED)
     ratio = ops.exp(ops.subtract(log_prob, old_log_prob))
     clipped = ops.clip(ratio, 1.0 - clip_coef, 1.0 + clip_coef)
-    # Alone, it may be given NumPy's arrays, which PyTorch's tensors don't multiply.
+    # NumPy arrays are accepted, too, which can't be multiplied with PyTorch tensors.
     return -ops.minimum(
         ops.multiply(ratio, advantage), ops.multiply(clipped, advantage)
     )
 
 
 def clipped_value_loss(value, old_value, returns, clip_coef):
-    """Returns the larger of two squared errors: of V, and of V kept near the old one.
+    """Returns the larger squared error of V and of V clipped near its old value.
 
     max((V - R)^2, (V_old + clip(V - V_old, -epsilon, epsilon) - R)^2) / 2.
 
@@ -98,46 +101,48 @@ def clipped_value_loss(value, old_value, returns, clip_coef):
 class PPO(OnPolicy):
     """Proximal policy optimization, for discrete and continuous actions.
 
-    In turns, it plays `num_steps` steps in each environment, then makes `num_epochs`
-    passes over them in minibatches, all in one compiled call.
+    In each turn, it plays `num_steps` steps in each environment, then makes
+    `num_epochs` passes over them in minibatches, all in one compiled call.
 
     Args:
         actor: Built model from observations `(B, ...)` to a policy, which ends in a
-            layer of `kit.policies`; `kit.policy_network` makes one. Or a model with
-            two outputs, of which the second are the values `(B, 1)`
-            (`kit.shared_network`).
+            layer of `kit.policies`; `kit.policy_network` builds one. Or a model with
+            two outputs, the policy and the values `(B, 1)` (`kit.shared_network`).
         critic: Built model from observations to values `(B, 1)`
             (`kit.value_network`). Defaults to `None`: `actor` has both outputs.
         gamma: Discount factor in [0, 1]. Defaults to 0.99.
-        gae_lambda: Lambda of the generalized advantages, in [0, 1]. Defaults to 0.95.
+        gae_lambda: Lambda of generalized advantage estimation, in [0, 1]. Defaults to
+            0.95.
         num_steps: T, steps of each environment in a turn. Defaults to 128.
-        num_minibatches: Minibatches in a pass; what is left over when they are equally
-            large, another one in each pass, isn't used. Defaults to 4.
+        num_minibatches: Minibatches per pass, of equal size. Transitions that are left
+            over, different ones in each pass, aren't used. Defaults to 4.
         num_epochs: Passes over the rollout. Defaults to 4.
-        clip_coef: epsilon, how far the ratio may be from 1: a number, or a schedule
-            as for learning rates, by the optimizer's steps. Defaults to 0.2.
-        clip_value_loss: Whether the critic is kept near the old one as well, by the
-            same epsilon. Defaults to `True`.
-        normalize_advantages: Whether advantages are brought to mean 0, variance 1 in
-            each minibatch. Defaults to `True`.
-        ent_coef: Weight of the entropy. Defaults to 0.01.
+        clip_coef: epsilon, the clip range of the ratio around 1: a number, or a
+            learning-rate schedule over the optimizer's steps. Defaults to 0.2.
+        clip_value_loss: Whether to clip the critic's change as well, with the same
+            epsilon. Defaults to `True`.
+        normalize_advantages: Whether to scale advantages to mean 0, variance 1 in each
+            minibatch. Defaults to `True`.
+        ent_coef: Weight of the entropy bonus. Defaults to 0.01.
         vf_coef: Weight of the critic's loss, half the squared error, as in CleanRL.
             Stable-Baselines3's loss has no half: double its values and those of
             RL Baselines3 Zoo. Defaults to 0.5.
-        target_kl: If the approximate KL divergence from the policy that played, as the
-            last minibatch of a pass finds it, is above it, the passes that are left
-            change nothing but the optimizer's count of steps, by which its learning
-            rate falls. Defaults to `None`, never.
-        normalize_observations: Whether to bring observations to mean 0 and variance 1,
-            by running statistics that are saved with the agent. Defaults to `False`.
+        target_kl: Limit of the approximate KL divergence from the policy that played.
+            If the last minibatch of a pass exceeds it, the remaining passes only
+            advance the optimizer's step count, on which its learning-rate schedule
+            depends. Defaults to `None`, no limit.
+        normalize_observations: Whether to scale observations to mean 0 and variance 1,
+            with running statistics that are saved with the agent. Observations that a
+            network of `kit.policy_network` scales or encodes itself, such as images
+            and categories, are left alone. Defaults to `False`.
         normalize_rewards: Whether to divide rewards by the running standard deviation
             of discounted returns. Defaults to `False`.
-        seed: Seed of actions and minibatches, the same draws on every backend.
+        seed: Seed of actions and minibatches; every backend makes the same draws.
             Defaults to 0.
 
     Raises:
-        TypeError: If a network is no Keras model, or a number isn't one.
-        ValueError: If a network is of another form, or a number is out of its range.
+        TypeError: If a network is no Keras model, or an argument has the wrong type.
+        ValueError: If a network has the wrong form, or a number is out of its range.
 
     Example:
 
@@ -153,10 +158,11 @@ class PPO(OnPolicy):
 
     Reference: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. Details as in
     Huang et al., 2022, "The 37 implementation details of PPO". Deviations: running
-    statistics move once a turn, not once a step; an episode that was truncated is
-    continued by the critic's estimate of the state that it ended in.
+    statistics are updated once per turn, not once per step; truncated episodes
+    bootstrap from the critic's value of their final observation.
     """
 
+    log_names = LOGS
     ranges = {
         **RANGES,
         "clip_coef": checks.real("(0, 1e9]") | LearningRateSchedule,
@@ -210,17 +216,17 @@ class PPO(OnPolicy):
         self.target_kl = target_kl
 
     def compile(self, optimizer: Any = "adam", **kwargs: Any):
-        """Sets how to learn.
+        """Configures training.
 
         Args:
-            optimizer: Keras optimizer, or its name. Published results have
-                `Adam(epsilon=1e-5, global_clipnorm=0.5)` and a rate that falls to 0
-                (a schedule). Defaults to Adam.
+            optimizer: Keras optimizer, or its name. Published results use
+                `Adam(epsilon=1e-5, global_clipnorm=0.5)` and a schedule of the learning
+                rate that falls to 0. Defaults to Adam.
             **kwargs: See `keras.Model.compile`.
         """
         super().compile(optimizer=optimizer, **kwargs)
         # Programs hold the optimizer that they were compiled with.
-        release_programs(self, "_learn")
+        release_programs(self, "_learn", "_play_and_learn")
 
     def fit(
         self,
@@ -233,27 +239,30 @@ class PPO(OnPolicy):
         seed: int | None = None,
         check_finite: bool = True,
     ) -> keras.callbacks.History:
-        """Plays and learns.
+        """Trains the agent: plays and learns in turns.
 
         An epoch is a reporting interval. Its logs: `return` and `length` (means of the
         episodes that ended in it, NaN if none), `policy_loss`, `value_loss`, `entropy`
-        (nats), `approx_kl` (nats, how far the policy was from the one that played),
-        `clip_fraction` (of the ratios), means over the gradient steps, each before its
-        change; `explained_variance` (of the returns, by the critic),
+        (nats), `approx_kl` (nats, the KL divergence from the policy that played),
+        `clip_fraction` (share of clipped ratios), each measured before a gradient step
+        and averaged over steps; `explained_variance` (of the returns, by the critic),
         `steps_per_second`, `timesteps`.
 
         Args:
-            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with a `Box`
-                observation space, and the actions that the actor was made for.
+            env: `gymnasium.Env` or `gymnasium.vector.VectorEnv` with the observation
+                and action space of the networks. Or environments in `keras.ops`
+                (`kit.rl.functional.FunctionalEnv`): then playing and learning are one
+                compiled program, each call of it is a turn of several updates, and
+                `total_timesteps` is rounded up to whole calls.
             total_timesteps: Number of environment steps, all environments together;
                 the last turn is played to its end.
             steps_per_epoch: Environment steps in an epoch, rounded to turns.
                 Defaults to a fiftieth of `total_timesteps`.
-            callbacks: Keras callbacks; a batch is a turn to them.
+            callbacks: Keras callbacks; one batch is one turn.
             verbose: 0 silent, 1 progress bar, 2 a line an epoch. Defaults to
                 `"auto"`, which is 1.
-            seed: Seed of the environment. Defaults to one that the agent draws,
-                another one in each call.
+            seed: Seed of the environment. Defaults to a new one in each call, from the
+                agent's generator.
             check_finite: Whether to stop at the first loss that isn't finite, with the
                 last good weights. Defaults to `True`.
 
@@ -261,43 +270,50 @@ class PPO(OnPolicy):
             The `History` of the epochs' logs.
 
         Raises:
-            TypeError: If `env` isn't one of Gymnasium's.
+            TypeError: If `env` is neither a Gymnasium environment nor a FunctionalEnv.
             ValueError: If the spaces don't fit the networks, `compile` wasn't called,
                 a number is not positive, or a turn has fewer steps than minibatches.
         """
-        envs = Environments(env)
-        self.check_spaces(envs)
-        self.check_compiled()
-        self._check_minibatches(envs.num_envs)
+        options: dict[str, Any] = {
+            "steps_per_epoch": steps_per_epoch,
+            "callbacks": callbacks,
+            "verbose": verbose,
+            "check_finite": check_finite,
+        }
+        envs = self.checked(env)
+        if isinstance(envs, FunctionalEnv):
+            return train(self, envs, total_timesteps, seed, **options)
         parts: dict[str, Any] = {"envs": envs}
         progress = turns(
             self,
             envs,
             total_timesteps,
             self.num_steps,
-            LOGS,
+            self.log_names,
             whole_turns=True,
-            steps_per_epoch=steps_per_epoch,
-            callbacks=callbacks,
-            verbose=verbose,
-            check_finite=check_finite,
             parts=parts,
+            **options,
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
-        # Of the rewards so far, by which rewards are normalized.
+        # Running discounted returns, whose spread normalizes rewards.
         parts["rewards"] = rewards = Values(discounted=ops.zeros((envs.num_envs,)))
         for turn in progress:
-            # 1. Play T steps in each environment by the policy as it is.
+            # 1. Play T steps in each environment with the current policy.
             rollout = rollouts.play()
             # 2. Make K passes over them: advantages, minibatches, gradient steps.
             logs, rewards.discounted = self._learn(rollout, rewards.discounted)
             turn.logs.update(logs)
         return self.history
 
-    @compiled_with_numbers
-    def _learn(self, rollout, discounted):
+    def checked(self, env):
+        """Checks `fit`'s environments and returns them."""
+        envs = super().checked(env)
+        self._check_minibatches(envs.num_envs)
+        return envs
+
+    def update(self, rollout, discounted):
         """Makes all passes over a rollout, arrays (T, N, ...)."""
-        # 2.1 Observations and rewards, in the units that the networks learn in.
+        # 2.1 Normalize observations and rewards.
         played, discounted = self.normalize_rollout(rollout, discounted)
 
         # 2.2 Advantages (equation 11), by the networks that played.
@@ -312,8 +328,8 @@ class PPO(OnPolicy):
         orders = random.permutation(self.random, size, self.num_epochs)[:, :used]
         orders = ops.reshape(orders, (self.num_epochs, self.num_minibatches, -1))
 
-        # 2.4 A gradient step on each (`_gradient_step`), until the policy is too far
-        # from the one that played.
+        # 2.4 A gradient step on each minibatch (`_gradient_step`), until the policy is
+        # too far from the one that played.
         def minibatch(keep_updating, indices):
             batch = {name: ops.take(x, indices, axis=0) for name, x in data.items()}
             return keep_updating, self._gradient_step(batch, keep_updating)
@@ -327,7 +343,7 @@ class PPO(OnPolicy):
 
         _, logs = scan(one_pass, ops.ones((), "bool"), orders)
 
-        # 2.5 What to report, and to remember of the observations.
+        # 2.5 Logs, and the running statistics of observations.
         logs = {name: ops.mean(values) for name, values in logs.items()}
         logs["explained_variance"] = explained_variance(
             data["value"], data["returns"], data["valid_mask"]
@@ -335,8 +351,10 @@ class PPO(OnPolicy):
         self.update_statistics(rollout)
         return logs, discounted
 
+    _learn = compiled_with_numbers(update)
+
     def _gradient_step(self, batch, keep_updating):
-        """One step on a minibatch (M, ...); changes nothing if not `keep_updating`."""
+        """One step on a minibatch (M, ...), undone unless `keep_updating`."""
         clip_coef = self.clip_coef
         if isinstance(clip_coef, LearningRateSchedule):
             clip_coef = clip_coef(self.optimizer.iterations)
@@ -347,8 +365,8 @@ class PPO(OnPolicy):
         variables = self.trainable_variables
         if self.target_kl is None:
             return minimize(loss_fn, variables, self.optimizer)[1]
-        # The step is made in any case; its result is kept, or undone. The optimizer
-        # counts it either way: the learning rate falls as if there were no target.
+        # The step is always computed, and its result kept or undone. The optimizer
+        # counts it in any case: the learning rate falls as if there were no limit.
         optimizer_state = [
             x for x in self.optimizer.variables if x is not self.optimizer.iterations
         ]
@@ -379,8 +397,8 @@ class PPO(OnPolicy):
         )
         entropy = self.distribution.entropy(outputs)
 
-        # How far the policy went. (r - 1) - log r is never negative, and its mean the
-        # KL divergence.
+        # How far the policy has changed. (r - 1) - log r is never negative, and its
+        # mean estimates the KL divergence.
         log_ratio = log_prob - batch["log_prob"]
         approx_kl = ops.exp(log_ratio) - 1.0 - log_ratio
         beyond = ops.abs(ops.exp(log_ratio) - 1.0) > clip_coef
@@ -393,7 +411,7 @@ class PPO(OnPolicy):
         }
         logs = {name: weighted_mean(x, valid_mask) for name, x in logs.items()}
 
-        # All in one (equation 9), with the opposite sign: it is minimized.
+        # The sum of all (equation 9), with the opposite sign, as it is minimized.
         loss = (
             logs["policy_loss"]
             + self.vf_coef * logs["value_loss"]
@@ -402,7 +420,7 @@ class PPO(OnPolicy):
         return loss, logs
 
     def _statistics(self):
-        """What the networks keep besides weights, as BatchNormalization does."""
+        """The networks' non-trainable variables, such as BatchNormalization's."""
         networks = [self.actor] if self.critic is None else [self.actor, self.critic]
         return [v for network in networks for v in network.non_trainable_variables]
 

@@ -469,6 +469,7 @@ class Telling(gymnasium.Wrapper):
         super().close()
 
 
+@pytest.mark.tools  # arrays of NumPy go between the processes, on every backend
 def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     # Workers import this file by the name that it has here.

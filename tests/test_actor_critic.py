@@ -184,7 +184,7 @@ def test_a_single_transition_cannot_be_normalized():
     agent = kit.A2C(actor, kit.value_network((3,)), num_steps=1)
     agent.compile()
     agent.normalize_advantages = True
-    with pytest.raises(ValueError, match="`normalize_advantages` needs two.* has 1"):
+    with pytest.raises(ValueError, match="advantages` needs at least two.* has 1"):
         agent.fit(env, 10)
 
 

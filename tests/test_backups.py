@@ -85,6 +85,7 @@ def test_backups_change_nothing_and_go_at_the_end(undisturbed, tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.tools
 def test_restore_false_begins_anew(undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, 3)
@@ -104,6 +105,7 @@ def test_restore_false_begins_anew(undisturbed, tmp_path, monkeypatch):
     assert not differing(undisturbed("a2c"), train("a2c", [every_step(tmp_path)]))
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize(
     ("number", "ending"),
     [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
@@ -174,6 +176,36 @@ def test_a3c_goes_on_from_the_shared_weights_and_counts(tmp_path, monkeypatch):
     assert agent.optimizer.iterations == agent.updates
 
 
+@pytest.mark.parametrize("kind", ["dqn", "a2c", "q_learning"])
+def test_what_was_learned_is_saved_before_an_environments_error(
+    kind, tmp_path, monkeypatch, capsys
+):
+    name = "_step_vector" if kind == "a2c" else "_step"
+    step = getattr(Environments, name)
+    reported = []
+
+    def fail(envs, action):
+        if envs.steps == 70:
+            raise OSError("the simulator is gone")
+        return step(envs, action)
+
+    class Report(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            reported.append(logs["timesteps"])
+
+    def fit():
+        backup = kit.BackupAndRestore(tmp_path, interval=1e6, delete_checkpoint=False)
+        train(kind, [backup, Report()])
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="simulator"):
+        patch.setattr(Environments, name, fail)
+        fit()
+    assert f"saved in {tmp_path}" in capsys.readouterr().err
+    count, learned = len(reported), reported[-1]
+    fit()
+    assert reported[count] - learned == reported[1] - reported[0]
+
+
 def test_options_that_callbacks_change_are_restored(tmp_path, monkeypatch):
     class Anneal(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -186,6 +218,7 @@ def test_options_that_callbacks_change_are_restored(tmp_path, monkeypatch):
     assert not differing(train("a2c", [Anneal()]), resumed)
 
 
+@pytest.mark.tools
 def test_a_run_that_is_another_one_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, 3)
@@ -326,15 +359,27 @@ def test_values_are_what_they_were():
         backups._pack(object(), {})
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("harm", ["truncate", "flip a bit", "delete"])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "arrays.npz"])
 def test_a_damaged_backup_is_passed_over(harm, name, tmp_path):
     write(tmp_path, [1, 2])
     damage(tmp_path / "backup-000002" / name, harm)
-    with pytest.warns(RuntimeWarning, match="backup-000002.*going on from"):
+    with pytest.warns(RuntimeWarning, match="backup-000002.*continuing from"):
         assert read(tmp_path) == 1
     damage(tmp_path / "backup-000001" / name, harm)
-    with pytest.raises(ValueError, match="no backup is whole"):
+    with pytest.raises(ValueError, match="all backups are damaged"):
+        read(tmp_path)
+
+
+def test_a_manifest_that_was_changed_is_damaged(tmp_path):
+    write(tmp_path, [1])
+    file = tmp_path / "backup-000001" / "manifest.json"
+    text = file.read_text()
+    changed = text.replace(r"\"format\": 1", r"\"format\": 2")  # JSON, as before
+    assert changed != text
+    file.write_text(changed)
+    with pytest.raises(ValueError, match="are damaged.*manifest.json isn't"):
         read(tmp_path)
 
 
@@ -350,6 +395,7 @@ def damage(path, harm):
     path.write_bytes(content)
 
 
+@pytest.mark.tools
 def test_another_format_is_refused(tmp_path, monkeypatch):
     write(tmp_path, [1])
     monkeypatch.setattr(backups, "FORMAT", 2)
@@ -357,6 +403,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
         read(tmp_path)
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("function", ["os.replace", "os.fsync", "numpy.savez"])
 def test_whatever_happens_while_a_backup_is_written_the_last_one_stays(
     function, tmp_path, monkeypatch
@@ -393,6 +440,7 @@ def test_whatever_happens_while_a_backup_is_written_the_last_one_stays(
     assert read(tmp_path) == number + 1
 
 
+@pytest.mark.tools
 def test_two_backups_are_kept_and_nothing_else(tmp_path):
     (tmp_path / ".123-backup-000001").mkdir()  # of a process that was killed
     write(tmp_path, range(5))
@@ -402,17 +450,19 @@ def test_two_backups_are_kept_and_nothing_else(tmp_path):
     ]
 
 
+@pytest.mark.tools
 def test_nothing_is_unpickled(tmp_path):
     write(tmp_path, [1, 2])
     path = tmp_path / "backup-000002" / "arrays.npz"
     np.savez(path, a0=np.array([{"a": 1}], dtype=object))
-    with pytest.warns(RuntimeWarning, match="passed over"):
+    with pytest.warns(RuntimeWarning, match="skipped damaged"):
         assert read(tmp_path) == 1
 
 
 # --- Disks ------------------------------------------------------------------------
 
 
+@pytest.mark.tools
 def test_a_full_disk_costs_backups_and_not_the_training(
     undisturbed, tmp_path, monkeypatch
 ):
@@ -426,7 +476,7 @@ def test_a_full_disk_costs_backups_and_not_the_training(
 
     with (
         monkeypatch.context() as patch,
-        pytest.warns(RuntimeWarning, match="No space left.*goes on") as warned,
+        pytest.warns(RuntimeWarning, match="No space left.*continues") as warned,
     ):
         patch.setattr(os, "replace", full_at_first)
         result = train("a2c", [every_step(tmp_path)])
@@ -441,13 +491,14 @@ def test_a_full_disk_costs_backups_and_not_the_training(
     shutil.rmtree(tmp_path)
     with (
         monkeypatch.context() as patch,
-        pytest.warns(RuntimeWarning, match="goes on"),
+        pytest.warns(RuntimeWarning, match="continues"),
         pytest.raises(OSError, match="No space left"),
     ):
         patch.setattr(os, "replace", is_full)
         train("a2c", [every_step(tmp_path)])
 
 
+@pytest.mark.tools
 def test_free_space_is_asked_for_at_the_start(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -455,6 +506,7 @@ def test_free_space_is_asked_for_at_the_start(tmp_path, monkeypatch):
         train("dqn", [every_step(tmp_path)])
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -501,6 +553,33 @@ def test_what_keras_refuses_to_save_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.tools
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(descriptor):
+        calls.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def renamed(*paths):
+        calls.append("renamed")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    with replacing(tmp_path / "file") as file:
+        file.write_text("text")
+    with replacing(tmp_path / "folder") as folder:
+        folder.mkdir()
+        (folder / "inner").write_text("text")
+    names = ("file", None, ".", "folder/inner", "folder", None, ".")
+    assert calls == [
+        "renamed" if name is None else (tmp_path / name).stat().st_ino for name in names
+    ]
+
+
+@pytest.mark.tools
 def test_replacing_a_folder(tmp_path):
     with replacing(tmp_path / "folder") as folder:
         folder.mkdir()
@@ -515,6 +594,7 @@ def test_replacing_a_folder(tmp_path):
 # --- The replay buffer ------------------------------------------------------------
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("seed", range(5))
 def test_a_replay_buffer_is_what_it_was(seed, tmp_path):
     rng = np.random.default_rng(seed)
@@ -548,6 +628,7 @@ def test_a_replay_buffer_is_what_it_was(seed, tmp_path):
     assert len(list(tmp_path.glob("buffer-*"))) < 10
 
 
+@pytest.mark.tools
 def test_a_buffer_whose_environment_began_anew_ends_nothing():
     buffer = ReplayBuffer(10, (1,), "float32")
     buffer.reset(np.array([[0.0]]))
@@ -618,11 +699,13 @@ def check_goes_on(first, second, steps=150):
         first.set_state(state)
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("name", SINGLE)
 def test_environments_go_on_where_they_were(name):
     check_goes_on(Environments(make(name)), Environments(make(name)))
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 @pytest.mark.parametrize("name", ["CartPole-v1", "LunarLander-v3"])
 def test_vector_environments_go_on_where_they_were(name, mode):
@@ -642,6 +725,7 @@ def test_vector_environments_go_on_where_they_were(name, mode):
     check_goes_on(first, second)
 
 
+@pytest.mark.tools
 def test_environments_in_one_array_go_on_where_they_were():
     check_goes_on(
         *(
@@ -655,6 +739,7 @@ def test_environments_in_one_array_go_on_where_they_were():
     )
 
 
+@pytest.mark.tools
 def test_running_means_of_a_wrapper_are_restored():
     def envs():
         env = gymnasium.make("CartPole-v1")
@@ -676,6 +761,7 @@ class Elsewhere(gymnasium.Wrapper):
         return obs + next(self.kept), *rest
 
 
+@pytest.mark.tools
 @pytest.mark.filterwarnings("ignore:.*The obs returned by:UserWarning")
 def test_what_cannot_be_restored_begins_anew_and_says_so():
     first, second = (
@@ -689,7 +775,7 @@ def test_what_cannot_be_restored_begins_anew_and_says_so():
     play(first, [[1], [1]])
     second.reset(2)
     play(second, [[1]])
-    with pytest.warns(RuntimeWarning, match="arrived elsewhere.*begin anew"):
+    with pytest.warns(RuntimeWarning, match="another state.*new episodes begin"):
         second.set_state(first.get_state())
     assert second.restarted
     assert np.abs(second.obs).max() < 0.06  # a first observation

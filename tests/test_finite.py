@@ -1,11 +1,14 @@
 """What isn't finite, or has no meaning, stops a training with a clear error."""
 
+import functools
+
 import gymnasium
 import keras
 import numpy as np
 import pytest
 
 import kit
+from kit import finite
 from kit.finite import DivergenceError
 from kit.rl.environments import Environments
 
@@ -42,6 +45,25 @@ def test_a_loss_that_is_not_finite_ends_a_training_with_good_weights():
     assert error.value.quantity == "loss" and not np.isfinite(error.value.value)
     for now, then in zip(network.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)  # those of the beginning are kept
+
+
+def test_weights_that_are_kept_are_good(monkeypatch):
+    monkeypatch.setattr(finite, "INTERVAL", 0.0)
+    monkeypatch.setattr(finite, "MAX_SHARE", 1e9)
+    network = model()
+    guard = finite.Guard(network, True, [], "batch")
+    weights = {}
+    for name, value in (("begin", 1.0), ("good", 2.0), ("bad", 3.0)):
+        weights[name] = [np.full_like(w, value) for w in network.get_weights()]
+    network.set_weights(weights["begin"])
+    guard.keep(0)
+    network.set_weights(weights["good"])
+    guard.look({"loss": 0.5}, 1)
+    network.set_weights(weights["bad"])
+    with pytest.raises(DivergenceError, match="batch 2. The weights of batch 1 are"):
+        guard.look({"loss": float("nan")}, 2)
+    for now, then in zip(network.get_weights(), weights["good"], strict=True):
+        np.testing.assert_array_equal(now, then)
 
 
 def test_check_finite_false_goes_on():
@@ -206,14 +228,19 @@ def test_agents_stop_where_they_diverge(name):
         agent.fit(env, 2000, **SILENT)
     for now, then in zip(agent.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
-    agent = AGENTS[name](keras.optimizers.SGD(1e30))
     history = agent.fit(
         env, 2000, callbacks=[keras.callbacks.TerminateOnNaN()], **SILENT
     )
     assert history.history["timesteps"][-1] < 2000
-    agent = AGENTS[name](keras.optimizers.SGD(1e30))
+    agent.set_weights(before)
     history = agent.fit(env, 200, check_finite=False, **SILENT)
     assert history.history["timesteps"][-1] >= 200
+
+
+@pytest.fixture(scope="module")
+def compiled_agent():
+    """Returns an agent, each made once: an error leaves it as it was."""
+    return functools.cache(lambda name: AGENTS[name]("sgd"))
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -233,8 +260,8 @@ def test_agents_stop_where_they_diverge(name):
         ({"obs": np.array(["a"] * 4)}, "dtype <U1"),
     ],
 )
-def test_agents_refuse_what_they_cannot_learn_from(name, what, match):
-    agent = AGENTS[name]("sgd")
+def test_agents_refuse_what_they_cannot_learn_from(name, what, match, compiled_agent):
+    agent = compiled_agent(name)
     with pytest.raises(ValueError, match=match):
         agent.fit(Broken(37, **what), 200, **SILENT)
     assert all(np.isfinite(w).all() for w in agent.get_weights())

@@ -210,6 +210,28 @@ def test_clip_range_may_follow_a_schedule(tmp_path):
     assert loaded.clip_coef.get_config() == falls.get_config()
 
 
+@pytest.mark.parametrize(("clip_value_loss", "expected"), [(True, 1.8), (False, 1.0)])
+def test_the_critic_is_kept_near_the_old_one(clip_value_loss, expected):
+    agent = make_agent(clip_value_loss=clip_value_loss)
+    batch = batch_of(agent, make_rollout())
+    # It rose by 1, of which 0.2 counts: it is 1.8 away from what is 1 above it.
+    batch["returns"], batch["value"] = batch["value"] + 1, batch["value"] - 1
+    logs = kit.compiled(lambda batch: agent.loss_and_logs(batch, 0.2)[1])(batch)
+    assert float(numpy(logs["value_loss"])) == pytest.approx(expected**2 / 2, rel=1e-4)
+
+
+def test_what_is_reported_by_hand():
+    agent, rollout = make_agent(), make_rollout(3, 2)
+    batch = batch_of(agent, rollout)
+    ratio = np.array([1.0, 1.1, 1.5, 0.5, 0.9, 0.7], "float32")
+    batch["log_prob"] -= np.log(ratio)  # of the policy that played
+    logs = kit.compiled(lambda batch: agent.loss_and_logs(batch, 0.2)[1])(batch)
+    # Beyond 0.8 to 1.2 are 1.5, 0.5 and 0.7.
+    assert float(numpy(logs["clip_fraction"])) == pytest.approx(3 / 6)
+    kl = np.mean(ratio - 1 - np.log(ratio))
+    assert float(numpy(logs["approx_kl"])) == pytest.approx(kl, rel=1e-4)
+
+
 def test_steps_without_weight_change_nothing():
     rollout, other = make_rollout(), make_rollout()
     rollout["valid"][3] = other["valid"][3] = False
@@ -311,7 +333,7 @@ def test_more_minibatches_than_steps_are_refused():
     with pytest.raises(ValueError, match="`num_minibatches` is 5, more than the 4"):
         agent.fit(env, 100)
     agent.num_minibatches = 3
-    with pytest.raises(ValueError, match="`normalize_advantages` needs two.* has 1"):
+    with pytest.raises(ValueError, match="advantages` needs at least two.* has 1"):
         agent.fit(env, 100)
 
 

@@ -17,7 +17,9 @@ from kit.lab.run import Run
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FIGURES = {"metrics": {}, "baselines": {}, "throughput": (1.0, "steps/s")}
-# One of each kind: an agent, several trainings, a loop around `fit`.
+# One of each kind: an agent, several trainings, a loop around `fit`. And the backups
+# after which they are interrupted.
+INTERRUPTED = {"q_learning": (2, 3), "dbn": (3,), "lstm": (3,)}
 TINY = {
     "q_learning": {"total_timesteps": 2000, "eval_episodes": 5},
     "dbn": {
@@ -49,7 +51,14 @@ def each_step(monkeypatch):
     monkeypatch.setattr(backups.Session, "__init__", often)
 
 
-@pytest.mark.parametrize("name", TINY)
+# Backups are compared on every backend by test_backups.py.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "q_learning",
+        *(pytest.param(x, marks=pytest.mark.tools) for x in ("dbn", "lstm")),
+    ],
+)
 def test_a_resumed_recipe_has_the_same_figures(
     name, load_recipe, tmp_path, monkeypatch, each_step
 ):
@@ -61,10 +70,10 @@ def test_a_resumed_recipe_has_the_same_figures(
     main = load_recipe(name).main
     folder, other = tmp_path / "resumed", tmp_path / "undisturbed"
     expected = main(output_dir=other, verbose=0, **options)
-    for after in (2, 3):
+    for i, after in enumerate(INTERRUPTED[name]):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             interrupt(patch, after)
-            main(output_dir=folder, verbose=0, resume=after > 2, **options)
+            main(output_dir=folder, verbose=0, resume=i > 0, **options)
     assert (folder / "backups").is_dir()
     found = main(output_dir=folder, verbose=0, resume=True, **options)
     for part in ("metrics", "baselines", "config"):
@@ -107,7 +116,11 @@ def test_a_run_that_begins_anew_deletes_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.tools),
+    ],
 )
 def test_signals_end_a_recipe_with_a_backup_and_a_line(number, code, tmp_path):
     # A process in the background may ignore Ctrl-C.
@@ -134,7 +147,9 @@ def test_signals_end_a_recipe_with_a_backup_and_a_line(number, code, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    (line,) = [x for x in errors.splitlines() if x.startswith("Interrupted. To go on:")]
+    (line,) = [
+        x for x in errors.splitlines() if x.startswith("Interrupted. To resume:")
+    ]
     backend = keras.backend.backend()
     assert f"KERAS_BACKEND={backend} python {RECIPES}/q_learning.py" in line
     assert line.endswith("--resume")

@@ -14,15 +14,18 @@ import keras
 import numpy as np
 
 import kit
+from kit.envs import CartPole
 
 
 def dqn(callbacks, env="CartPole-v1", num_envs=None, total_timesteps=1200):
     """Its buffer is overwritten twice."""
-    if num_envs is None:
+    if not isinstance(env, str):
+        pass
+    elif num_envs is None:
         env = gymnasium.make(env)
     else:
         env = gymnasium.make_vec(env, num_envs, vectorization_mode="sync")
-    shape = env.observation_space.shape[-1:]
+    shape = getattr(env, "single_observation_space", env.observation_space).shape
     num_actions = int(getattr(env, "single_action_space", env.action_space).n)
     network = kit.q_network(shape, num_actions, units=(16,))
     kit.initialize_weights(network, 0)
@@ -50,14 +53,24 @@ def dqn_vector(callbacks):
     return dqn(callbacks, num_envs=3)
 
 
+def dqn_frames(callbacks):
+    """Stacks of frames, each of which is kept once."""
+
+    def make():
+        env = gymnasium.make("CartPole-v1")
+        return gymnasium.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+
+    return dqn(callbacks, env=gymnasium.vector.SyncVectorEnv([make, make]))
+
+
 def dqn_lander(callbacks):
     """An environment that is played again."""
     return dqn(callbacks, env="LunarLander-v3", total_timesteps=600)
 
 
-def on_policy(kind, callbacks, **options):
+def on_policy(kind, callbacks, env=None, **options):
     """Four environments in one array."""
-    env = gymnasium.make_vec(
+    env = env or gymnasium.make_vec(
         "CartPole-v1", num_envs=4, vectorization_mode="vector_entry_point"
     )
     actor = kit.policy_network((4,), env.single_action_space, units=(16,))
@@ -77,6 +90,21 @@ def ppo(callbacks):
 def a2c(callbacks):
     """With running means of rewards."""
     return on_policy(kit.A2C, callbacks)
+
+
+def ppo_fused(callbacks):
+    """In one program with its environments."""
+    return on_policy(kit.PPO, callbacks, env=CartPole(4), normalize_observations=True)
+
+
+def dqn_fused(callbacks):
+    """In one program with its environments, and a buffer that is overwritten."""
+    network = kit.q_network((4,), 2, units=(16,))
+    kit.initialize_weights(network, 0)
+    options = {"batch_size": 16, "learning_starts": 100, "target_update_freq": 50}
+    agent = kit.DQN(network, buffer_size=400, **options)
+    agent.compile(keras.optimizers.Adam(1e-3))
+    return agent, agent.fit(CartPole(2), 1200, callbacks=callbacks, verbose=0, seed=3)
 
 
 def q_learning(callbacks):
@@ -125,7 +153,7 @@ def classifier(callbacks):
 
 def gan(callbacks):
     """Two optimizers, and noise."""
-    x = np.random.default_rng(0).uniform(-1, 1, size=(400, 16)).astype("float32")
+    x = np.random.default_rng(0).uniform(-1, 1, size=(200, 16)).astype("float32")
     generator = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "tanh")])
     discriminator = keras.Sequential([keras.Input((16,)), keras.layers.Dense(1)])
     kit.initialize_weights(generator, 0)
@@ -137,7 +165,7 @@ def gan(callbacks):
 
 def dbn(callbacks):
     """Two stages."""
-    x = (np.random.default_rng(0).uniform(size=(400, 16)) < 0.3).astype("float32")
+    x = (np.random.default_rng(0).uniform(size=(200, 16)) < 0.3).astype("float32")
     model = kit.DBN([kit.RBM(8, seed=0), kit.RBM(4, seed=1)])
     model.build((None, 16))
     histories = model.pretrain(
@@ -151,9 +179,12 @@ KINDS = {
     for f in (
         dqn,
         dqn_vector,
+        dqn_frames,
         dqn_lander,
         ppo,
         a2c,
+        ppo_fused,
+        dqn_fused,
         q_learning,
         classifier,
         gan,

@@ -1,5 +1,5 @@
-"""What reinforcement-learning agents are made of.
+"""The building blocks of reinforcement-learning agents.
 
 Environments and episodes, policies, returns, replay, exploration, normalization, and
-the loop of turns that every agent trains in.
+the training loop that all agents share.
 """

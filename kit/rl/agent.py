@@ -1,12 +1,12 @@
-"""What all agents share: acting, options that may be set at any time, seeds, files.
+"""The base class of agents: acting, options that may be set at any time, seeds, saving.
 
-A subclass says which environments its networks fit, and what it does in a state; `act`
-and `evaluate` follow from that.
+A subclass defines which environments it accepts, and its greedy policy; `act` and
+`evaluate` are built on these.
 
-An agent's options are the arguments of its constructor. Each is checked whenever it is
-set. A real number, such as the weight of the entropy, is an argument of the compiled
-programs: a callback may change it after every turn, and nothing is compiled again.
-What decides how a program looks, such as `double`, has it compiled again.
+An agent's options are the arguments of its constructor. They are checked whenever they
+are set. A real number, such as the weight of the entropy bonus, is an argument of the
+compiled programs: a callback may change it after every turn, without recompilation.
+Setting an option that changes the program itself, such as `double`, recompiles it.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ from kit.backend import compiled, release_programs
 from kit.backups import is_plain
 from kit.files import SavedWhole
 from kit.rl.environments import Environments, play_episodes
+from kit.rl.functional import FunctionalEnv
+from kit.rl.spaces import Packing, misfit, packing_of
 
 
 class Agent(SavedWhole, keras.Model):
@@ -33,14 +35,14 @@ class Agent(SavedWhole, keras.Model):
     `greedy_policy`.
 
     Args:
-        seed: Seed of what the agent draws.
+        seed: Seed of the agent's random draws.
         **kwargs: See `keras.Model`.
 
     Attributes:
-        ranges: Valid values of the options by name, as `kit.checks.check` takes them.
+        ranges: Kinds of the options by name, for `kit.checks.check`.
         fixed: Names of options that can't be changed, as variables depend on them.
-        obs_shape: Shape of one observation.
-        random: Generator of what the agent draws. Its state is saved with the agent.
+        obs_shape: Shape of one observation, as the networks take it.
+        random: Generator of the agent's draws. Its state is saved with the agent.
     """
 
     ranges: Mapping[str, Any] = {}
@@ -53,33 +55,40 @@ class Agent(SavedWhole, keras.Model):
         self.random = random.Generator(seed)
 
     def build(self, input_shape=None):
-        """Builds nothing: networks come built, tables are made in the constructor."""
+        """Does nothing: the constructor has built everything."""
         self.built = True
 
     # --- What a subclass defines ----------------------------------------------
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Plays and learns: `fit(env, total_timesteps, ...)`, as a subclass says."""
+        """Plays and learns: `fit(env, total_timesteps, ...)`; see the subclass."""
         raise self._undefined("fit")
 
-    def check_spaces(self, envs: Environments) -> None:
+    def check_spaces(self, envs: Environments | FunctionalEnv) -> None:
         """Raises a `ValueError` if the agent isn't made for these environments."""
         raise self._undefined("check_spaces")
 
     def greedy_policy(
         self, envs: Environments | None = None
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """Returns the function that chooses the best or likeliest actions.
+        """Returns the function that chooses the best or most probable actions.
 
         Args:
-            envs: The environments to play in, which say how they number their states
-                and actions. Defaults to `None`: as those of the last `fit` did.
+            envs: The environments to play in, which define the numbers of states and
+                actions. Defaults to `None`: as in the last `fit`.
 
         Returns:
             A function from observations `(B, ...)` to actions `(B, ...)` as the
             environment takes them.
         """
         raise self._undefined("greedy_policy")
+
+    def network_for_obs(self) -> Any:
+        """Returns the network that defines the observations, if the agent has one.
+
+        It is a method, as Keras would save an attribute or property.
+        """
+        return None
 
     def _undefined(self, method):
         return NotImplementedError(
@@ -94,11 +103,12 @@ class Agent(SavedWhole, keras.Model):
         """Returns the greedy action, or actions.
 
         Args:
-            obs: One observation, or a batch of them `(B, ...)`.
+            obs: One observation of the environment, or a batch of them `(B, ...)`. For
+                dict and tuple observations, a batch is a dict or tuple of batches.
 
         Returns:
-            An action as the environment takes it for one observation, an integer if
-            its actions are `Discrete`; else B of them.
+            For one observation an action of the environment, an integer if its actions
+            are `Discrete`; for a batch, B actions.
 
         Raises:
             ValueError: If `obs` has another shape, or is no state.
@@ -106,8 +116,19 @@ class Agent(SavedWhole, keras.Model):
         return self.act_by(self.greedy_policy(), obs)
 
     def act_by(self, policy: Callable[[np.ndarray], np.ndarray], obs: Any) -> Any:
-        """Returns what a policy on batches does with one observation or several."""
-        checks.check(f"{type(self).__name__}.act", {"obs": obs}, {"obs": checks.ARRAY})
+        """Applies a policy for batches to one observation or to a batch."""
+        name = f"{type(self).__name__}.act"
+        network = self.network_for_obs()
+        packing = None if network is None else packing_of(network)
+        if packing is not None and not isinstance(obs, np.ndarray):
+            try:
+                obs = packing.pack_any(obs)
+            except ValueError as error:
+                raise ValueError(
+                    f"{name}: `obs` must be an observation of {packing.space}, or a "
+                    f"batch of them: {error}."
+                ) from error
+        checks.check(name, {"obs": obs}, {"obs": checks.ARRAY})
         obs = np.asarray(obs)
         self.check_obs(obs)
         if obs.ndim > len(self.obs_shape):
@@ -126,22 +147,22 @@ class Agent(SavedWhole, keras.Model):
     def evaluate(
         self, env: Any, episodes: int = 20, seed: int | None = None
     ) -> dict[str, float]:
-        """Plays episodes greedily: always the best or likeliest actions.
+        """Plays episodes greedily: always the best or most probable actions.
 
-        Episodes must end. A greedy policy may walk in circles, so give an environment
-        without an end a time limit: `max_episode_steps` of `gymnasium.make`.
+        Episodes must end. A greedy policy may walk in circles, so give endless
+        environments a time limit: `max_episode_steps` of `gymnasium.make`.
 
         Args:
             env: Environment as in `fit`.
             episodes: Number of episodes. Defaults to 20.
-            seed: Seed of the first reset. Defaults to none.
+            seed: Seed of the first reset. Defaults to `None`.
 
         Returns:
             `return`, `return_std`, `length` and `episodes`: means over episodes,
             and the standard deviation of their returns.
 
         Raises:
-            TypeError: If `env` isn't one of Gymnasium's.
+            TypeError: If `env` is neither a Gymnasium environment nor a FunctionalEnv.
             ValueError: If its spaces don't fit the agent, or `episodes` is below 1.
         """
         envs = Environments(env)
@@ -150,6 +171,21 @@ class Agent(SavedWhole, keras.Model):
 
     # --- Checks ---------------------------------------------------------------
 
+    def checked(self, env: Any) -> Environments | FunctionalEnv:
+        """Checks `fit`'s environments, and returns them in the form that it uses.
+
+        Args:
+            env: `gymnasium.Env`, `gymnasium.vector.VectorEnv` or `FunctionalEnv`.
+
+        Raises:
+            TypeError: If `env` is none of them.
+            ValueError: If its spaces don't fit, or `compile` wasn't called.
+        """
+        envs = env if isinstance(env, FunctionalEnv) else Environments(env)
+        self.check_spaces(envs)
+        self.check_compiled()
+        return envs
+
     def check_compiled(self) -> None:
         """Raises a `ValueError` unless `compile` was called."""
         if not self.compiled:
@@ -157,8 +193,8 @@ class Agent(SavedWhole, keras.Model):
                 f"{type(self).__name__}: call `compile(optimizer=...)` before `fit`."
             )
 
-    def check_box(self, envs: Environments, network: str) -> None:
-        """Raises a `ValueError` unless observations are arrays of `obs_shape`.
+    def check_box(self, envs: Environments | FunctionalEnv, network: str) -> None:
+        """Raises a `ValueError` unless the agent takes the observations.
 
         Args:
             envs: The environments.
@@ -167,21 +203,37 @@ class Agent(SavedWhole, keras.Model):
         from gymnasium.spaces import Box
 
         name, space = type(self).__name__, envs.observation_space
-        if not isinstance(space, Box):
+        packing = Packing(space)  # raises an error if the space isn't supported
+        if isinstance(envs, FunctionalEnv) and not packing.is_array:
             raise ValueError(
-                f"{name}: the observation space {space} isn't supported; {name} needs "
-                "a Box. gymnasium.wrappers.FlattenObservation makes one."
+                f"{name}: the observation space {space} isn't supported in "
+                "environments in keras.ops; `observe` must return one array."
             )
-        if tuple(space.shape) != self.obs_shape:
+        model = self.network_for_obs()
+        if model is not None:
+            fault = misfit(model, space)
+        elif packing.is_array and packing.shape == self.obs_shape:
+            fault = None
+        else:
+            fault = f"takes {self.obs_shape}"
+        if fault is None:
+            return
+        if isinstance(space, Box):
             raise ValueError(
                 f"{name}: the environment's observations have shape {space.shape}, "
-                f"`{network}` takes {self.obs_shape}."
+                f"`{network}` {fault}."
             )
+        raise ValueError(
+            f"{name}: the observation space {space} doesn't fit `{network}`, which "
+            f"{fault}. `kit.encoder(env.observation_space)` is the first part of a "
+            "network for any space; `kit.q_network`, `kit.policy_network` and "
+            "`kit.value_network` also take `env.observation_space`."
+        )
 
     # --- Options --------------------------------------------------------------
 
     def __setattr__(self, name, value):
-        """Checks options; has programs compiled again that depend on them."""
+        """Checks options; releases programs that must be compiled again."""
         accepted = self.ranges.get(name)
         if accepted is not None:
             checks.check(self, {name: value}, {name: accepted})
@@ -201,21 +253,21 @@ class Agent(SavedWhole, keras.Model):
 
     def numbers(self) -> np.ndarray:
         """Returns the options that are real numbers, `(K,)`, for `using`."""
-        # Kept, as a small agent learns in less than a millisecond. Not by setattr:
-        # Keras would track it.
+        # Cached, as a small agent's step takes less than a millisecond. Not with
+        # setattr: Keras would track it.
         if "_numbers" not in self.__dict__:
-            values = [getattr(self, name) for name in self._number_names()]
+            values = [getattr(self, name) for name in self.number_names()]
             self.__dict__["_numbers"] = np.array(values, "float32")
         return self.__dict__["_numbers"]
 
     @contextlib.contextmanager
     def using(self, values: Any) -> Iterator[None]:
-        """Puts other values, `(K,)`, in the place of what `numbers` returned.
+        """Replaces the options that `numbers` returns by other values, `(K,)`.
 
-        In a compiled function they are its argument. A number that it read from the
-        agent would be part of the program.
+        Compiled functions get these values as an argument. A number that they read from
+        the agent would be a constant of the program.
         """
-        names = self._number_names()
+        names = self.number_names()
         before = {name: self.__dict__[name] for name in names}
         values = ops.unstack(ops.convert_to_tensor(values))
         self.__dict__.update(zip(names, values, strict=True))
@@ -224,22 +276,23 @@ class Agent(SavedWhole, keras.Model):
         finally:
             self.__dict__.update(before)
 
-    def _number_names(self):
+    def number_names(self) -> list[str]:
+        """Returns the names of the options that `numbers` returns."""
         return [name for name in self.ranges if self._is_number(name)]
 
     def _is_number(self, name):
-        """Whether an option may be any real number between others, and is one."""
+        """Whether an option's range is real numbers, and its value is a number."""
         accepted = self.ranges.get(name)
         is_real = accepted is not None and accepted.is_real
         return is_real and _is_number(self.__dict__[name])
 
     def options(self) -> dict[str, Any]:
-        """Returns the options by name, those that numbers and words can say."""
+        """Returns the options by name, those that are plain numbers and strings."""
         values = {name: getattr(self, name) for name in (*self.ranges, "seed")}
         return {name: x for name, x in values.items() if is_plain(x)}
 
     def forget_programs(self) -> None:
-        """Has the programs of `compiled_with_numbers` compiled again when called."""
+        """Releases the programs of `compiled_with_numbers`, to be compiled again."""
         methods = [
             name
             for name in dir(type(self))
@@ -253,15 +306,15 @@ class Agent(SavedWhole, keras.Model):
         """Returns the seed of the environment in a training.
 
         Args:
-            seed: What `fit` was given; `None` for another one each time, drawn from
-                the agent's generator.
+            seed: The seed passed to `fit`; `None` for a new one in each call, from the
+                agent's generator.
         """
-        # Drawn in any case: the agent's later draws don't depend on `seed`.
+        # Draw in any case, so that the agent's later draws don't depend on `seed`.
         (drawn,) = random.split_seed(self.random, 1)
         return drawn if seed is None else seed
 
     def finalize_optimizers(self) -> None:
-        """Ends a training, as Keras' own `fit` does (`use_ema`)."""
+        """Finalizes the weights after training (`use_ema`), as Keras' `fit` does."""
         self.optimizer.finalize_variable_values(self.trainable_variables)
 
     def get_compile_config(self):
@@ -271,19 +324,19 @@ class Agent(SavedWhole, keras.Model):
         return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
 
     def compile_from_config(self, config):
-        """Compiles as `get_compile_config` says; the optimizer's state follows."""
+        """Compiles from `get_compile_config`, and builds the optimizer."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
 
     def save_own_variables(self, store):
-        """Saves the agent's own variables, and how far its generator has come."""
+        """Saves the agent's own variables, and the state of its generator."""
         super().save_own_variables(store)
         store["random"] = ops.convert_to_numpy(self.random.state)
 
     def load_own_variables(self, store):
-        """Loads what `save_own_variables` saved; files of old have no generator."""
-        keys = store.keys()  # not a dict, but the part of a file
+        """Loads the result of `save_own_variables`; old files have no generator."""
+        keys = store.keys()  # `store` is part of a file, not a dict
         arrays = {name: store[name] for name in keys}
         state = arrays.pop("random", None)
         super().load_own_variables(arrays)
@@ -297,10 +350,10 @@ class Agent(SavedWhole, keras.Model):
 
 
 class compiled_with_numbers:  # noqa: N801, a decorator
-    """Compiles a method of an agent; the agent's numbers are data to it.
+    """Compiles a method of an agent; the agent's real-valued options are data.
 
-    As `kit.compiled`, but a number among the agent's options that is set between two
-    calls counts in the second.
+    It works like `kit.compiled`, but if such an option is set between two calls, the
+    second call uses the new value.
     """
 
     def __init__(self, fn: Callable):
@@ -311,7 +364,7 @@ class compiled_with_numbers:  # noqa: N801, a decorator
         self.name = name
 
     def __get__(self, agent, owner=None):
-        """Binds the method: each agent has a program of its own."""
+        """Binds the method: each agent has its own program."""
         if agent is None:
             return self
 
@@ -327,7 +380,7 @@ class compiled_with_numbers:  # noqa: N801, a decorator
             return program(agent.numbers(), *args)
 
         call.release = program.release  # type: ignore[attr-defined]
-        # Found there by the next look-up. Not by setattr: Keras would track it.
+        # The next look-up finds it there. Not with setattr: Keras would track it.
         agent.__dict__[self.name] = call
         return call
 

@@ -1,14 +1,17 @@
-"""The state of an environment, for backups.
+"""Saves and restores the state of an environment, for backups.
 
-Gymnasium has no call for it. There are two ways, which both are exact:
+Gymnasium has no interface for it. There are two ways; both are exact:
 
-- An environment that is made of plain Python and NumPy (classic control, toy text, and
-  Gymnasium's wrappers) has its state in its attributes: `read_attributes`.
-- Others keep it in a library written in C (Box2D, MuJoCo). They get a `Recorder`, which
-  remembers how the present episode began and which actions were taken. Played again,
-  the episode arrives at the same state; what was observed last proves it.
+- Environments in plain Python and NumPy (classic control, toy text, and Gymnasium's
+  wrappers) have their state in their attributes: `read_attributes`. So do Atari games,
+  whose emulator returns its own state; with sticky actions
+  (`repeat_action_probability`), this lacks the last action.
+- Others have it in a library written in C (Box2D, MuJoCo). They get a `Recorder`, which
+  records how the current episode began and its actions. Replaying the episode leads to
+  the same state; the last observation is compared to verify it.
 """
 
+import copy
 import enum
 import types
 from typing import Any
@@ -19,8 +22,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from kit.backups import is_plain
+from kit.rl.spaces import Packing
 
-# What doesn't change while an environment runs, or is made anew when it is needed.
+# Attributes of these types don't change in an episode, or are recreated when needed.
 CONSTANT = (
     gymnasium.Space,
     EnvSpec,
@@ -35,11 +39,11 @@ ENVIRONMENTS = (gymnasium.Env, VectorEnv, VectorWrapper)
 
 
 class NotReadableError(Exception):
-    """The state of an environment isn't in attributes of plain Python and NumPy."""
+    """The environment's state isn't in attributes of plain Python and NumPy."""
 
 
 class Recorder(gymnasium.Wrapper):
-    """Remembers what has to be played again to arrive at the present state.
+    """Records the current episode, so that it can be replayed to the same state.
 
     Args:
         env: An environment that is determined by its generator and its actions.
@@ -49,10 +53,10 @@ class Recorder(gymnasium.Wrapper):
         super().__init__(env)
         self.begun: dict[str, Any] = {}  # how the episode began
         self.actions: list[Any] = []  # since then
-        self.seen: Any = None  # what was observed last
+        self.seen: Any = None  # the last observation
 
     def reset(self, *, seed=None, options=None):
-        """Begins an episode, as the environment does."""
+        """Begins and records a new episode."""
         _forget_world(self.env.unwrapped)
         state = None if seed is not None else _generator_state(self.env)
         self.begun = {"seed": seed, "generator": state, "options": options}
@@ -61,43 +65,48 @@ class Recorder(gymnasium.Wrapper):
         return self.seen, info
 
     def step(self, action):
-        """Acts, as the environment does."""
-        # A copy: vector environments may write the next actions into the same memory.
+        """Acts and records the action."""
+        # Copy: vector environments may write the next actions to the same memory.
         self.actions.append(np.array(action))
         self.seen, *rest = self.env.step(action)
         return self.seen, *rest
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what has to be played again."""
+        """Returns the record of the episode."""
         actions = np.array(self.actions)
-        return {**self.begun, "actions": actions, "seen": np.array(self.seen)}
+        return {**self.begun, "actions": actions, "seen": self._seen_as_array()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Plays the episode again.
+        """Replays the episode.
 
         Raises:
-            NotReadableError: If it arrives elsewhere.
+            NotReadableError: If the replay ends in another state.
         """
         if state["generator"] is not None:
             self.env.unwrapped.np_random.bit_generator.state = state["generator"]
         self.reset(seed=state["seed"], options=state["options"])
-        # From now on as recorded, also where another backup is made.
+        # Keep the original record, for the next backup.
         self.begun = {name: state[name] for name in self.begun}
         discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
         for action in state["actions"]:
             self.step(action.item() if discrete and action.ndim == 0 else action)
-        if not np.array_equal(self.seen, state["seen"], equal_nan=False):
+        if not np.array_equal(self._seen_as_array(), state["seen"], equal_nan=False):
             raise NotReadableError(
-                f"{self.env.unwrapped} played the same actions again, and arrived "
-                "elsewhere"
+                f"replaying the actions in {self.env.unwrapped} ended in another state"
             )
+
+    def _seen_as_array(self):
+        try:
+            return Packing(self.observation_space).pack(self.seen)
+        except ValueError:  # an inner environment may observe anything
+            return np.array(self.seen)
 
 
 def _forget_world(env):
-    """Gives an environment of Box2D a new world for its next episode.
+    """Gives a Box2D environment a new world for its next episode.
 
-    Some of them keep theirs, which remembers contacts of earlier episodes: an episode
-    would depend on those before it.
+    Some keep their world, which stores contacts of earlier episodes: an episode would
+    then depend on those before it.
     """
     world: Any = getattr(env, "world", None)
     if type(world).__name__ == "b2World" and hasattr(env, "_destroy"):
@@ -110,9 +119,9 @@ def _generator_state(env):
 
 
 def make_readable(env: Any) -> Any:
-    """Returns an environment whose state can be read, if there is a way.
+    """Returns an environment whose state can be read, if possible.
 
-    The environments within a vector environment are wrapped where they are.
+    The environments of a vector environment are wrapped in place.
     """
     if isinstance(env, VectorEnv | VectorWrapper):
         vector: Any = env.unwrapped
@@ -128,7 +137,7 @@ def make_readable(env: Any) -> Any:
 
 
 def read_attributes(env: Any) -> Any:
-    """Returns the state of an environment and of all that it wraps.
+    """Returns the state of an environment and of everything that it wraps.
 
     Raises:
         NotReadableError: If part of it is neither plain nor recorded.
@@ -137,10 +146,10 @@ def read_attributes(env: Any) -> Any:
 
 
 def write_attributes(env: Any, state: Any) -> None:
-    """Gives an environment the state that `read_attributes` returned of one like it.
+    """Sets the state of an environment to the result of `read_attributes`.
 
     Raises:
-        NotReadableError: If it is another one.
+        NotReadableError: If the state doesn't fit the environment.
     """
     _write(env, state)
 
@@ -151,7 +160,10 @@ def _read(value, path, above):
     if isinstance(value, np.random.Generator):
         return {"generator": value.bit_generator.state}
     if is_plain(value):
-        return {"plain": _copied(value)}
+        return {"plain": copy.deepcopy(value)}
+    if _is_emulator(value) and not value.getFloat("repeat_action_probability"):
+        state = value.cloneState(include_rng=True).serialize()
+        return {"emulator": np.frombuffer(state, np.uint8)}
     if isinstance(value, list | tuple) and all(map(_has_state, value)):
         return {"items": [_read(x, f"{path}[]", above) for x in value]}
     if not _has_state(value) or id(value) in above:
@@ -171,20 +183,23 @@ def _is_constant(value):
         return all(map(_is_constant, value))  # the functions that make environments
     if isinstance(value, dict) and value and not is_plain(value):
         return all(_is_constant(x) or is_plain(x) for x in value.values())
+    if type(value).__module__.startswith("ale_py._"):  # names of actions
+        return not _is_emulator(value)
     return isinstance(value, CONSTANT) or (
         callable(value) and not isinstance(value, ENVIRONMENTS)
     )
 
 
+def _is_emulator(value):
+    """Whether it is ale-py's, in which the state of an Atari environment is."""
+    return type(value).__name__ == "ALEInterface"
+
+
 def _has_state(value):
-    """Environments, and small objects such as running means."""
+    """Whether it is an environment, or a small object such as a running mean."""
     if isinstance(value, ENVIRONMENTS):
         return True
     return hasattr(value, "__dict__") and type(value).__module__.startswith("gymnasium")
-
-
-def _copied(value):
-    return np.copy(value) if isinstance(value, np.ndarray) else value
 
 
 def _write(value, state):
@@ -194,6 +209,10 @@ def _write(value, state):
     elif "generator" in state:
         _expect(isinstance(value, np.random.Generator), value)
         value.bit_generator.state = state["generator"]
+    elif "emulator" in state:
+        _expect(_is_emulator(value), value)
+        kind = type(value.cloneState())
+        value.restoreState(kind(state["emulator"].tobytes()))
     elif "items" in state:
         _expect(isinstance(value, list | tuple), value)
         for item, item_state in zip(value, state["items"], strict=True):
@@ -204,7 +223,7 @@ def _write(value, state):
             if "plain" not in attribute:
                 _write(old, attribute)
             elif _same_kind(old, attribute["plain"]):
-                old[...] = attribute["plain"]  # others may hold views of it
+                old[...] = attribute["plain"]  # in place: other objects may share it
             else:
                 setattr(value, name, attribute["plain"])
 
@@ -220,12 +239,12 @@ def _same_kind(old, new):
 
 def _expect(fine, value):
     if not fine:
-        raise NotReadableError(f"{type(value).__name__} isn't what it was")
+        raise NotReadableError(f"{type(value).__name__} doesn't fit the backup")
 
 
 def restart_message(reason: BaseException) -> str:
-    """Returns what is said where an environment begins anew."""
+    """Returns the warning for an environment that can't be restored."""
     return (
-        f"BackupAndRestore: the environment can't be restored exactly ({reason}); its "
-        "episodes begin anew."
+        f"BackupAndRestore: the environment can't be restored exactly ({reason}); new "
+        "episodes begin."
     )

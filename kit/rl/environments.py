@@ -1,7 +1,8 @@
-"""One view on Gymnasium's environments and vector environments."""
+"""A common interface to Gymnasium's environments and vector environments."""
 
 import copy
 import math
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +11,9 @@ import numpy as np
 
 from kit import checks
 from kit.backups import is_plain
+from kit.rl.functional import FunctionalEnv
+from kit.rl.hanging import watched
+from kit.rl.spaces import Packing
 
 ACCEPTED = {
     "policy": checks.FUNCTION,
@@ -19,47 +23,61 @@ ACCEPTED = {
 
 
 class Step(NamedTuple):
-    """What one step of N environments gave."""
+    """The results of one step of N environments."""
 
-    next_obs: np.ndarray  # (N, ...) what the actions led to, also at an end
-    obs: np.ndarray  # (N, ...) what to act on next: after an end, a first one
+    # At the end of an episode, `next_obs` is its final observation, and `obs` the first
+    # one of the next episode. Otherwise they are equal.
+    next_obs: np.ndarray  # (N, ...) the observation that the action led to
+    obs: np.ndarray  # (N, ...) the observation to act on next
     reward: np.ndarray  # (N,) float32
-    terminated: np.ndarray  # (N,) bool: a final state, nothing to expect after it
-    truncated: np.ndarray  # (N,) bool: cut off, the state has a value
+    terminated: np.ndarray  # (N,) bool: final state, whose value is 0
+    truncated: np.ndarray  # (N,) bool: bootstrap from the state's value
     valid: np.ndarray | None  # (N,) bool: False where the step only reset
 
 
 class Environments:
-    """N environments that restart by themselves; counts their episodes.
+    """N environments that reset automatically; records their episodes.
 
-    Hides what differs between a `gymnasium.Env` and the three ways in which a
-    `gymnasium.vector.VectorEnv` resets: in the step after the end (the default,
-    and then that step is no transition), in the same step, or not by itself.
+    Observations are arrays: others are packed (`kit.rl.spaces.Packing`).
+
+    The class hides the differences between a `gymnasium.Env` and the three ways in
+    which a `gymnasium.vector.VectorEnv` resets: in the step after the end (the default;
+    that step is no transition), in the same step, or not automatically.
 
     Args:
-        env: A `gymnasium.Env` or `gymnasium.vector.VectorEnv`.
+        env: A `gymnasium.Env`, `gymnasium.vector.VectorEnv` or `FunctionalEnv`.
 
     Raises:
-        TypeError: If `env` is neither, such as the id of an environment.
+        TypeError: If `env` is something else, such as the id of an environment.
+        ValueError: If its observation space isn't supported.
 
     Attributes:
         num_envs: N.
-        observation_space: The space of one observation.
+        observation_space: The environment's space of one observation.
+        packing: Converts observations to arrays.
         action_space: The space of one action.
         episodes: List of `(return, length)` of the episodes that ended since
             the list was last cleared.
-        obs: What to act on next, `(N, ...)`.
-        steps: Calls of `step` so far.
+        obs: The observations to act on next, `(N, ...)`.
+        steps: Number of calls of `step` so far.
         check_finite: Whether rewards and observations that aren't finite are an error.
+        on_error: Function that is called before an environment's error is raised.
+        called: Time at which the current call of the environment began, in seconds of
+            `time.monotonic`; `None` if there is none.
     """
 
     def __init__(self, env: Any):
         import gymnasium
         from gymnasium.vector import AutoresetMode, VectorEnv
 
+        if isinstance(env, FunctionalEnv):
+            from kit.rl.vector_env import as_vector_env
+
+            env = as_vector_env(env)
         if not isinstance(env, gymnasium.Env | VectorEnv):
             raise TypeError(
-                "`env` must be a gymnasium.Env or gymnasium.vector.VectorEnv, "
+                "`env` must be a gymnasium.Env or gymnasium.vector.VectorEnv, or a "
+                "kit.rl.functional.FunctionalEnv, "
                 f"received {env!r} of type {type(env).__name__}. Make one with "
                 "`gymnasium.make`."
             )
@@ -75,23 +93,28 @@ class Environments:
         self._ended = np.zeros(self.num_envs, bool)
         self.steps = 0
         self.check_finite = True
-        self._obs_shape = (self.num_envs, *(self.observation_space.shape or ()))
+        self.on_error: Callable[[], None] = lambda: None
+        self.packing = Packing(self.observation_space)
+        self.called: float | None = None
+        self._obs_shape = (self.num_envs, *self.packing.shape)
         self.episodes: list[tuple[float, int]] = []
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Begins new episodes; returns their first observations (N, ...)."""
+        self.called = time.monotonic()
         try:
             obs, _ = self.env.reset(seed=seed)
         except Exception as error:
             self._tell(error, "reset")
             raise
+        finally:
+            self.called = None
         self._ended[:] = False
         self.restarted = False
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
-        # A copy here and in each step: some write all of them to the same memory.
-        obs = np.array(obs)
-        self.obs = obs if self.is_vector else obs[None]
+        # Copy here and in each step: some environments reuse the memory.
+        self.obs = self._pack(obs)
         zeros = np.zeros(self.num_envs, np.float32)
         self._check(Step(self.obs, self.obs, zeros, zeros, zeros, None))
         return self.obs
@@ -99,6 +122,7 @@ class Environments:
     def step(self, actions: np.ndarray) -> Step:
         """Acts in each environment, with `actions` of shape (N, ...)."""
         self.steps += 1
+        self.called = time.monotonic()
         try:
             if self.is_vector:
                 step = self._step_vector(actions)
@@ -106,8 +130,15 @@ class Environments:
                 step = self._step(actions[0])
         except Exception as error:
             self._tell(error, "step")
+            self.on_error()
             raise
-        self._check(step)
+        finally:
+            self.called = None
+        try:
+            self._check(step)
+        except ValueError:
+            self.on_error()
+            raise
         self._returns += step.reward
         self._lengths += 1
         if step.valid is not None:
@@ -120,11 +151,15 @@ class Environments:
         self.obs = step.obs
         return step
 
+    def _pack(self, obs):
+        """Returns observations as arrays `(N, ...)`, copies of them."""
+        return self.packing.pack_batch(obs, self.num_envs if self.is_vector else None)
+
     # --- Checks ---------------------------------------------------------------
 
     def _check(self, step):
-        """Raises an error for what no agent can learn from."""
-        # Sums are quicker than `isfinite`; where one isn't finite, it is looked at.
+        """Raises an error for rewards and observations that are no valid data."""
+        # Sums are faster than `isfinite`, which is used only if the sum isn't finite.
         if not math.isfinite(_sum(step.reward)):
             self._check_finite("reward", step.reward)
         obs = step.next_obs
@@ -143,28 +178,33 @@ class Environments:
             raise ValueError(
                 f"{env_name(self.env)}: the {what} in step {self.steps:,} isn't "
                 f"finite, {array.tolist()}; the observation space is "
-                f"{self.observation_space}. fit(..., check_finite=False) takes it as "
-                "it is."
+                f"{self.observation_space}. fit(..., check_finite=False) turns this "
+                "check off."
             )
 
     def _tell(self, error, called):
-        """Adds to an environment's own error which one it was, and when."""
+        """Adds the environment and the step to its own error."""
         error.add_note(
             f"Raised by `{called}` of the environment {env_name(self.env)} in step "
             f"{self.steps:,}; its action space is {self.action_space}, its observation "
             f"space {self.observation_space}."
         )
 
+    def describe_call(self) -> str:
+        """Returns a description of the current call: environment and step."""
+        called = "reset" if self.steps == 0 else "step"
+        return f"{env_name(self.env)}: `{called}` in step {self.steps:,}"
+
     # --- Backups --------------------------------------------------------------
 
     def record(self) -> None:
-        """Remembers what backups need. To be called before the first reset."""
+        """Records what backups need. Call it before the first reset."""
         from kit.rl.env_state import make_readable
 
         self.env = make_readable(self.env)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the state, for a backup; `env` is a reason where it has none."""
+        """Returns the state, for a backup; `env` is a reason if it can't be read."""
         from kit.rl.env_state import NotReadableError, read_attributes
 
         try:
@@ -178,7 +218,7 @@ class Environments:
         return {"env": env, **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from what `get_state` returned, or else from a reset."""
+        """Continues from the result of `get_state`, or else from a reset."""
         from kit.rl import env_state
 
         self.episodes[:] = state["episodes"]
@@ -199,7 +239,7 @@ class Environments:
 
     def _step(self, action):
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        next_obs = np.array(obs)[None]
+        next_obs = self._pack(obs)
         if np.ndim(reward):
             raise ValueError(
                 f"the reward must be one number, received {reward!r} of shape "
@@ -209,7 +249,7 @@ class Environments:
             obs, _ = self.env.reset()
         return Step(
             next_obs,
-            np.array(obs)[None],
+            self._pack(obs),
             np.array([reward], np.float32),
             np.array([bool(terminated)]),
             np.array([bool(truncated)]),
@@ -218,7 +258,7 @@ class Environments:
 
     def _step_vector(self, actions):
         obs, reward, *flags, info = self.env.step(actions)
-        obs, reward = np.array(obs), np.array(reward, np.float32)
+        obs, reward = self._pack(obs), np.array(reward, np.float32)
         terminated, truncated = map(np.array, flags)
         next_obs, valid = obs, None
         ended: Any = terminated | truncated
@@ -230,10 +270,10 @@ class Environments:
         elif ended.any() and self._resets_same:
             next_obs = obs.copy()
             for i in np.flatnonzero(ended):
-                next_obs[i] = info["final_obs"][i]
+                next_obs[i] = self.packing.pack(info["final_obs"][i])
         elif ended.any():
             next_obs = obs
-            obs = np.array(self.env.reset(options={"reset_mask": ended})[0])
+            obs = self._pack(self.env.reset(options={"reset_mask": ended})[0])
         return Step(next_obs, obs, reward, terminated, truncated, valid)
 
 
@@ -243,14 +283,15 @@ def play_episodes(
     episodes: int,
     seed: int | None = None,
 ) -> dict[str, float]:
-    """Plays whole episodes and returns how they went.
+    """Plays whole episodes and returns their statistics.
 
-    Each of N environments plays the same number of episodes (rounded up), so
-    short ones aren't favoured.
+    Each of N environments plays the same number of episodes (rounded up), so that short
+    episodes aren't favoured.
 
     Args:
         env: A `gymnasium.Env` or `gymnasium.vector.VectorEnv`.
-        policy: Function from observations (N, ...) to actions (N, ...).
+        policy: Function from observations (N, ...) to actions (N, ...). Dict and tuple
+            observations are packed (`kit.rl.spaces.Packing`).
         episodes: Number of episodes, at least 1.
         seed: Seed of the first reset.
 
@@ -264,14 +305,15 @@ def play_episodes(
     obs = envs.reset(seed)
     played = np.zeros(envs.num_envs, int)
     results = []
-    while played.min() < quota:
-        step = envs.step(policy(obs))
-        obs = step.obs
-        for i in np.flatnonzero(step.terminated | step.truncated):
-            episode = envs.episodes.pop(0)
-            if played[i] < quota:
-                results.append(episode)
-                played[i] += 1
+    with watched(envs):
+        while played.min() < quota:
+            step = envs.step(policy(obs))
+            obs = step.obs
+            for i in np.flatnonzero(step.terminated | step.truncated):
+                episode = envs.episodes.pop(0)
+                if played[i] < quota:
+                    results.append(episode)
+                    played[i] += 1
     returns, lengths = np.array(results).T
     return {
         "return": float(returns.mean()),
@@ -286,15 +328,35 @@ def _sum(array):
 
 
 def env_name(env: Any) -> str:
-    """Returns what an environment is called: its id, or the name of its class."""
+    """Returns the name of an environment: its id, or the name of its class."""
     spec = getattr(env, "spec", None)
     return getattr(spec, "id", None) or type(getattr(env, "unwrapped", env)).__name__
 
 
-def share_environment(first: Any, second: Any) -> bool:
-    """Whether two environments or vector environments play in a common one.
+def stacks_frames(env: Any) -> bool:
+    """Returns whether observations come from Gymnasium's `FrameStackObservation`.
 
-    However they are wrapped: a step in one of them is then a step in the other.
+    Other wrappers may be around it, except those that change observations. For
+    environments in other processes (`AsyncVectorEnv`), the answer is always `False`.
+    """
+    from gymnasium import ObservationWrapper, Wrapper
+    from gymnasium.vector import VectorObservationWrapper, VectorWrapper
+    from gymnasium.wrappers import FrameStackObservation
+
+    while isinstance(env, Wrapper | VectorWrapper):
+        if isinstance(env, FrameStackObservation):
+            return True
+        if isinstance(env, ObservationWrapper | VectorObservationWrapper):
+            return False
+        env = env.env
+    inner = getattr(env, "envs", ())  # of a vector environment
+    return len(inner) > 0 and all(map(stacks_frames, inner))
+
+
+def share_environment(first: Any, second: Any) -> bool:
+    """Whether two (vector) environments share an environment, however wrapped.
+
+    A step in one of them is then also a step in the other.
     """
 
     def parts(env):

@@ -1,25 +1,29 @@
-"""What agents share that learn from their latest experience only: A2C, PPO, A3C.
+"""The base class of on-policy agents: A2C, PPO, A3C.
 
-An actor and a critic as one Keras model: how they act, what a rollout is to them, and
-how they are saved. How they learn stands in `kit/actor_critic.py`, `kit/ppo.py` and
-`kit/a3c.py`. Shapes: T time steps, N environments, B = T N.
+It combines an actor and a critic in one Keras model: acting, applying them to rollouts,
+saving. Learning is in `kit/actor_critic.py`, `kit/ppo.py` and `kit/a3c.py`. Shapes: T
+time steps, N environments, B = T N.
 """
 
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from kit import checks
-from kit.backend import Tensor, compiled
+from kit import checks, random
+from kit.backend import Nested, Tensor, compiled
 from kit.initialization import at_least_float32
 from kit.models import WithParts
-from kit.rl.agent import Agent
+from kit.rl.agent import Agent, compiled_with_numbers
 from kit.rl.environments import Environments
+from kit.rl.functional import FunctionalEnv, begin, play
+from kit.rl.fused import Plan, Schedule, episodes_of, repeat, updates_per_call
 from kit.rl.normalization import RunningNormalization
 from kit.rl.policies import Distribution
 from kit.rl.returns import discounted_returns
 from kit.rl.rollouts import Rollout, flatten_steps
+from kit.rl.spaces import scaled_by_network
 
 # Valid ranges of the constructor's arguments.
 RANGES: dict[str, Any] = {
@@ -35,33 +39,38 @@ RANGES: dict[str, Any] = {
 
 
 class OnPolicy(WithParts, Agent):
-    """An actor and a critic as one Keras model, that plays and is saved.
+    """An actor and a critic as one Keras model.
 
-    A subclass gives all arguments, which are the options that all these agents have,
-    and defines `fit`.
+    A subclass passes all arguments, the common options of these agents, and defines
+    `fit`.
 
     Args:
         actor: See `kit.PPO`.
         critic: See `kit.PPO`.
         gamma: Discount factor in [0, 1].
-        gae_lambda: Lambda of the generalized advantages, in [0, 1].
+        gae_lambda: Lambda of generalized advantage estimation, in [0, 1].
         num_steps: T, steps of each environment in a rollout.
-        normalize_advantages: Whether to bring advantages to mean 0, variance 1 in each
+        normalize_advantages: Whether to scale advantages to mean 0, variance 1 in each
             gradient step.
-        ent_coef: Weight of the entropy.
+        ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the critic's loss.
-        normalize_observations: Whether to bring observations to mean 0, variance 1.
-        normalize_rewards: Whether to divide rewards by the spread of returns.
-        seed: Seed of what is drawn.
+        normalize_observations: Whether to scale observations to mean 0, variance 1,
+            except numbers that the networks scale or encode themselves.
+        normalize_rewards: Whether to divide rewards by the standard deviation of
+            returns.
+        seed: Seed of all draws.
         **kwargs: See `keras.Model`.
 
     Attributes:
-        distribution: The layer that says what the actor's outputs mean.
+        distribution: The actor's last layer, which defines the policy's distribution.
+        log_names: Names of the logs of `update`.
     """
 
+    log_names: tuple[str, ...] = ()
     parts = ("actor", "critic")
     ranges = RANGES
     fixed = ("normalize_observations", "normalize_rewards")
+    scaled: np.ndarray
 
     def __init__(
         self,
@@ -95,6 +104,8 @@ class OnPolicy(WithParts, Agent):
         self.vf_coef = vf_coef
         self.normalize_observations = normalize_observations
         self.normalize_rewards = normalize_rewards
+        # Not with setattr: Keras would track it.
+        self.__dict__["scaled"] = scaled_by_network(actor)
         if normalize_observations:
             self.obs_statistics = RunningNormalization(name="obs_statistics")
             self.obs_statistics.build(actor.input_shape)
@@ -106,15 +117,20 @@ class OnPolicy(WithParts, Agent):
         self.build(actor.input_shape)
 
     def call(self, obs, training=None):
-        """Returns what describes the policy, `(B, ...)`, and the values `(B,)`."""
+        """Returns the policy's parameters, `(B, ...)`, and the values `(B,)`."""
         return self.apply_networks(self.normalized(obs), training)
 
     def normalized(self, obs: Tensor) -> Tensor:
-        """Returns observations as the networks take them."""
-        return self.obs_statistics(obs) if self.normalize_observations else obs
+        """Returns normalized observations, the networks' inputs."""
+        if not self.normalize_observations or self.scaled.all():
+            return obs
+        normalized = self.obs_statistics(obs)
+        if not self.scaled.any():
+            return normalized
+        return ops.where(self.scaled, ops.cast(obs, normalized.dtype), normalized)
 
     def apply_networks(self, obs: Tensor, training: bool | None = None) -> tuple:
-        """Applies actor and critic to what `normalized` returned."""
+        """Applies actor and critic to normalized observations."""
         if self.critic is None:
             outputs, value = self.actor(obs, training=training)
         else:
@@ -123,16 +139,18 @@ class OnPolicy(WithParts, Agent):
         return outputs, flat_values(value)
 
     def policy(self, obs: Tensor) -> Tensor:
-        """Returns what describes the policy in states, `(B, ...)`."""
+        """Returns the policy's parameters for observations, `(B, ...)`."""
         outputs = self.actor(self.normalized(obs), training=False)
         return outputs if self.critic is not None else outputs[0]
 
     def export(self, filepath: Any, *args: Any, **kwargs: Any):
-        """Exports `policy`, from observations as they come, as `keras.Model.export`.
+        """Exports `policy`, which takes raw observations.
 
-        See there for arguments and formats.
+        See `keras.Model.export` for arguments and formats.
         """
-        inputs = keras.Input(batch_shape=self.actor.input_shape)
+        (first, *_) = getattr(self.actor, "inputs", None) or [None]
+        dtype = getattr(first, "dtype", None)
+        inputs = keras.Input(batch_shape=self.actor.input_shape, dtype=dtype)
         network = keras.Model(inputs, self.policy(inputs))
         return network.export(filepath, *args, **kwargs)
 
@@ -140,27 +158,27 @@ class OnPolicy(WithParts, Agent):
 
     @compiled
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Returns actions `(B, ...)` that the noise leads to."""
+        """Returns the actions `(B, ...)` that are sampled with this noise."""
         return self.distribution.sample(self.policy(obs), noise)
 
     @compiled
     def mode(self, obs: Tensor) -> Tensor:
-        """Returns the likeliest actions `(B, ...)`."""
+        """Returns the most probable actions `(B, ...)`."""
         return self.distribution.mode(self.policy(obs))
 
     def act(self, obs: Any, sample: bool = False) -> Any:
         """Returns the action, or actions, that the policy takes.
 
         Args:
-            obs: One observation, or a batch of them (B, ...).
-            sample: Whether to draw it as in training. Defaults to `False`: the
-                likeliest.
+            obs: As in `kit.rl.agent.Agent.act`.
+            sample: Whether to sample as in training. Defaults to `False`: the most
+                probable action.
 
         Returns:
-            An action as the environment takes it for one observation, else B of them.
+            For one observation an action of the environment; for a batch, B actions.
 
         Raises:
-            TypeError: If an argument has another type.
+            TypeError: If an argument has the wrong type.
             ValueError: If `obs` has another shape.
         """
         checks.check(self, {"sample": sample}, {"sample": checks.BOOL})
@@ -172,47 +190,106 @@ class OnPolicy(WithParts, Agent):
         return self.distribution.to_env(action)
 
     def greedy_policy(self, envs=None):
-        """Returns the function from observations to the likeliest actions."""
+        """Returns the function from observations to the most probable actions."""
         to_env = self.distribution.to_env
         return lambda obs: to_env(ops.convert_to_numpy(self.mode(obs)))
 
-    def check_spaces(self, envs: Environments) -> None:
+    def network_for_obs(self):
+        """Returns the actor."""
+        return self.actor
+
+    def check_spaces(self, envs: Environments | FunctionalEnv) -> None:
         """Raises an error if the networks aren't made for these environments."""
         self.check_box(envs, "actor")
         if not self.distribution.fits(envs.action_space):
             layer = self.distribution
             raise ValueError(
-                f"{type(self).__name__}: the environment's actions are "
-                f"{envs.action_space}; `actor` ends in {type(layer).__name__} for "
-                "others. "
-                "`kit.policies.distribution(env.action_space)` makes the layer for a "
-                "space that is supported."
+                f"{type(self).__name__}: `actor` ends in {type(layer).__name__}, which "
+                f"doesn't fit the environment's action space {envs.action_space}. "
+                "`kit.policies.distribution(env.action_space)` creates the layer for "
+                "each supported space."
             )
 
     def check_normalization(self, size: int) -> None:
         """Raises an error if advantages are normalized among too few of them."""
         if self.normalize_advantages and size < 2:
             raise ValueError(
-                f"{type(self).__name__}: `normalize_advantages` needs two transitions "
-                f"at least in a gradient step, which has {size}: none is better than "
-                "itself. Raise `num_steps`, or normalize_advantages=False."
+                f"{type(self).__name__}: `normalize_advantages` needs at least two "
+                f"transitions per gradient step, which has {size}. Raise `num_steps`, "
+                "or set normalize_advantages=False."
             )
 
     # --- Learning -----------------------------------------------------------
 
+    def update(self, rollout: Rollout, discounted: Tensor) -> tuple[dict, Tensor]:
+        """Learns from a rollout; part of a compiled program.
+
+        Args:
+            rollout: Arrays `(T, N, ...)` from `Rollouts.play`.
+            discounted: Discounted returns from the last call; at first zeros `(N,)`.
+
+        Returns:
+            The logs, scalars by name, and the discounted returns for the next call.
+        """
+        raise self._undefined("update")
+
+    def schedule(
+        self, env: FunctionalEnv, total_timesteps: int, steps_per_epoch: int | None
+    ) -> Schedule:
+        """Returns how training in one program is divided into calls."""
+        num_updates = updates_per_call(
+            self, total_timesteps, self.num_steps * env.num_envs, steps_per_epoch
+        )
+        return Schedule(env, self.num_steps, num_updates, self.log_names)
+
+    def begin(
+        self, env: FunctionalEnv, keys: Tensor, total_timesteps: Tensor
+    ) -> Nested:
+        """Starts episodes; part of a compiled program."""
+        return keys[0], begin(env, keys[1]), ops.zeros((env.num_envs,))
+
+    def play_and_learn(self, plan: Plan, position: Nested) -> tuple:
+        """Makes several updates in sequence; part of a compiled program."""
+        env = plan.env
+
+        def choose(obs, noise):
+            return self.distribution.sample(self.policy(obs), noise)
+
+        def play_and_learn(position, _):
+            key, place, discounted = position
+            key, draws = ops.unstack(random.split(key))
+            noise = self.distribution.noise(self.random, (self.num_steps, env.num_envs))
+            # 1. Play T steps in each environment with the current policy.
+            place, rollout = play(
+                env,
+                place,
+                choose,
+                noise,
+                self.num_steps,
+                draws,
+                self.distribution.to_env,
+            )
+            # 2. Learn from them.
+            logs, discounted = self.update(rollout, discounted)
+            return (key, place, discounted), (logs, episodes_of(rollout))
+
+        return repeat(play_and_learn, position, plan.num_updates)
+
+    _play_and_learn = compiled_with_numbers(play_and_learn)
+
     def normalize_rollout(
         self, rollout: Rollout, discounted: Tensor
     ) -> tuple[Rollout, Tensor]:
-        """Returns a rollout in the units that the networks learn in.
+        """Normalizes the observations and rewards of a rollout.
 
         Part of a compiled program.
 
         Args:
             rollout: From `Rollouts`, arrays `(T, N, ...)`.
-            discounted: What this returned second for the rollout before; zeros `(N,)`.
+            discounted: Discounted returns from the last call; at first zeros `(N,)`.
 
         Returns:
-            The rollout, and the discounted returns to go on with.
+            The rollout, and the discounted returns for the next call.
         """
         reward = rollout["reward"]
         if self.normalize_rewards:
@@ -233,11 +310,11 @@ class OnPolicy(WithParts, Agent):
         return normalized, discounted
 
     def apply_to_rollout(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """Applies the networks to what `normalize_rollout` returned.
+        """Applies the networks to the result of `normalize_rollout`.
 
         Returns:
-            What describes the policy in the states `obs`, `(B, ...)`; V(s) of `obs`,
-            `(T, N)`; V(s') of `next_obs`, `(T, N)`.
+            The policy's parameters for `obs`, `(B, ...)`; V(s) of `obs`, `(T, N)`;
+            V(s') of `next_obs`, `(T, N)`.
         """
         outputs, value = self.apply_networks(flatten_steps(rollout["obs"]))
         _, next_value = self.apply_networks(flatten_steps(rollout["next_obs"]))
@@ -245,19 +322,19 @@ class OnPolicy(WithParts, Agent):
         return outputs, ops.reshape(value, shape), ops.reshape(next_value, shape)
 
     def update_statistics(self, rollout: Rollout) -> None:
-        """Takes the observations into account, once they have been learned from.
+        """Updates the statistics of observations, after learning from them.
 
         Args:
             rollout: From `Rollouts`, before `normalize_rollout`.
         """
-        if self.normalize_observations:
+        if self.normalize_observations and not self.scaled.all():
             self.obs_statistics.update(
                 flatten_steps(rollout["obs"]), flatten_steps(rollout["valid"])
             )
 
 
 def flat_values(outputs: Tensor) -> Tensor:
-    """Returns a critic's outputs `(B, 1)` as values `(B,)`, in float32 at least.
+    """Returns a critic's outputs `(B, 1)` as values `(B,)`, at least in float32.
 
     Advantages are small differences of large values.
     """
@@ -267,7 +344,7 @@ def flat_values(outputs: Tensor) -> Tensor:
 
 
 def _check_networks(name, actor, critic):
-    """Raises an error if the networks aren't what they are to be."""
+    """Raises an error if actor and critic don't have the expected form."""
     for argument, model in (("actor", actor), ("critic", critic)):
         if model is not None and not isinstance(
             getattr(model, "input_shape", None) if model.built else None, tuple
@@ -280,7 +357,7 @@ def _check_networks(name, actor, critic):
     if len(found) != 1:
         raise ValueError(
             f"{name}: `actor` must end in one layer of kit.policies (Categorical, "
-            f"MultiCategorical, Gaussian), which says what its outputs mean; it has "
+            f"MultiCategorical, Gaussian), which defines the actions; it has "
             f"{len(found)}. `kit.policy_network` builds such a model."
         )
     policy_shape = actor.output_shape

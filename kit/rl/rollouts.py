@@ -1,4 +1,4 @@
-"""Rollouts: T steps in each of N environments, and the batch to learn from them.
+"""Rollouts: T steps in each of N environments, and the training batch made from them.
 
 Shapes: T time steps, N environments, B = T N.
 """
@@ -36,10 +36,10 @@ class Rollouts:
     """Plays T steps at a time in N environments.
 
     Args:
-        agent: The agent that plays, by its `distribution`, `random` and `sample`.
+        agent: The agent that plays, with its `distribution`, `random` and `sample`.
         envs: The environments.
         num_steps: T.
-        seed: Of the environments' first episodes.
+        seed: Seed of the environments' first episodes.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Rollouts:
         self.envs = envs
         self.num_steps = num_steps
         shape = (num_steps, envs.num_envs)
-        # One call for a rollout: to draw costs more than the numbers do. The agent
-        # keeps the program, for the next `fit`.
+        # One call per rollout, as a call costs more than the numbers. The agent keeps
+        # the program for the next `fit`.
         draws = agent.__dict__.setdefault("_draws", {})
         if shape not in draws:
             draws[shape] = compiled(
@@ -61,12 +61,12 @@ class Rollouts:
         envs.reset(seed)
 
     def play(self) -> Rollout:
-        """Returns `(T, N, ...)` arrays of what was seen, done and got.
+        """Plays T steps; returns a dict of arrays `(T, N, ...)`.
 
-        `obs`, `action`, `reward`, `next_obs` (what an action led to: at the end of an
-        episode its final observation, not the first one of the next episode),
-        `terminated`, `ended` (terminated or truncated), `valid` (`False` where the
-        step only began an episode).
+        `obs`, `action`, `reward`, `next_obs` (at the end of an episode its final
+        observation, not the first one of the next episode), `terminated`, `ended`
+        (terminated or truncated), `valid` (`False` where the step only began an
+        episode).
         """
         agent, envs = self.agent, self.envs
         noise = ops.convert_to_numpy(self.draw())
@@ -100,15 +100,15 @@ def prepare_batch(
     gamma: float,
     gae_lambda: float,
 ) -> dict[str, Tensor]:
-    """Makes the batch that an actor and a critic learn from.
+    """Returns the training batch of an actor and a critic.
 
-    The critic's values say how good each action was:
-    A = `generalized_advantages(...)`, and the critic is to learn R = A + V(s).
+    The advantages are A = `generalized_advantages(...)`; the critic's targets are
+    R = A + V(s).
 
     Args:
-        rollout: Arrays `(T, N, ...)`, as `Rollouts.play` returns them.
-        value: V(s), of `rollout["obs"]`, `(T, N)`.
-        next_value: V(s'), of `rollout["next_obs"]`, `(T, N)`.
+        rollout: Arrays `(T, N, ...)` from `Rollouts.play`.
+        value: V(s), values of `rollout["obs"]`, `(T, N)`.
+        next_value: V(s'), values of `rollout["next_obs"]`, `(T, N)`.
         gamma: Discount factor.
         gae_lambda: Lambda, in [0, 1].
 
@@ -158,6 +158,6 @@ def prepare_batch(
 
 
 def flatten_steps(x: Tensor) -> Tensor:
-    """Returns `(T, N, ...)` as `(B, ...)`."""
+    """Reshapes `(T, N, ...)` to `(B, ...)`."""
     checks.check("flatten_steps", locals(), ACCEPTED)
     return ops.reshape(x, (-1, *x.shape[2:]))

@@ -1,8 +1,8 @@
-"""The frame of an agent's training: its options, turns, epochs, Keras callbacks."""
+"""The training loop of all agents: turns, epochs, Keras callbacks, backups."""
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +14,8 @@ from kit import checks
 from kit.backups import Part, Values, asks_for_backups, backed_up
 from kit.finite import Guard
 from kit.rl.environments import env_name
+from kit.rl.functional import FunctionalEnv
+from kit.rl.hanging import watched
 
 if TYPE_CHECKING:
     from kit.rl.agent import Agent
@@ -33,17 +35,19 @@ ACCEPTED = {
 
 
 class CountsEpisodes(Protocol):
-    """What `turns` asks of environments.
+    """The interface that `turns` needs of environments.
 
     Attributes:
         num_envs: N.
         episodes: `(return, length)` of the episodes that ended; `turns` clears it.
-        check_finite: Whether what isn't finite is an error.
+        check_finite: Whether values that aren't finite are an error.
+        on_error: Function to call before an environment's error is raised.
     """
 
     num_envs: int
     episodes: list[tuple[float, int]]
     check_finite: bool
+    on_error: Callable[[], None]
 
     def record(self) -> None:
         """Prepares for backups, before the first episode."""
@@ -51,14 +55,14 @@ class CountsEpisodes(Protocol):
 
 @dataclass
 class Turn:
-    """One turn of play and learning.
+    """One turn of playing and learning.
 
     Attributes:
         index: Number of turns before this one.
         start: Environment steps before this turn, all environments together.
-        end: The same after it.
+        end: Environment steps after this turn.
         num_steps: Steps of each environment in this turn.
-        logs: Figures of this turn by name, to be filled in.
+        logs: Metrics of this turn by name; the agent fills them in.
     """
 
     index: int
@@ -82,20 +86,19 @@ def turns(
     check_finite: bool = True,
     parts: Mapping[str, Part] | None = None,
 ) -> Iterator[Turn]:
-    """Yields the turns of a training, and reports on them to Keras' callbacks.
+    """Yields the turns of a training, and calls Keras' callbacks.
 
-    To callbacks, a turn is a batch and a reporting interval an epoch. An epoch's
-    logs are `return` and `length` (means of the episodes that ended in it), the
-    means of what the turns logged, `steps_per_second` and `timesteps`; NaN where
-    there is nothing to take a mean of.
+    For callbacks, a turn is a batch and a reporting interval is an epoch. An epoch's
+    logs are `return` and `length` (means of the episodes that ended in it), the means
+    of the turns' logs, `steps_per_second` and `timesteps`. A mean over nothing is NaN.
 
     Args:
         agent: The agent, compiled.
-        envs: `kit.rl.environments.Environments`, or what counts episodes as they do.
+        envs: `kit.rl.environments.Environments`, or an object with the same interface.
         total_timesteps: Environment steps, all environments together. The last
             turn may be shorter, and ends within N steps of this.
         num_steps: Steps of each environment in a turn.
-        log_names: Names of what turns log.
+        log_names: Names of the turns' logs.
         whole_turns: Whether the last turn is as long as the others, and may end
             beyond `total_timesteps`. Defaults to `False`.
         steps_per_epoch: Environment steps in an epoch, rounded to turns. Defaults
@@ -103,11 +106,11 @@ def turns(
         callbacks: Keras callbacks.
         verbose: 0 silent, 1 progress bar, 2 a line an epoch; `"auto"` is 1.
         check_finite: Whether to stop at the first loss that isn't finite.
-        parts: By name, what else has a state that a backup needs, such as a replay
-            buffer. Read when the first turn is asked for.
+        parts: Further parts by name whose state a backup needs, such as a replay
+            buffer. It is read when the first turn is requested.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `total_timesteps` or `steps_per_epoch` isn't positive.
     """
     checks.check(agent, locals(), ACCEPTED)
@@ -130,11 +133,11 @@ def turns(
 
 
 class _Position(Values):
-    """How far a training is: what a resumed one goes on from."""
+    """The position of a training, from which a resumed one continues."""
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch, self.batch = epoch, 0  # the next turn in this epoch
-        self.first = self.timesteps  # as this epoch began
+        self.first = self.timesteps  # at the beginning of this epoch
         self.seconds = 0.0  # of this epoch so far
         self.logs: list[dict[str, Any]] = []  # of its turns
 
@@ -187,8 +190,11 @@ def _turns(
     guard = Guard(agent, check_finite, progress.callbacks, "step")
     at = _Position(timesteps=0)
     at.begin_epoch(0)
+    env = getattr(envs, "env", None)
+    settings = {"settings": env.settings()} if isinstance(env, FunctionalEnv) else {}
     identity = {
-        "environment": env_name(getattr(envs, "env", None)),
+        "environment": env_name(env),
+        **settings,
         "num_envs": envs.num_envs,
         "total_timesteps": total_timesteps,
         "num_steps": num_steps,
@@ -196,16 +202,18 @@ def _turns(
         **agent.options(),
     }
     parts = {"position": at, "options": _Options(agent), **parts}
-    with backed_up(progress.callbacks, agent, identity, parts) as backup:
+    backups = backed_up(progress.callbacks, agent, identity, parts)
+    with watched(envs), backups as backup:
         progress.on_train_begin()
         saved = backup.load()
         if saved is None:
             backup.check_space()
+        envs.on_error = backup.rescue  # saves the training so far
         begin = saved["position"]["epoch"] if saved else 0
         for epoch in range(begin, epochs):
             at.begin_epoch(epoch)
             progress.on_epoch_begin(epoch)
-            if saved is not None:  # the callbacks, too, go on from it
+            if saved is not None:  # callbacks continue from the backup, too
                 backup.set_state(saved)
                 saved = None
             guard.keep(at.timesteps)
@@ -244,7 +252,7 @@ def _turns(
         if saved is None:
             agent.finalize_optimizers()
         progress.on_train_end()
-        if saved is not None:  # of a training that was over
+        if saved is not None:  # the backup is of a finished training
             backup.set_state(saved)
         backup.finish()
 
@@ -254,7 +262,7 @@ def _number(value):
 
 
 def _summary(logs, names, episodes):
-    """Means over an epoch; NaN where there is nothing to take a mean of."""
+    """Returns means over an epoch; a mean over nothing is NaN."""
     returns, lengths = zip(*episodes, strict=True) if episodes else ([], [])
     columns = {"return": returns, "length": lengths}
     for name in names:
