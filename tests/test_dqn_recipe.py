@@ -5,6 +5,9 @@ import json
 import keras
 import numpy as np
 import pytest
+from PIL import Image
+
+from kit.lab import agent_recipe
 
 DQN_TINY = {
     "total_timesteps": 300,
@@ -17,7 +20,7 @@ DQN_TINY = {
 }
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1"])
 def test_dqn_leaves_what_it_promises(load_recipe, env, tmp_path, capsys):
     load_recipe("dqn").main(env=env, output_dir=tmp_path, seed=1, **DQN_TINY)
     names = {"model.keras", "history.csv", "learning_curve.png", "metrics.json"}
@@ -41,6 +44,44 @@ def test_dqn_records_a_video(load_recipe, tmp_path):
     load_recipe("dqn").main(render="video", output_dir=tmp_path, **DQN_TINY)
     (video,) = (tmp_path / "video").glob("*.mp4")
     assert video.stat().st_size > 1000
+    with Image.open(video.with_suffix(".gif")) as animation:
+        assert animation.n_frames > 1
+        assert animation.size == (320, 213)  # of 600 x 400
+
+
+def test_an_episode_of_a_game_of_the_kit_is_recorded(tmp_path):
+    pytest.importorskip("moviepy")
+    env = "kit.envs:kit/Breakout-v1"
+    agent_recipe.record_video(lambda obs: 0, env, tmp_path, seed=0)
+    (video,) = (tmp_path / "video").glob("*.mp4")
+    assert video.stat().st_size > 1000
+    with Image.open(video.with_suffix(".gif")) as animation:
+        assert animation.size == (160, 160)
+        assert animation.info["duration"] == 100
+
+
+def test_an_animated_picture_is_small_enough(tmp_path, monkeypatch):
+    assert agent_recipe.MOST_BYTES == 1_000_000
+    rng = np.random.default_rng(0)
+    noise = rng.integers(256, size=(200, 300, 3), dtype="uint8")
+    frames = [np.roll(noise, i, axis=0) for i in range(20)]
+    path, sizes = tmp_path / "small.gif", []
+    for most in (1_000_000, 100_000):
+        monkeypatch.setattr(agent_recipe, "MOST_BYTES", most)
+        agent_recipe.save_animation(path, frames, 50)
+        assert path.stat().st_size <= most
+        with Image.open(path) as animation:
+            sizes.append(animation.size)
+            assert animation.n_frames == 4  # every fifth
+            assert animation.info["duration"] == 100
+    assert sizes[0] == (300, 200) and sizes[1][0] < 240
+
+
+def test_an_animated_picture_shows_twelve_seconds(tmp_path):
+    frames = [np.full((4, 4, 3), i, "uint8") for i in range(200)]
+    agent_recipe.save_animation(tmp_path / "short.gif", frames, 10)
+    with Image.open(tmp_path / "short.gif") as animation:
+        assert animation.n_frames == 120
 
 
 def test_dqn_refuses_continuous_actions_before_it_trains(load_recipe, tmp_path):

@@ -1,1 +1,1 @@
-"""What recipes share: the folder of a run, its figures, language models, scores."""
+"""Shared code of recipes: run folders, figures, language models, scores."""

@@ -1,4 +1,4 @@
-"""Which baseline is to be compared with which metric, by their names."""
+"""Pairs metrics with their baselines, by their names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,17 @@ from typing import Any
 def pair_with_baselines(
     metrics: Mapping[str, Any], baselines: Mapping[str, Any]
 ) -> list[tuple[str, list[str]]]:
-    """Pairs each metric with the baselines whose names end in most of its words.
+    """Pairs each baseline with the metric whose last words its name shares most.
 
     Args:
-        metrics: Figures by name.
-        baselines: What they are to be compared with.
+        metrics: Metrics by name.
+        baselines: Baselines by name.
 
     Returns:
-        Pairs of a metric's name and the names of its baselines; under an empty name,
-        those that belong to none.
+        Pairs of a metric's name and the names of its baselines. Baselines without a
+        metric are under an empty name.
     """
-    # Not by `kit.checks`: the commands that use this do without Keras.
+    # Not with `kit.checks`, as the commands that use this don't import Keras.
     for name, value in (("metrics", metrics), ("baselines", baselines)):
         if not isinstance(value, Mapping):
             raise TypeError(

@@ -1,8 +1,8 @@
-"""Measures of generated examples: all classes there, real to look at, new?
+"""Metrics of generated examples: variety, realism, novelty.
 
-A generator has no loss that says how good it is: the discriminator's changes with the
-discriminator. These measures compare samples with real examples, by the eyes of a
-classifier trained on real ones.
+No loss measures the quality of a GAN's generator, as the loss depends on the current
+discriminator. These metrics compare samples with real examples, mostly by means of a
+classifier that is trained on real ones.
 """
 
 import numpy as np
@@ -23,23 +23,23 @@ ACCEPTED = {
 def classes_covered(
     probabilities: np.ndarray, min_share: float = 0.02, confidence: float = 0.9
 ) -> int:
-    """Counts the classes that samples show, as a classifier sees them.
+    """Counts the classes that the samples cover, according to a classifier.
 
-    A class is covered if at least `min_share` of all samples are taken for it, each
-    with at least `confidence`. A generator that has collapsed to a few kinds of
-    examples covers few classes, however real they look.
+    A class is covered if at least `min_share` of all samples are classified as it with
+    at least `confidence`. After mode collapse, a generator covers few classes, however
+    real its samples look.
 
     Args:
         probabilities: The classifier's probabilities of each sample, `(N, C)`.
         min_share: Share in [0, 1] of the samples that a class needs. Defaults to 0.02,
-            a fifth of what ten equal classes have.
-        confidence: Probability that a sample needs to count. Defaults to 0.9.
+            a fifth of the share of ten equal classes.
+        confidence: Smallest probability with which a sample counts. Defaults to 0.9.
 
     Returns:
         A number from 0 to C.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `probabilities` isn't a matrix of probabilities.
 
     Example:
@@ -63,21 +63,22 @@ def classes_covered(
 
 
 def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
-    """Returns the Fréchet distance of two sets of features, taken as normal.
+    """Returns the Fréchet distance of two sets of features, assumed to be normal.
 
     |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), with means m and covariances S.
-    0 for equal sets; low where samples are like the others in kind and in variety. It
-    is biased by the number of examples: compare distances of equal numbers only.
+    It is 0 for equal sets, and low if both sets have the same kinds of examples and the
+    same variety. It is biased by the number of examples: compare distances only for
+    equal numbers.
 
     Args:
-        features: A classifier's inner activations, `(N, F)`.
-        other: The same of other examples, `(M, F)`.
+        features: Activations of a classifier's hidden layer, `(N, F)`.
+        other: The same for other examples, `(M, F)`.
 
     Returns:
         The distance (squared, as is usual), 0 or more.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the shapes don't agree, there are fewer than two examples, or a
             feature isn't finite.
 
@@ -106,8 +107,8 @@ def nearest_neighbours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest reference of each sample, by Euclidean distance.
 
-    Of training examples, it tells whether samples are copies: compare the distances
-    with those of test examples, which are new for sure.
+    With training examples as references, it shows whether samples are copies: compare
+    the distances with those of test examples, which are certainly new.
 
     Args:
         samples: Examples `(N, ...)`.
@@ -117,13 +118,13 @@ def nearest_neighbours(
         Distances `(N,)`, and the indices of the references, `(N,)`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the examples' shapes don't agree, or there are none.
     """
     checks.check("nearest_neighbours", locals(), ACCEPTED)
     samples, references = np.asarray(samples), np.asarray(references)
     a = samples.reshape(len(samples), -1).astype("float64")
     b = references.reshape(len(references), -1).astype("float64")
-    # |a - b|^2 = |a|^2 - 2 a.b + |b|^2 ranks; rounding could hide a distance of 0.
+    # |a|^2 - 2 a.b + |b|^2 finds the nearest; the distance is then computed exactly.
     indices = np.argmin(np.sum(b**2, axis=1) - 2 * a @ b.T, axis=1)
     return np.linalg.norm(a - b[indices], axis=1), indices

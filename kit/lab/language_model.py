@@ -1,9 +1,9 @@
-"""Language models of characters: how they are trained, measured and compared.
+"""Character-level language models: training, evaluation and plots.
 
-A model from tokens (B, T) to logits (B, T, V) guesses what comes after each of them;
-`kit.lstm` and `kit.gpt` build such models. How well it guesses is measured on a text
-that it has never seen, in bits per character: -log2 of the probability that it gave to
-the character that came, on average. Shapes: B batch, T time steps, V vocabulary.
+A model from tokens (B, T) to logits (B, T, V) predicts the token after each one;
+`kit.lstm` and `kit.gpt` build such models. The measure is bits per character on a text
+that the model has never seen: the mean of -log2 of the probability that it gave to the
+actual next character. Shapes: B batch, T time steps, V vocabulary.
 """
 
 import math
@@ -51,22 +51,22 @@ ACCEPTED = {
 def windows(
     tokens: np.ndarray, length: int, batch_size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a text into windows (N, T) and what follows each of their characters.
+    """Cuts a text into windows (N, T), and returns them with their next characters.
 
-    The first window starts at random, so that each epoch cuts at other places. As many
-    as fill whole batches: the same number each time, and one compiled program.
+    The first window starts at a random place, so that each epoch has other windows. N
+    fills whole batches: always the same number, so that one program suffices.
 
     Args:
         tokens: The text, integers.
         length: T.
         batch_size: B; N is a multiple of it.
-        rng: Where the random start comes from.
+        rng: Generator of the random start.
 
     Returns:
-        Windows, and the same moved by one.
+        Windows, and the windows shifted by one character.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the text doesn't fill one batch.
     """
     checks.check("windows", locals(), ACCEPTED)
@@ -84,15 +84,15 @@ def windows(
 
 
 def check(vocabulary_size: int, **config) -> None:
-    """Raises an error for what would only be found out after the training.
+    """Raises an error for arguments that would otherwise fail after training.
 
     Args:
         vocabulary_size: V.
-        **config: Arguments of a recipe that trains a language model and lets it write.
+        **config: Arguments of a recipe that trains a language model and samples text.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If one of them is out of range.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
     """
     checks.check("check", {"vocabulary_size": vocabulary_size}, ACCEPTED)
     top_k = {"top_k": checks.integer(f"[1, {vocabulary_size}]")}
@@ -117,25 +117,25 @@ def fit(
     backup: BackupAndRestore | None = None,
     verbose: int = 1,
 ) -> list[dict[str, float]]:
-    """Trains a language model by Adam, and keeps the weights that were best.
+    """Trains a language model with Adam, and keeps the weights of the best epoch.
 
-    The learning rate falls along a cosine to a hundredth, and long gradients are cut to
-    1, as they explode now and then.
+    The learning rate falls on a half cosine to a hundredth. Gradients are clipped to
+    norm 1, as they sometimes explode.
 
     Args:
         model: Model from `(B, T)` integers to `(B, T, V)` logits.
         tokens: Text to train on.
-        valid: Text by which the best epoch is chosen.
-        measure: Returns the bits per character of a text.
-        length: Characters in a window: gradients reach that far.
+        valid: Validation text, which determines the best epoch.
+        measure: Function that returns the bits per character of a text.
+        length: Characters in a window; gradients reach that far.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
-        learning_rate: Adam's step size, before it falls.
+        learning_rate: Adam's largest step size.
         warmup_steps: Gradient steps in which the step size rises from a hundredth to
-            that. Defaults to 0.
-        beta_2: How slowly Adam forgets the size of gradients, in [0, 1).
-        seed: Of the places where windows begin.
-        backup: Backs the training up. Defaults to `None`.
+            `learning_rate`. Defaults to 0.
+        beta_2: Adam's second decay rate, in [0, 1).
+        seed: Seed of the windows' starts.
+        backup: Callback that backs up the training. Defaults to `None`.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
@@ -143,7 +143,7 @@ def fit(
         `characters_per_second`, `val_bits_per_char`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the text doesn't fill one batch.
     """
     checks.check("fit", locals(), ACCEPTED)
@@ -203,19 +203,19 @@ def make_bits_by_windows(
 ) -> Callable[[np.ndarray], float]:
     """Returns a function that measures a model on a text, window by window.
 
-    Windows begin `stride` characters apart, and of each the last `stride` count: but
-    for the beginning of the text, a character is guessed from `length - stride` before
-    it at least.
+    Windows begin `stride` characters apart, and only the last `stride` characters of
+    each count. So, except at the text's beginning, each prediction is based on at least
+    `length - stride` characters.
 
     Args:
         model: Model from `(B, T)` integers to `(B, T, V)` logits.
-        length: T, as long as the model can read.
-        stride: From 1 to T; smaller is slower, and fairer to a model that forgets what
-            was before its window. Defaults to half of T.
+        length: T, the longest window that the model can read.
+        stride: From 1 to T. Smaller values are slower, and fairer to a model that sees
+            nothing before its window. Defaults to half of T.
         batch_size: Windows at once. Defaults to 64.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `stride` is out of its range.
     """
     checks.check("make_bits_by_windows", locals(), ACCEPTED)
@@ -234,7 +234,7 @@ def make_bits_by_windows(
         tokens = np.asarray(tokens, "int32")
         count = math.ceil(len(tokens) / stride)
         count = math.ceil(count / batch_size) * batch_size
-        # Before the text, and after it, stands filling that doesn't count.
+        # Padding before and after the text doesn't count.
         padded = np.zeros(1 + length + count * stride, "int32")
         first = 1 + length - stride
         padded[first : first + len(tokens)] = tokens
@@ -259,9 +259,9 @@ def make_bits_by_steps(
 ) -> Callable[[np.ndarray], float]:
     """Returns a function that measures a recurrent model on a text.
 
-    The state is carried along the text, as when it is read. To go faster, the text is
-    divided into lanes that are read side by side; each begins `warm_up` characters
-    early, to have a state when its own part begins.
+    The state is carried along the text. To be faster, the text is divided into lanes
+    that are read in parallel; each lane begins `warm_up` characters early, to have a
+    state at the beginning of its own part.
     """
     checks.check("make_bits_by_steps", locals(), ACCEPTED)
 
@@ -281,7 +281,7 @@ def make_bits_by_steps(
 
     def bits_per_char(tokens):
         per_lane = math.ceil(len(tokens) / lanes)
-        # Before the text, and after it, stands filling that doesn't count.
+        # Padding before and after the text doesn't count.
         padded = np.zeros(warm_up + 1 + lanes * per_lane, "int32")
         padded[warm_up + 1 : warm_up + 1 + len(tokens)] = tokens
         time_steps = np.arange(warm_up + per_lane)[:, None]
@@ -296,12 +296,12 @@ def make_bits_by_steps(
 def plot(
     run: Run, history: list[dict[str, float]], name: str, levels: dict[str, float]
 ) -> None:
-    """Draws bits per character over epochs, and levels to compare them with.
+    """Plots bits per character over epochs, and levels to compare them with.
 
     Args:
-        run: Where the picture is saved, as learning_curve.png.
-        history: What `fit` returned.
-        name: Of the model, for the title.
+        run: The run, in whose folder learning_curve.png is saved.
+        history: The result of `fit`.
+        name: Name of the model, for the title.
         levels: Bits per character on the test text by name, the model's own first.
     """
     epochs = [row["epoch"] for row in history]

