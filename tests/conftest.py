@@ -1,4 +1,7 @@
-"""Settings that must stand before Keras is imported, and one seed for each test."""
+"""Settings that must stand before Keras is imported, and one seed for each test.
+
+Keras is imported where it is needed: not in the process that only hands out tests.
+"""
 
 import gc
 import importlib.util
@@ -12,10 +15,8 @@ if all(importlib.util.find_spec(name) for name in ("tensorflow", "torch")):
     # After TensorFlow in the same process, importing it has crashed.
     import torch  # noqa: F401
 
-import keras
+import hypothesis
 import pytest
-
-from kit.data import vision
 
 # Most of a fast test's time is spent compiling. Without these optimizations, XLA takes
 # about half as long. Learning runs compile as users do. XLA aborts the process if it
@@ -24,6 +25,12 @@ CHEAP_TO_COMPILE = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
 )
+
+# The same examples in each run, few of them, and no limit for the one that compiles.
+hypothesis.settings.register_profile(
+    "kit", derandomize=True, deadline=None, max_examples=25
+)
+hypothesis.settings.load_profile("kit")
 
 
 def pytest_configure(config):
@@ -43,7 +50,11 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 10, 2)
 
 
-def pytest_report_header():
+def pytest_report_header(config):
+    if config.getoption("numprocesses", None):  # tox says which backend it is
+        return None
+    import keras
+
     return f"keras {keras.__version__} on {keras.backend.backend()}"
 
 
@@ -87,6 +98,8 @@ def pytest_sessionfinish(session, exitstatus):
 @pytest.fixture(autouse=True)
 def seeded():
     """Makes a test independent of those before it: names, seeds, draws."""
+    import keras
+
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
 
@@ -108,6 +121,8 @@ def load_recipe():
 @pytest.fixture
 def few_digits(monkeypatch):
     """The digits that recipes train on, but few of them."""
+    from kit.data import vision
+
     data = vision.images()
     few = vision.Split(
         data.x_train[:200], data.y_train[:200], data.x_test[:40], data.y_test[:40]

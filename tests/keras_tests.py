@@ -28,9 +28,16 @@ TRAINER = "trainers/trainer_test.py::TestTrainer::test"
 INNER = "looks at the functional model inside of a Sequential, which stays Keras'"
 COMPILES = "a model is loaded compiled though its class overrides compile()"
 LAST = "the last batch has its own number, not that of a whole group of batches"
+DATA = "labels that are infinite are refused before the first batch"
+NAN = "callbacks/terminate_on_nan_test.py::TerminateOnNaNTest::test"
 
 # Test -> why it fails with the kit.
 KNOWN_DIFFERENCES = {
+    f"{NAN}_raise_error_terminate_does_not_trigger_on_train_end": DATA,
+    f"{NAN}_raise_error_terminate_preserves_backup": DATA,
+    f"{NAN}_raise_error_terminate_stops_on_later_batch": DATA,
+    f"{NAN}_terminate_on_nan_graceful_stop": DATA,
+    f"{NAN}_terminate_on_nan_raise_error_raises_error": DATA,
     f"{SEQUENTIAL}_basic_flow_deferred": INNER,
     f"{SEQUENTIAL}_basic_flow_with_functional_model_as_first_layer": INNER,
     f"{SEQUENTIAL}_basic_flow_with_input": INNER,

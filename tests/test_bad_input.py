@@ -27,6 +27,7 @@ import pytest
 from keras import ops
 
 import kit
+import kit.envs
 from kit import gan, random, recurrent, seq2seq, transformer
 from kit.a3c import A3C
 from kit.data import corpus
@@ -124,7 +125,11 @@ def later(make):
 
 # --- Parts of valid calls -----------------------------------------------------
 
+# What is fine for the functions that build networks for observations.
+NETWORK = {"obs_shape": "", "units": "None []", "network": "None"}
+
 DISCRETE = gymnasium.spaces.Discrete(2)
+PIXELS = gymnasium.spaces.Box(0, 255, (10, 10, 3), np.uint8)
 ENV = later(lambda: gymnasium.make("CartPole-v1"))
 ACTOR = later(lambda: kit.policy_network((4,), DISCRETE, (4,)))
 CRITIC = later(lambda: kit.value_network((4,), (4,)))
@@ -627,6 +632,9 @@ CASES = {
         length=3,
         reverse=False,
     ),
+    "kit.backend.vectorize": case(
+        fn=len, variables=later(lambda: [[keras.Variable(0.0)] for _ in range(2)])
+    ),
     "kit.backend.run_eagerly": case(eager=False),
     "kit.backend.set_random_seed": case(seed=0),
     "kit.backend.import_no_other_framework": case(runs=False),
@@ -754,11 +762,21 @@ CASES = {
     ),
     "kit.dqn.Dueling": case(),
     "kit.dqn.q_network": case(
-        fine={"obs_shape": ""}, obs_shape=(4,), num_actions=2, units=(4,), dueling=False
+        fine={**NETWORK, "num_quantiles": "None"},
+        obs_shape=(4,),
+        num_actions=2,
+        units=(4,),
+        dueling=False,
+        num_quantiles=3,
+        noisy=False,
+        network=None,
     ),
     "kit.dqn.huber": _maths("td_target", "q"),
     "kit.dqn.DQN": case(
-        fine={"learning_starts": "0"},
+        fine=dict.fromkeys(
+            ("learning_starts", "priority_exponent", "priority_correction"), "0"
+        )
+        | {"frame_stack": "None"},
         q_network=Q_NETWORK,
         gamma=0.9,
         buffer_size=10,
@@ -772,6 +790,11 @@ CASES = {
         epsilon_end=0.1,
         exploration_fraction=0.5,
         double=False,
+        n_step=1,
+        prioritized=False,
+        priority_exponent=0.6,
+        priority_correction=0.4,
+        frame_stack=True,
         action_start=0,
         seed=0,
     ),
@@ -811,6 +834,15 @@ CASES = {
         episodes=1,
         seed=0,
     ),
+    "kit.rl.atari.is_atari": case(fine={"env": "text"}, env="ALE/Pong-v5"),
+    "kit.rl.atari.make_atari": case(  # runs where ale-py is: tests/test_atari.py
+        runs=False,
+        fine={"env": "text", "repeat_action_probability": "0", "render_mode": "None"},
+        env="ALE/Pong-v5",
+        training=True,
+        repeat_action_probability=0.25,
+        render_mode="rgb_array",
+    ),
     "kit.rl.environments.share_environment": case(
         fine={"first": ANYTHING, "second": ANYTHING}, first=ENV, second=None
     ),
@@ -825,6 +857,18 @@ CASES = {
     "kit.rl.exploration.UniformRows": case(
         generator=later(lambda: random.Generator(0)), shape=(2,)
     ),
+    "kit.rl.functional.FunctionalEnv": case(num_envs=2),
+    "kit.rl.together.fit_together": case(
+        runs=False,
+        fine={"total_timesteps": "1.5", "steps_per_epoch": "None 1.5", "verbose": "0"},
+        agents=later(lambda: [AGENT.make()]),
+        env=later(lambda: kit.envs.CartPole()),
+        total_timesteps=64,
+        steps_per_epoch=64,
+        verbose=0,
+        check_finite=True,
+    ),
+    "kit.rl.vector_env.as_vector_env": case(env=later(lambda: kit.envs.CartPole())),
     "kit.rl.normalization.RunningNormalization": case(
         fine={"clip": "1.5 inf 2**70", "dtype": "None"},
         center=True,
@@ -847,34 +891,87 @@ CASES = {
         action_space=gymnasium.spaces.Box(-1, 1, (2,)), initial_log_std=0.0
     ),
     "kit.rl.policies.policy_network": case(
-        fine={"obs_shape": ""},
+        fine=NETWORK,
         obs_shape=(4,),
         action_space=gymnasium.spaces.Box(-1, 1, (2,)),
         units=(4,),
         activation="tanh",
         initial_log_std=0.0,
+        network=None,
     ),
     "kit.rl.policies.value_network": case(
-        fine={"obs_shape": ""}, obs_shape=(4,), units=(4,), activation="tanh"
+        fine=NETWORK, obs_shape=(4,), units=(4,), activation="tanh", network=None
     ),
     "kit.rl.policies.shared_network": case(
-        fine={"obs_shape": ""},
+        fine=NETWORK,
         obs_shape=(4,),
         action_space=gymnasium.spaces.Box(-1, 1, (2,)),
         units=(4,),
         activation="tanh",
         initial_log_std=0.0,
+        network=None,
     ),
-    "kit.rl.policies.hidden_layers": case(
-        fine={"obs_shape": "", "name": "text", "gain": "None 1.5"},
+    "kit.rl.encoders.encoder": case(
+        fine={"network": "None", "gain": "None 1.5", "name": "text"},
+        space=PIXELS,
+        network="minatar",
+        activation="relu",
+        gain=1.0,
+        name="encoder",
+    ),
+    "kit.rl.encoders.hidden_layers": case(
+        fine={**NETWORK, "name": "text", "gain": "None 1.5"},
         name="q_network",
         obs_shape=(4,),
         units=(4,),
         activation="tanh",
         gain=1.0,
+        network=None,
+    ),
+    "kit.rl.encoders.default_units": case(
+        fine={"obs_shape": "[]", "network": "None", "default": "[]"},
+        obs_shape=(4,),
+        network=None,
+        default=(4,),
+    ),
+    "kit.rl.encoders.has_images": case(
+        fine={"obs_shape": "[]", "network": "None"}, obs_shape=(4,), network=None
+    ),
+    "kit.rl.encoders.network_input": case(fine={"obs_shape": "[]"}, obs_shape=(4,)),
+    "kit.rl.encoders.image_layout": case(
+        fine={"least": "1.5 inf 2**70"}, space=PIXELS, least=8
+    ),
+    "kit.rl.spaces.Packing": case(space=PIXELS),
+    "kit.rl.spaces.Unpacking": case(spec={"kind": "Discrete", "n": 3, "start": 0}),
+    "kit.rl.spaces.Scaling": case(fine={"divisor": "0 1.5 rank_5"}, divisor=255.0),
+    "kit.rl.spaces.Categories": case(
+        fine={"start": "None", "embedding_dim": "None"},
+        nvec=(2, 3),
+        start=(0, 1),
+        embedding_dim=4,
+    ),
+    "kit.rl.noisy.NoisyDense": case(
+        fine={"units": "", "activation": "None", "initial_std": "1.5"},
+        units=2,
+        activation="relu",
+        initial_std=0.5,
+    ),
+    "kit.dqn.quantile_huber": _maths("td_target", "quantiles", shape=TN),
+    "kit.rl.replay.PrioritizedReplayBuffer": case(
+        fine={"exponent": "0"},
+        capacity=4,
+        obs_shape=(2,),
+        obs_dtype="float32",
+        num_envs=2,
+        exponent=0.5,
+        frame_stack=False,
     ),
     "kit.rl.replay.ReplayBuffer": case(
-        capacity=4, obs_shape=(2,), obs_dtype="float32", num_envs=2
+        capacity=4,
+        obs_shape=(2,),
+        obs_dtype="float32",
+        num_envs=2,
+        frame_stack=False,
     ),
     "kit.rl.returns.generalized_advantages": case(
         fine=dict.fromkeys(
@@ -953,8 +1050,20 @@ CASES = {
     "kit.data.texts.description": case(fine={"docstring": "text"}, docstring="A text."),
     "kit.data.vision.images": case(runs=False, name="mnist_5k"),
     # --- What recipes share
-    "kit.lab.agent_recipe.flat_observations": case(env=ENV),
-    "kit.lab.agent_recipe.make_envs": case(env="CartPole-v1", num_envs=2),
+    "kit.lab.agent_recipe.make_env": case(
+        runs=False, fine={"env": "text"}, env="CartPole-v1", training=True
+    ),
+    "kit.lab.agent_recipe.make_envs": case(
+        env="CartPole-v1", num_envs=2, training=True
+    ),
+    "kit.lab.agent_recipe.finish_agents": case(
+        runs=False,
+        run=later(lambda: object.__new__(kit.lab.run.Run)),
+        agents=later(lambda: [AGENT.make()] * 2),
+        histories=later(lambda: [keras.callbacks.History()] * 2),
+        env="CartPole-v1",
+        episodes=1,
+    ),
     "kit.lab.agent_recipe.finish_agent": case(
         runs=False,
         fine=dict.fromkeys(("history", "metrics", "baselines"), ANYTHING)
@@ -975,6 +1084,13 @@ CASES = {
         env="CartPole-v1",
         folder=Path("no/such/folder"),
         seed=0,
+    ),
+    "kit.lab.agent_recipe.save_animation": case(
+        runs=False,
+        fine={"path": "text", "frames": ARRAYS, "frames_per_second": "1.5"},
+        path=Path("no/such/folder.gif"),
+        frames=[np.zeros((4, 4, 3), "uint8")] * 2,
+        frames_per_second=10.0,
     ),
     "kit.lab.baselines.pair_with_baselines": case(
         metrics={"eval_return": 1}, baselines={"random_return": 0}
@@ -1127,7 +1243,35 @@ EXEMPT = {
     "kit.backups": "training loops call it",
     "kit.files": "a path, which the operating system checks",
     "kit.finite": "training loops call it",
+    "kit.rl.device_replay": "agents call it",
     "kit.rl.env_state": "backups call it",
+    "kit.rl.hanging": "training loops call it",
+    "kit.rl.noisy.draw_noise": "agents call it",
+    "kit.rl.noisy.noisy_layers": "agents call it",
+    "kit.rl.policies.of_taken_action": "a part of compiled programs",
+    "kit.rl.atari.Lives": "made by make_atari",
+    "kit.rl.environments.stacks_frames": "of whatever there is",
+    "kit.rl.observations": "a part of replay buffers",
+    "kit.rl.replay.SumTree": "a part of PrioritizedReplayBuffer",
+    **{
+        f"kit.rl.spaces.{name}": "agents and networks call it"
+        for name in (
+            "bounds_of",
+            "describe",
+            "is_category",
+            "misfit",
+            "packing_of",
+            "restore",
+            "scaled_by_network",
+        )
+    },
+    "kit.rl.encoders.is_shape": "of whatever there is",
+    "kit.rl.functional.advance": "a part of compiled programs",
+    "kit.rl.functional.begin": "a part of compiled programs",
+    "kit.rl.functional.play": "a part of compiled programs",
+    "kit.rl.fused": "agents call it",
+    "kit.rl.vector_env.FunctionalVectorEnv": "made by as_vector_env",
+    "kit.rl.vector_env.FunctionalSingleEnv": "made by gymnasium.make",
     "kit.models.check_targets": "`fit` calls it",
     "kit.rl.environments.env_name": "of whatever there is",
     "kit.lab.run.command_line": "of a recipe",
@@ -1139,6 +1283,9 @@ EXEMPT = {
     "kit.pretrained.Tokenizer": "made by load_tokenizer",
     "kit.rl.agent.compiled_with_numbers": "a decorator within agents",
     "kit.lab.run.plot_learning_curve": "a picture of what a recipe has measured",
+    "kit.lab.run.plot_seeds": "a picture of what a recipe has measured",
+    "kit.lab.run.plot_comparison": "a picture of what a recipe has measured",
+    "kit.lab.run.mean_and_interval": "of what a recipe has measured",
     LM + "plot": "a picture of what a recipe has measured",
 }
 

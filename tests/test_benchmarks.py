@@ -66,6 +66,7 @@ def test_ratios_are_those_within_a_round():
     assert row["keras_of_it"] == 4.0  # of 2, 8, 4
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("who", ["kit", "sb3", "sbx"])
 def test_dqn(who, monkeypatch, tmp_path):
     dqn = load("dqn")
@@ -84,6 +85,7 @@ def test_dqn(who, monkeypatch, tmp_path):
     assert json.loads(output.read_text()) == [row]
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize(
     ("algorithm", "who", "steps"),
     [

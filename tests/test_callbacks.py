@@ -71,7 +71,7 @@ def test_evaluation_refuses_the_environment_of_the_training(train, test):
     agent = kit.DQN(kit.q_network((4,), 2, units=(8,)))
     agent.compile("sgd")
     env = train(Begun())
-    with pytest.raises(ValueError, match="is the environment of the training.*Make an"):
+    with pytest.raises(ValueError, match="is the training's environment.*Make an"):
         agent.fit(env, 400, callbacks=[kit.Evaluation(test(env))], verbose=0)
 
 

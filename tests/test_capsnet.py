@@ -345,6 +345,19 @@ def test_loss_is_margin_and_reconstruction():
     np.testing.assert_allclose(logs["accuracy"], right.mean(), atol=1e-6)
 
 
+def test_the_decoder_draws_the_right_class_though_another_is_longer():
+    x, _ = spots(8)
+    model = small_model()
+    model.decoder.set_weights([100 * w for w in model.decoder.get_weights()])
+    outputs = model.predict(x, verbose=0)
+    y = outputs["length"].argmin(axis=1)
+    error = np.square(to_numpy(model.decode(outputs["capsules"], y)) - x).mean()
+    longest = np.square(to_numpy(model.decode(outputs["capsules"])) - x).mean()
+    assert abs(error / longest - 1) > 0.01
+    logs = model.evaluate(x, y, batch_size=8, return_dict=True, verbose=0)
+    assert logs["reconstruction_mse"] == pytest.approx(error, rel=1e-4)
+
+
 def test_decoder_learns_and_can_be_switched_off():
     x, y = spots(8)
     for weight in (0.0, 0.01):

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -354,6 +355,22 @@ def test_after_an_interruption_the_same_command_goes_on(tmp_path, number):
     write_recipe(tmp_path, "second")
     assert run(tmp_path, first, second) == 0
     assert [x.split("-")[0] for x in calls(tmp_path)] == ["first", "second", "second"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_a_run_is_started_ends_it(tmp_path, monkeypatch, number):
+    pids = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            pids.append(self.pid)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    assert run(tmp_path, write_recipe(tmp_path, body=WAIT)) == 130
+    assert record(tmp_path, f"small-{BACKEND}-0")["status"] == "interrupted"
+    assert pids and not any(map(is_running, pids))
 
 
 def test_two_comparisons_in_a_folder_take_turns(tmp_path):

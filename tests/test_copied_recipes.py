@@ -134,8 +134,9 @@ def test_exactly_what_is_needed_is_copied(project, recipe):
     # A copy runs on each backend: it has the other engines, and what they need.
     engines = {f"{package}.engines.{x}" for x in ("jax", "tensorflow", "torch")}
     assert used <= there and engines <= there
-    # And what an agent's first backup imports.
-    later = (f"{package}.engines.", f"{package}.rl.env_state")
+    # And what an agent's first backup imports, and its first environment in keras.ops.
+    names = ("engines.", "rl.env_state", "rl.vector_env")
+    later = tuple(f"{package}.{name}" for name in names)
     assert all(x.startswith(later) for x in there - used)
 
 

@@ -301,6 +301,22 @@ def test_pretraining_learns_the_one_rbm_and_then_the_other(trained):
     )
 
 
+def test_the_second_rbm_learns_from_what_the_first_one_makes_of_the_data(trained):
+    _, x, _ = trained
+    stack = DBN([RBM(8, seed=0), RBM(5, seed=1)])
+    keras.utils.set_random_seed(0)
+    histories = stack.pretrain(x, 3, 20, validation_data=x[:30], verbose=0)
+    codes = to_numpy(stack.rbms[0](x))
+    alone = DBN([RBM(5, seed=1)])
+    keras.utils.set_random_seed(0)
+    np.random.randint(2**31)  # of which the first one's order came
+    (history,) = alone.pretrain(codes, 3, 20, validation_data=codes[:30], verbose=0)
+    for a, b in zip(weights_of(alone.rbms[0]), weights_of(stack.rbms[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for name, values in history.history.items():
+        np.testing.assert_allclose(histories[1].history[name], values, rtol=1e-5)
+
+
 def test_unrolled_networks_compute_what_the_stack_does(trained):
     dbn, x, _ = trained
     codes = to_numpy(dbn(x))

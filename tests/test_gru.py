@@ -148,7 +148,10 @@ def test_leaves_what_it_promises(recipe, speech, tmp_path, capsys):
         ("epochs", 0, "from 1 to"),
     ],
 )
-def test_refuses_before_it_trains(recipe, name, value, accepted, tmp_path):
+def test_refuses_before_it_trains(
+    recipe, speech, name, value, accepted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recipe, "load_data", lambda: speech)  # a second each time
     with pytest.raises(ValueError, match=rf"{name}=.*must be {accepted}"):
         recipe.main(output_dir=tmp_path, **TINY | {name: value})
     assert not list(tmp_path.iterdir())
