@@ -1,7 +1,7 @@
 """Deep learning and reinforcement learning in Keras 3, written once.
 
-Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and
-stands on four functions: `compiled`, `minimize`, `gradient` and `scan`.
+Each algorithm is one file, runs compiled on TensorFlow, JAX and PyTorch, and builds on
+five functions: `compiled`, `minimize`, `gradient`, `scan` and `vectorize`.
 """
 
 import sys
@@ -10,8 +10,8 @@ import sys
 def _runs_commands() -> bool:
     """Returns whether Python was started as `python -m kit`.
 
-    While it looks for the program, it imports this package first. Commands need no
-    backend, and shouldn't wait for one.
+    Python then imports this package before the command. Commands need no backend, and
+    shouldn't wait for one.
     """
     words = sys.orig_argv
     return sys.argv[:1] == ["-m"] and words[words.index("-m") + 1 :][:1] == ["kit"]
@@ -25,9 +25,9 @@ if not _runs_commands():
         if missing not in ("tensorflow", "jax", "torch"):
             raise
         raise ImportError(
-            f"kit: Keras is to run on {missing}, which isn't installed. Install it, or "
-            "name a backend that is, as with the environment variable "
-            "KERAS_BACKEND=jax (or torch, or tensorflow)."
+            f"kit: Keras is set to use the backend {missing}, which isn't installed. "
+            "Install it, or choose an installed backend, for example with the "
+            "environment variable KERAS_BACKEND=jax (or torch, or tensorflow)."
         ) from error
 
     from kit import (
@@ -56,6 +56,7 @@ if not _runs_commands():
         run_eagerly,
         scan,
         set_random_seed,
+        vectorize,
     )
     from kit.callbacks import BackupAndRestore, EpochTimer, Evaluation
     from kit.capsnet import (
@@ -82,7 +83,9 @@ if not _runs_commands():
     from kit.q_learning import QLearning
     from kit.recurrent import gru, lstm, rnn
     from kit.rl import policies
+    from kit.rl.encoders import encoder
     from kit.rl.policies import policy_network, shared_network, value_network
+    from kit.rl.together import fit_together
     from kit.transformer import bert, encoder_decoder, gpt
 
 __version__ = "0.1.0"
@@ -120,7 +123,9 @@ __all__ = [
     "compiled",
     "data",
     "decoding",
+    "encoder",
     "encoder_decoder",
+    "fit_together",
     "gan",
     "gan_metrics",
     "gpt",
@@ -149,4 +154,5 @@ __all__ = [
     "squash",
     "transformer",
     "value_network",
+    "vectorize",
 ]

@@ -1,7 +1,7 @@
 """The kit's command line: `python -m kit list`, `copy`, `compare`, `report`.
 
-A command is a function, and its signature the command's arguments. It is imported when
-it is called for, so that one command needs nothing of the others.
+A command is a function; its signature defines the command's arguments. The function is
+imported when the command is run, so that no command needs another's packages.
 """
 
 import importlib
@@ -20,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command that the arguments begin with.
 
     Args:
-        args: Arguments. Defaults to `None`: those of the command line.
+        args: Arguments. Defaults to `None`: the command line's.
     """
     try:
         import tyro
@@ -32,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     args = list(sys.argv[1:] if args is None else args)
     program = "python -m kit"
-    if not args or args[0] not in COMMANDS:  # help, or an error that has the names
+    if not args or args[0] not in COMMANDS:  # help, or an error that lists the names
         functions = {name: load(name) for name in COMMANDS}
         tyro.extras.subcommand_cli_from_dict(functions, prog=program, args=args)
         return
@@ -41,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if status := tyro.cli(load(args[0]), prog=program, args=args[1:]):
             sys.exit(status)
     except (ValueError, OSError, ImportError) as error:
-        # What was asked for can't be done: the message says why, a traceback doesn't.
+        # Bad input: the message explains it, a traceback would only distract.
         sys.exit(f"{program}: {error}")
 
 

@@ -1,16 +1,16 @@
 """Autoencoders: learn short codes of examples by reconstructing them from the codes.
 
-An encoder makes a code z of an example x, a decoder makes x^ of z, and both learn to
-bring x^ close to x. As z has fewer numbers than x, it must keep what examples have in
-common. Linear layers and the squared error would give principal component analysis;
-with activations between the layers the codes lie on a curved surface, not a plane.
+An encoder maps an example x to a code z, a decoder maps z to x^, and both learn to
+bring x^ close to x. As z has fewer numbers than x, it must represent what examples have
+in common. Linear layers and the squared error would give principal component analysis;
+with activations between the layers, the codes lie on a curved surface, not a plane.
 
-Three kinds, each with the loss that makes it what it is:
+There are three kinds, each with its own loss:
 
-- `Autoencoder`: minimizes the distance between x and x^;
-- `DenoisingAutoencoder`: sees a noisy x, must give back the clean one;
-- `VariationalAutoencoder`: encodes x as a distribution, and keeps the codes normally
-  distributed on the whole, so that the decoder makes examples of random codes.
+- `Autoencoder` minimizes the distance between x and x^;
+- `DenoisingAutoencoder` gets a noisy x and must return the clean one;
+- `VariationalAutoencoder` encodes x as a distribution, and keeps all codes together
+  normally distributed, so that the decoder can generate examples from random codes.
 
 Shapes: B batch, L size of the code (latent dimension).
 
@@ -67,15 +67,15 @@ def encoder(
         units: Sizes of the hidden layers. Defaults to `(128,)`.
         activation: Activation of the hidden layers; the code has none. Defaults to
             `"relu"`.
-        variational: If `True`, the output is the mean and the logarithm of the
-            variance of each number of the code, as `VariationalAutoencoder` takes it.
+        variational: If `True`, the output is the mean and the log variance of each
+            number of the code, for `VariationalAutoencoder`.
 
     Returns:
         A `kit.Sequential` from `(B, *input_shape)` to `(B, L)`, or `(B, 2 L)` if
         `variational`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `latent_dim` is smaller than 1.
     """
     checks.check("encoder", locals(), ACCEPTED)
@@ -109,7 +109,7 @@ def decoder(
         A `kit.Sequential` from `(B, L)` to `(B, *output_shape)`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `latent_dim` is smaller than 1.
     """
     checks.check("decoder", locals(), ACCEPTED)
@@ -134,8 +134,8 @@ def autoencoder(
     Args:
         input_shape: Shape of an example. Defaults to `(784,)`.
         latent_dim: L, numbers in a code. Defaults to 64.
-        units: Sizes of the encoder's hidden layers; the decoder's are the same in
-            reverse. Defaults to `(128,)`.
+        units: Sizes of the encoder's hidden layers; the decoder's are the reverse.
+            Defaults to `(128,)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
         output_activation: `"sigmoid"`, the default, for examples in [0, 1]; `None`
             for any numbers.
@@ -144,7 +144,7 @@ def autoencoder(
         An `Autoencoder`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `latent_dim` is smaller than 1.
 
     Example:
@@ -165,14 +165,14 @@ def autoencoder(
 
 @keras.saving.register_keras_serializable(package="kit")
 class Autoencoder(WithParts, Model):
-    """Encoder and decoder, trained to give back what they are given.
+    """Encoder and decoder, trained to reconstruct their inputs.
 
-    `fit(x)` needs no targets: x is its own. With `fit(x, y)` the decoder learns to
-    give y instead. The loss is the one that `compile` gets.
+    `fit(x)` needs no targets: x is the target. With `fit(x, y)`, the target is y.
+    `compile` sets the loss.
 
     Args:
         encoder: Built model from examples to codes `(B, L)`; the function `encoder`
-            makes one.
+            builds one.
         decoder: Built model from codes `(B, L)` to examples.
 
     Raises:
@@ -189,7 +189,7 @@ class Autoencoder(WithParts, Model):
     ```
     """
 
-    code_parts = 1  # How many numbers the encoder gives for one number of the code.
+    code_parts = 1  # The encoder's outputs per number of the code.
 
     parts = ("encoder", "decoder")
 
@@ -200,23 +200,23 @@ class Autoencoder(WithParts, Model):
         self.encoder = encoder
         self.decoder = decoder
         self.latent_dim = decoder.input_shape[-1]
-        # Not by `build`, after which subclasses couldn't add generators and metrics.
+        # Not through `build`, which would keep subclasses from adding metrics.
         self.built = True
 
     def build(self, input_shape):
-        """Nothing is left to build: encoder and decoder came built."""
+        """Does nothing: encoder and decoder are already built."""
 
     def compile(self, optimizer="adam", loss="binary_crossentropy", **kwargs):
-        """As Keras'.
+        """Compiles as Keras does.
 
-        The default loss suits examples in [0, 1] and a sigmoid: it has steeper
-        gradients than the squared error where the sigmoid is flat. Use `"mse"` for
+        The default loss suits examples in [0, 1] and a sigmoid: where the sigmoid is
+        flat, its gradients are steeper than the squared error's. Use `"mse"` for
         examples with other values.
         """
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
 
     def call(self, inputs, training=None):
-        """Returns the reconstructions, of the shape of `inputs`."""
+        """Returns the reconstructions, with the shape of `inputs`."""
         return self.decoder(self.encoder(inputs, training=training), training=training)
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -224,13 +224,13 @@ class Autoencoder(WithParts, Model):
         return self.encoder(ops.convert_to_tensor(inputs), training=False)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Returns the examples that the decoder makes of codes `(B, L)`."""
+        """Returns the decoder's examples for codes `(B, L)`."""
         return self.decoder(ops.convert_to_tensor(codes), training=False)
 
     def reconstruction_error(self, inputs: np.ndarray, batch_size: int = 256):
         """Returns the mean squared error of each reconstruction.
 
-        Also a score of anomaly: what is unlike the training data is reconstructed
+        It is also an anomaly score: examples unlike the training data are reconstructed
         badly, provided that the code is small.
 
         Args:
@@ -246,23 +246,23 @@ class Autoencoder(WithParts, Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Returns the loss of `compile`, with x for the target if there is no y."""
+        """Returns the loss of `compile`; the target is x if there is no y."""
         y = x if y is None else y
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates the metrics of `compile`, likewise."""
+        """Updates the metrics of `compile`; the target is x if there is no y."""
         y = x if y is None else y
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
 
 @keras.saving.register_keras_serializable(package="kit")
 class DenoisingAutoencoder(Autoencoder):
-    """Autoencoder that is shown noisy examples and must give back the clean ones.
+    """Autoencoder that gets noisy examples and must reconstruct the clean ones.
 
-    In training, each example is disturbed anew each time, x~ = x + noise_stddev e,
-    with e normally distributed; the target stays x. So the code can't simply copy: it
-    must know which examples there are. In use, nothing is added: hand it noisy
+    In training, each example gets new noise in each epoch, x~ = x + noise_stddev e,
+    with e normally distributed; the target stays x. So copying isn't enough: the model
+    must learn the distribution of examples. In inference, no noise is added: pass noisy
     examples.
 
     Args:
@@ -270,7 +270,7 @@ class DenoisingAutoencoder(Autoencoder):
         decoder: See `Autoencoder`.
         noise_stddev: Standard deviation of the noise, in the unit of the examples.
             For pixels in [0, 1], 0.1 is light and 0.5 heavy. Defaults to 0.5.
-        seed: Seed of the noise, the same draws on every backend. Defaults to 0.
+        seed: Seed of the noise; every backend makes the same draws. Defaults to 0.
 
     Raises:
         TypeError: If encoder or decoder is no Keras model.
@@ -303,7 +303,7 @@ class DenoisingAutoencoder(Autoencoder):
         self.random = random.Generator(seed)
 
     def call(self, inputs, training=None):
-        """Returns the reconstructions; in training, those of disturbed examples."""
+        """Returns the reconstructions; in training, those of noisy examples."""
         if training:
             inputs = self.corrupt(inputs)
         return super().call(inputs, training=training)
@@ -325,30 +325,29 @@ class DenoisingAutoencoder(Autoencoder):
 
 @keras.saving.register_keras_serializable(package="kit")
 class VariationalAutoencoder(Autoencoder):
-    """Autoencoder whose codes are distributions, and which makes new examples.
+    """Autoencoder whose codes are distributions; it can generate new examples.
 
-    The encoder gives q(z|x), normal with the mean `z_mean` and the variance
-    exp(`z_log_var`); codes have the prior p(z), normal with mean 0 and variance 1.
-    The loss is the negative evidence lower bound, an upper bound of -log p(x):
+    The encoder gives q(z|x), normal with mean `z_mean` and variance exp(`z_log_var`);
+    codes have the prior p(z), normal with mean 0 and variance 1. The loss is the
+    negative evidence lower bound, an upper bound of -log p(x):
 
         loss = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)),
 
-    in nats for an example. The expectation is estimated from one code drawn in each
-    step, z = z_mean + exp(z_log_var / 2) e (the reparameterization that lets the
-    gradient through the draw). Not in training, z = z_mean: reconstructions and
-    `val_loss` have no noise; `negative_elbo` is the bound itself.
+    in nats per example. The expectation is estimated from one code drawn in each step,
+    z = z_mean + exp(z_log_var / 2) e (reparameterization: the gradient flows through
+    the draw). Outside of training, z = z_mean: reconstructions and `val_loss` have no
+    noise; `negative_elbo` estimates the bound itself.
 
     Args:
         encoder: Built model from examples to `(B, 2 L)`, means and log variances;
-            `encoder(..., variational=True)` makes one.
+            `encoder(..., variational=True)` builds one.
         decoder: Built model from codes `(B, L)` to examples: the mean of p(x|z).
         likelihood: p(x|z): `"bernoulli"`, for examples in [0, 1] and a sigmoid; or
             `"gaussian"`, of variance 1 and without its constant, for any numbers
             (for another variance s, set `beta` to s). Defaults to `"bernoulli"`.
-        beta: Weight of the divergence. More than 1 gives codes that are more
-            independent, and blurred reconstructions (Higgins et al., 2017). Defaults
-            to 1.
-        seed: Seed of the draws, the same on every backend. Defaults to 0.
+        beta: Weight of the divergence. Above 1, codes are more independent and
+            reconstructions blurrier (Higgins et al., 2017). Defaults to 1.
+        seed: Seed of the draws, which are the same on every backend. Defaults to 0.
 
     Raises:
         TypeError: If encoder or decoder is no Keras model.
@@ -389,7 +388,7 @@ class VariationalAutoencoder(Autoencoder):
         self.kl_loss = keras.metrics.Mean(name="kl_loss")
 
     def compile(self, optimizer="adam", loss=None, **kwargs):
-        """As Keras', but the loss is the model's own: see `likelihood` and `beta`."""
+        """Compiles as Keras does, but without `loss`: see `likelihood` and `beta`."""
         if loss is not None:
             raise ValueError(
                 "VariationalAutoencoder has its own loss: leave out `loss` in "
@@ -399,7 +398,7 @@ class VariationalAutoencoder(Autoencoder):
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def call(self, inputs, training=None):
-        """Returns the reconstructions: in training of a drawn code, else of z_mean."""
+        """Returns reconstructions: in training from a drawn code, else from z_mean."""
         z_mean, z_log_var = self.encode_distribution(inputs, training=training)
         kl = kl_divergence(z_mean, z_log_var)  # (B,)
         self.add_loss(self.beta * ops.mean(kl))
@@ -410,12 +409,12 @@ class VariationalAutoencoder(Autoencoder):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Returns the negative evidence lower bound, a mean over the batch."""
+        """Returns the negative evidence lower bound, averaged over the batch."""
         if sample_weight is not None:
             raise ValueError("VariationalAutoencoder: `sample_weight` has no effect.")
         losses = RECONSTRUCTION_LOSSES[self.likelihood](x if y is None else y, y_pred)
         self.reconstruction_loss.update_state(losses)
-        # What `call` added: beta KL, and the layers' regularizers if they have any.
+        # `self.losses` has beta KL from `call`, and the layers' regularizers if any.
         return ops.mean(losses) + ops.sum(ops.stack(self.losses))
 
     def encode_distribution(self, inputs: Tensor, training: bool = False):
@@ -436,7 +435,7 @@ class VariationalAutoencoder(Autoencoder):
 
         Args:
             inputs: Examples `(B, ...)`.
-            num_draws: Codes to draw for each. Defaults to 10.
+            num_draws: Codes to draw per example. Defaults to 10.
             seed: Seed of the draws.
 
         Returns:
@@ -482,7 +481,7 @@ def kl_divergence(z_mean: Tensor, z_log_var: Tensor) -> Tensor:
     """
     checks.check("kl_divergence", locals(), ACCEPTED)
     parts = ops.square(z_mean) + ops.exp(z_log_var) - 1.0
-    parts = ops.subtract(parts, z_log_var)  # which may be NumPy's, as all arrays here
+    parts = ops.subtract(parts, z_log_var)  # not `-`: all arrays may be NumPy's
     return 0.5 * ops.sum(parts, axis=-1)
 
 
@@ -495,7 +494,7 @@ def draw_code(key: Any, z_mean: Tensor, z_log_var: Tensor) -> Tensor:
         z_log_var: Logarithms of the variances, shape `(B, L)`.
 
     Returns:
-        Codes, shape `(B, L)`; the gradient goes through to mean and variance.
+        Codes, shape `(B, L)`, differentiable with respect to mean and variance.
     """
     checks.check("draw_code", locals(), ACCEPTED)
     noise = random.normal(key, z_mean.shape, dtype=z_mean.dtype)
@@ -503,7 +502,7 @@ def draw_code(key: Any, z_mean: Tensor, z_log_var: Tensor) -> Tensor:
 
 
 def bernoulli_loss(x: Tensor, x_pred: Tensor) -> Tensor:
-    """Returns -log p(x|z), p Bernoulli of mean `x_pred`: summed cross-entropy, (B,)."""
+    """Returns -log p(x|z), p Bernoulli with mean `x_pred`: the cross-entropy, (B,)."""
     probabilities = checks.array("B *E", interval="[0, 1]")
     accepted = {"x": probabilities, "x_pred": probabilities}
     checks.check("bernoulli_loss", locals(), accepted)
@@ -511,7 +510,7 @@ def bernoulli_loss(x: Tensor, x_pred: Tensor) -> Tensor:
 
 
 def gaussian_loss(x: Tensor, x_pred: Tensor) -> Tensor:
-    """Returns -log p(x|z), p normal of variance 1, less its constant, shape (B,)."""
+    """Returns -log p(x|z) without its constant, p normal with variance 1, (B,)."""
     checks.check("gaussian_loss", locals(), ACCEPTED)
     error = ops.subtract(ops.cast(x, x_pred.dtype), x_pred)
     return _sum_example(0.5 * ops.square(error))
@@ -525,7 +524,7 @@ def _sum_example(values):
 
 
 def _check_fit(name, encoder, decoder, code_parts):
-    """Raises unless decoder(encoder(x)) has the shapes that it should."""
+    """Raises an error unless encoder and decoder fit together."""
     for what, model in (("encoder", encoder), ("decoder", decoder)):
         if not model.built:
             raise ValueError(

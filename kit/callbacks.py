@@ -1,4 +1,4 @@
-"""Keras callbacks: what happens between the epochs of a training."""
+"""Keras callbacks: evaluate agents, time epochs, back up and resume trainings."""
 
 import time
 from collections.abc import Mapping
@@ -22,22 +22,22 @@ ACCEPTED = {
 
 
 class Evaluation(keras.callbacks.Callback):
-    """Plays greedily at the end of each epoch, and adds the outcome to the logs.
+    """Plays greedily at the end of each epoch, and adds the mean return to the logs.
 
-    What an agent earns while it explores says little about the policy it has
-    learned. Keras' own callbacks can then go by what does: put them behind this
-    one, and give them `monitor="eval_return", mode="max"`.
+    Returns during exploration say little about the policy that an agent has learned.
+    Keras' own callbacks can monitor the greedy return instead: put them after this
+    callback, with `monitor="eval_return", mode="max"`.
 
     Args:
-        env: Environment to play in, another one than the training's; a vector
-            environment plays its episodes side by side, which is faster.
+        env: Environment to play in, not the training's. A vector environment plays its
+            episodes in parallel, which is faster.
         episodes: Number of episodes. Defaults to 10.
         seed: Seed of the first reset, the same in each epoch. Defaults to 0.
 
     Raises:
-        TypeError: If `env` isn't one of Gymnasium's.
-        ValueError: If `episodes` or `seed` is out of range; as a training begins, if
-            it plays in the same environment.
+        TypeError: If `env` isn't a Gymnasium environment.
+        ValueError: If `episodes` or `seed` is out of range; at the beginning of `fit`,
+            if `env` is the training's environment.
 
     Example:
 
@@ -57,7 +57,7 @@ class Evaluation(keras.callbacks.Callback):
 
     def __init__(self, env: Any, episodes: int = 10, seed: int = 0):
         super().__init__()
-        Environments(env)  # raises an error if it is none
+        Environments(env)  # raises an error if it isn't an environment
         checks.check(self, locals(), ACCEPTED)
         self.env = env
         self.episodes = episodes
@@ -67,8 +67,8 @@ class Evaluation(keras.callbacks.Callback):
         """Checks that the environment isn't the training's."""
         if share_environment(self.env, self.params.get("env")):
             raise ValueError(
-                "Evaluation: `env` is the environment of the training, whose episode "
-                "an evaluation would break off. Make another one for it: "
+                "Evaluation: `env` is the training's environment, whose episode an "
+                "evaluation would interrupt. Make another environment: "
                 f"`kit.Evaluation(gymnasium.make(...))`; received {self.env!r}."
             )
 
@@ -80,10 +80,10 @@ class Evaluation(keras.callbacks.Callback):
 
 
 class EpochTimer(keras.callbacks.Callback):
-    """Adds to the logs how long each epoch took, validation included.
+    """Adds the seconds of each epoch to the logs, including validation.
 
-    `History` then has a column `seconds`, of which a median tells the speed: the
-    first epoch compiles.
+    `History` then has a column `seconds`. Use its median to measure the speed, as the
+    first epoch includes compilation.
 
     Example:
 
@@ -102,11 +102,11 @@ class EpochTimer(keras.callbacks.Callback):
         self.start = time.perf_counter()
 
     def get_state(self):
-        """Returns the seconds of the present epoch so far, for a backup."""
+        """Returns the seconds of the current epoch so far, for a backup."""
         return time.perf_counter() - self.start
 
     def set_state(self, state):
-        """Goes on with an epoch that has lasted so many seconds."""
+        """Continues an epoch that has already lasted so many seconds."""
         self.start = time.perf_counter() - state
 
     def on_epoch_end(self, epoch, logs=None):
@@ -116,45 +116,46 @@ class EpochTimer(keras.callbacks.Callback):
 
 
 class BackupAndRestore(keras.callbacks.Callback):
-    """Backs a training up, and goes on exactly where an interrupted one was.
+    """Backs up a training; a restarted one continues exactly where it was interrupted.
 
-    As Keras' callback of this name, but a resumed training ends with the same weights,
-    to the last bit, as one that was never interrupted: it also saves the optimizers,
-    all random generators, the other callbacks, the replay buffer, and the environment,
-    in the middle of an epoch. For the agents of the kit, and for `fit` of `kit.Model`
-    and `kit.Sequential` on arrays.
+    It works like Keras' callback of this name, but a resumed training ends with the
+    same weights, bit for bit, as one that was never interrupted. It also saves the
+    optimizers, all random generators, the other callbacks, the replay buffer and the
+    environment, also in the middle of an epoch. Use it with the kit's agents, and with
+    `fit` of `kit.Model` and `kit.Sequential` on arrays.
 
-    Where the folder holds a backup, `fit` goes on from it. A backup is written beside
-    the one before, flushed to disk and renamed: a process may be killed at any moment.
-    Ctrl-C and SIGTERM end a training after the present step, with a backup.
+    If the folder contains a backup, `fit` continues from it. Each backup is written
+    next to the one before, flushed to disk and renamed, so that the process may be
+    killed at any moment. Ctrl-C and SIGTERM end a training after the current step, with
+    a backup.
 
-    Environments of Gymnasium are restored exactly if their state is plain Python and
-    NumPy (classic control, toy text), or if their episode can be played again from its
-    first observation (Box2D, MuJoCo). Others, and those in other processes, begin a new
+    Gymnasium environments are restored exactly if their state is plain Python and NumPy
+    (classic control, toy text), or if their episode can be replayed from its first
+    observation (Box2D, MuJoCo). Others, and those in other processes, start a new
     episode, and a warning says so.
 
     Args:
         backup_dir: Folder for the backups of this training, and of nothing else.
-        interval: Seconds between two backups. Where writing one takes long, the next
-            one waits until it costs at most 2 % of the time. 0 writes one after each
-            step, whatever it costs. Defaults to 30.
-        restore: Whether to go on from a backup that is there. `False` begins anew.
+        interval: Seconds between two backups. If writing takes long, backups are rarer,
+            so that they take at most 2 % of the time. 0 writes one after each step,
+            however long it takes. Defaults to 30.
+        restore: Whether to continue from an existing backup. `False` starts anew.
             Defaults to `True`.
         delete_checkpoint: Whether to delete the backups at the end of `fit`. If
-            `False`, the last one is of the finished training: another `fit` returns
-            at once. Defaults to `True`.
+            `False`, the last backup is of the finished training, and another `fit`
+            returns at once. Defaults to `True`.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If one is out of range; in `fit`, if the backup is of another model,
-            environment or training, or no backup is whole.
+        ValueError: If an argument is out of range; in `fit`, if the backup is of
+            another model, environment or training, or all backups are damaged.
         OSError: In `fit`, if there is no space for backups, or the last one can't be
             written.
 
     Example:
 
     ```python
-    # Killed and started again, it goes on.
+    # If it is killed and started again, it continues.
     agent.fit(env, 1_000_000, callbacks=[kit.BackupAndRestore("backups/dqn")])
     ```
     """
@@ -178,11 +179,11 @@ class BackupAndRestore(keras.callbacks.Callback):
     def stage(self, name: str) -> "BackupAndRestore":
         """Returns a callback for one of several trainings that follow each other.
 
-        Its backups lie in a folder of this one, and stay until `delete` is called: a
-        stage that is over is restored at once.
+        Its backups are in a subfolder, and stay until `delete` is called: a finished
+        stage is restored at once.
 
         Args:
-            name: Name of the stage, a file name.
+            name: Name of the stage, a valid file name.
         """
         return BackupAndRestore(
             Path(self.backups.folder) / name,
@@ -192,7 +193,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         )
 
     def keep(self, **parts: Part) -> None:
-        """Adds what a loop around `fit` must remember, and restores it if it can.
+        """Adds the state of a loop around `fit`; restores it if there is a backup.
 
         Args:
             **parts: By name, objects with `get_state` and `set_state`, such as
@@ -205,17 +206,17 @@ class BackupAndRestore(keras.callbacks.Callback):
                 part.set_state(saved[name])
 
     def delete(self) -> None:
-        """Deletes the backups, those of all stages, too."""
+        """Deletes the backups, including those of all stages."""
         self.backups.delete()
 
     def open_session(
         self, identity: Mapping[str, Any], parts: Mapping[str, Part]
     ) -> Session:
-        """Returns the backups of a training that begins. The training loop calls it.
+        """Returns the backups of a new training. The training loop calls it.
 
         See `kit.backups.Session` for the arguments.
         """
-        # Whoever fits again in this process goes on from the model as it is.
+        # Another `fit` in this process continues from the current model.
         restore, self.restore = self.restore, None
         if restore is False:
             self.backups.delete()
@@ -235,10 +236,10 @@ class BackupAndRestore(keras.callbacks.Callback):
             raise ValueError(
                 "BackupAndRestore: this training can't be backed up exactly, as Keras' "
                 "own loop runs it (the data isn't in arrays, or an option is set that "
-                "only Keras knows). Use keras.callbacks.BackupAndRestore, which saves "
-                "after each epoch."
+                "only that loop supports). Use keras.callbacks.BackupAndRestore, which "
+                "saves after each epoch."
             )
 
     def on_train_end(self, logs=None):
-        """Forgets the training."""
+        """Forgets the session."""
         self._session = None

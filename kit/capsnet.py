@@ -1,21 +1,19 @@
-r"""Capsule network: groups of neurons that say what is there, and in which pose.
+r"""Capsule network: groups of neurons that represent an object's presence and pose.
 
-A capsule is a vector. Its length tells how sure it is that the thing it stands for is
-there, its direction how the thing looks: its slant, its thickness, its place. Each
-capsule i of one layer predicts the output of each capsule j of the next,
-u_hat_ij = W_ij u_i: "if I am the upper loop of an 8, the 8 stands like this". Where
-many predictions agree they are believed, and capsules whose predictions agree are
-heard more: this is routing by agreement.
+A capsule is a vector. Its length is the confidence that its object is present; its
+direction describes the object's pose: slant, thickness, position. Each capsule i of one
+layer predicts the output of each capsule j of the next, u_hat_ij = W_ij u_i: "if I am
+the upper loop of an 8, the 8 has this pose". Capsules whose predictions agree with the
+others' get more weight: this is routing by agreement.
 
     b_ij = 0
     r times:  c_i = softmax_j(b_ij)                 how i divides its vote among j
-              s_j = sum_i c_ij u_hat_ij             what is predicted for j
+              s_j = sum_i c_ij u_hat_ij             weighted prediction for j
               v_j = |s_j|^2 / (1 + |s_j|^2) s_j / |s_j|                  (squash)
               b_ij = b_ij + u_hat_ij . v_j          agreement
 
-The paper's letters and the names here: u the capsules that come in, v those that go
-out, r `routings`; the rest is as above. Shapes: B batch, I capsules that come in, J
-`num_capsules`, D `capsule_dim`, K classes.
+Letters as in the paper: u input capsules, v output capsules, r `routings`. Shapes: B
+batch, I input capsules, J `num_capsules`, D `capsule_dim`, K classes.
 
 Reference: Sabour, Frosst, Hinton, 2017, https://arxiv.org/abs/1710.09829.
 """
@@ -95,13 +93,13 @@ def capsnet(
     reconstruction_weight: float = 0.0005,
     preprocessing: keras.layers.Layer | None = None,
 ) -> "CapsNet":
-    """Builds a capsule network: a convolution, primary capsules, one capsule a class.
+    """Builds a capsule network: convolutions, primary capsules, one capsule per class.
 
-    `"paper"` has a convolution of 256 filters, 9 x 9 pixels large, 32 kinds of primary
-    capsules by another one, and a decoder of 512 and 1024 hidden units: 8.2 million
-    weights. `"small"` trains on a CPU in minutes: four convolutions of 32 and 64
-    filters, 3 x 3, with batch normalization, 16 kinds of primary capsules at 2 x 2
-    places, which share weights, and a decoder of 128 and 256 hidden units: 0.55
+    `"paper"` has a convolution of 256 filters of 9 x 9 pixels, 32 kinds of primary
+    capsules from a second convolution, and a decoder of 512 and 1024 hidden units: 8.2
+    million weights. `"small"` trains on a CPU in minutes: four convolutions of 32 and
+    64 filters of 3 x 3 pixels with batch normalization, 16 kinds of primary capsules at
+    2 x 2 places, which share weights, and a decoder of 128 and 256 hidden units: 0.55
     million weights. Primary capsules have 8 numbers in both.
 
     Args:
@@ -109,21 +107,21 @@ def capsnet(
             `"paper"`. Defaults to `(28, 28, 1)`.
         num_classes: K, number of classes. Defaults to 10.
         architecture: `"small"` or `"paper"`. Defaults to `"small"`.
-        routings: Steps of routing by agreement; 3 in the paper, and by default. With
-            1 every capsule divides its vote evenly: a layer without routing.
-        capsule_dim: D, numbers in the capsule of a class. Defaults to 16.
+        routings: Steps of routing by agreement. With 1, every capsule divides its vote
+            evenly: a layer without routing. Defaults to 3, as in the paper.
+        capsule_dim: D, numbers in a class capsule. Defaults to 16.
         share_weights: Whether primary capsules of one kind share the weights of their
-            predictions at all places, so that what was learned in one place holds in
-            another. By default so in `"small"`, and not in `"paper"`.
+            predictions at all places, so that what is learned at one place holds at all
+            others. Defaults to `True` for `"small"`, `False` for `"paper"`.
         reconstruction_weight: See `CapsNet`. Defaults to 0.0005.
-        preprocessing: Layer, or model, that brings images to [0, 1] and may change
-            them at random in training. Defaults to none.
+        preprocessing: Layer or model that scales images to [0, 1] and may augment them
+            in training. Defaults to `None`.
 
     Returns:
         A `CapsNet`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the images are too small, or an argument is out of range.
 
     Example:
@@ -149,7 +147,7 @@ def capsnet(
     features = x
     for filters, kernel_size, strides in sizes["convolutions"]:
         features = keras.layers.Conv2D(filters, kernel_size, strides)(features)
-        if sizes["batch_normalization"]:  # its means follow a short training
+        if sizes["batch_normalization"]:  # adapts even in short trainings
             features = keras.layers.BatchNormalization(momentum=0.9)(features)
         features = keras.layers.ReLU()(features)
     channels, kernel_size, strides = sizes["primary"]
@@ -168,21 +166,21 @@ def capsnet(
 
 @keras.saving.register_keras_serializable(package="kit")
 class CapsNet(WithParts, Model):
-    """Capsules that classify, and a decoder that keeps them honest.
+    """Capsules that classify, and a decoder that regularizes them.
 
-    Trained to make the capsule of the right class long and the others short
-    (`margin_loss`), and to let the decoder draw the image from the one capsule of the
-    right class: so that capsule must hold what the image looks like, not only what it
-    is. The loss of an image x of class y is
+    Training makes the capsule of the right class long and the others short
+    (`margin_loss`), and lets the decoder reconstruct the image from the right class'
+    capsule alone. So that capsule must encode the image's pose, not only its class. The
+    loss of an image x of class y is
 
         margin_loss(y, |v|) + reconstruction_weight sum_pixels (x - x^)^2.
 
-    The sum is the paper's form, with its weight 0.0005; of 784 pixels, that is 0.392
+    The sum is the paper's form, with its weight 0.0005; for 784 pixels, that is 0.392
     times the mean squared error.
 
-    In the `call`, images give a dict: `"length"` (B, K), the scores of the classes;
-    `"capsules"` (B, K, D), their poses; `"image"`, what came out of the preprocessing,
-    which is what the decoder has to draw. The metrics of `compile` get the lengths.
+    The model maps images to a dict: `"length"` (B, K), the scores of the classes;
+    `"capsules"` (B, K, D), their poses; `"image"`, the preprocessed image, which is the
+    decoder's target. The metrics of `compile` get the lengths.
 
     Args:
         capsules: Built model from images to capsules (B, K, D).
@@ -190,10 +188,10 @@ class CapsNet(WithParts, Model):
             images.
         reconstruction_weight: Weight of the sum of squared errors, 0 or more.
             Defaults to 0.0005.
-        preprocessing: Layer, or model, that images pass before. Defaults to none.
+        preprocessing: Layer or model applied to the images first. Defaults to `None`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the parts don't fit together, or the weight is negative.
 
     Example: see `capsnet`.
@@ -230,25 +228,25 @@ class CapsNet(WithParts, Model):
         self.length = Length()
         self.mask = Mask()
         self.reconstruction_mse = keras.metrics.Mean("reconstruction_mse")
-        self.built = True  # the parts came built
+        self.built = True  # the parts are already built
 
     def build(self, input_shape):
-        """Nothing is left to build: the parts came built."""
+        """Does nothing: the parts are already built."""
 
     def compile(self, optimizer="adam", loss=None, **kwargs):
-        """As Keras'; the loss is `margin_loss` unless another one is given."""
+        """Compiles as Keras does; the default loss is `margin_loss`."""
         loss = margin_loss if loss is None else loss
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        """As Keras'. Raises a `ValueError` if y isn't classes, or x isn't finite."""
+        """Fits as Keras does, after a check that x is finite and y are classes."""
         self._check_data(x, y)
         if isinstance(kwargs.get("validation_data"), (tuple, list)):
             self._check_data(*kwargs["validation_data"][:2])
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        """As Keras'. Raises a `ValueError` if y isn't classes, or x isn't finite."""
+        """Evaluates as Keras does, after a check that x is finite and y are classes."""
         self._check_data(x, y)
         return super().evaluate(x, y, *args, **kwargs)
 
@@ -263,7 +261,7 @@ class CapsNet(WithParts, Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Returns the loss of `compile` plus that of the reconstruction."""
+        """Returns the loss of `compile` plus the reconstruction loss."""
         loss = super().compute_loss(x, y, y_pred["length"], sample_weight, training)
         drawn = self.decode(y_pred["capsules"], y, training=training)
         error = ops.square(ops.cast(y_pred["image"] - drawn, loss.dtype))
@@ -279,12 +277,12 @@ class CapsNet(WithParts, Model):
         return super().compute_metrics(x, y, y_pred["length"], sample_weight)
 
     def decode(self, v: Tensor, y: Tensor = None, training: bool = False) -> Tensor:
-        """Returns the images that the decoder draws of capsules.
+        """Returns the images that the decoder reconstructs from capsules.
 
         Args:
             v: Capsules, (B, K, D): `predict(x)["capsules"]`, changed as you like.
-            y: Classes (B,) of the capsules to draw; the longest ones if not given.
-            training: Whether this is part of a training.
+            y: Classes (B,) of the capsules to decode. Defaults to the longest ones.
+            training: Whether to decode in training mode.
 
         Returns:
             Images, (B, height, width, channels).
@@ -295,11 +293,11 @@ class CapsNet(WithParts, Model):
     def _check_data(self, x, y):
         x, y = to_array(x), to_array(y)
         if x is None:
-            return  # a generator or a dataset, from which Keras' `fit` takes batches
+            return  # a generator or a dataset, which Keras' `fit` iterates over
         if not np.isfinite(x).all():
             raise ValueError("CapsNet: `x` has values that are NaN or infinite.")
         low, high = output_range(self.decoder) or (-np.inf, np.inf)
-        # A preprocessing may bring any range to that of the decoder.
+        # With preprocessing, any range is accepted.
         outside = x.size and (x.min() < low or x.max() > high)
         if outside and self.preprocessing is None:
             raise ValueError(
@@ -333,17 +331,17 @@ class CapsNet(WithParts, Model):
 
 @keras.saving.register_keras_serializable(package="kit")
 class PrimaryCaps(keras.layers.Layer):
-    """First capsules: a convolution whose channels are read as vectors.
+    """First capsules: a convolution whose channels are grouped into vectors.
 
-    At each place of its output grid there are `channels` capsules of `capsule_dim`
-    numbers, squashed; the same weights are used at every place.
+    At each place of its output grid, there are `channels` squashed capsules of
+    `capsule_dim` numbers; all places share the weights.
 
     Args:
         channels: Kinds of capsules; 32 in the paper.
         capsule_dim: Numbers in a capsule. Defaults to 8.
         kernel_size: Height and width of the filters. Defaults to 9.
-        strides: Pixels between two places. Defaults to 2.
-        padding: `"valid"` or `"same"`, as for `keras.layers.Conv2D`. Defaults to
+        strides: Pixels between neighbouring places. Defaults to 2.
+        padding: `"valid"` or `"same"`, as in `keras.layers.Conv2D`. Defaults to
             `"valid"`.
         kernel_initializer: Initializer of the filters. Defaults to
             `"glorot_uniform"`.
@@ -353,12 +351,11 @@ class PrimaryCaps(keras.layers.Layer):
         Images or feature maps, (B, height, width, channels).
 
     Output shape:
-        (B, I, capsule_dim), where I is places times `channels`.
+        (B, I, capsule_dim), where I is the number of places times `channels`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If a size isn't a positive integer, or the inputs have another
-            rank than 4.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a size isn't a positive integer, or the inputs' rank isn't 4.
     """
 
     def __init__(
@@ -421,44 +418,44 @@ class PrimaryCaps(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 class CapsuleLayer(keras.layers.Layer):
-    """Capsules that listen to those whose predictions agree: routing by agreement.
+    """Capsules connected to the layer below by routing by agreement.
 
-    See the top of this file for the equations. The gradient goes through all steps of
-    the routing.
+    See the top of this file for the equations. The gradient flows through all routing
+    steps.
 
-    Memory: the predictions u_hat are the largest tensor, B J I D numbers: with the
-    paper's 1152 capsules below and 10 x 16 above, 0.74 MB an image in float32, 94 MB a
-    batch of 128. It is there once, laid out (B, J, I, D), and the steps are matrix
-    products over it: no copy of u, W, c or v is spread to its size. (For the gradient
-    there is a second one, and one more for each step of routing after the first,
-    unless the compiler adds them up in place.)
+    Memory: the predictions u_hat are the largest tensor, with B J I D numbers: for the
+    paper's 1152 input and 10 x 16 output capsules, 0.74 MB an image in float32, 94 MB a
+    batch of 128. It is stored once, as (B, J, I, D), and the routing steps are matrix
+    products with it: u, W, c and v are never broadcast to its size. (The gradient needs
+    a second copy, and one more for each routing step after the first, unless the
+    compiler adds them up in place.)
 
     Args:
-        num_capsules: J, number of capsules that go out.
+        num_capsules: J, number of output capsules.
         capsule_dim: D, numbers in each.
         routings: r, steps of routing, 1 or more. Defaults to 3.
-        kinds: Number of kinds of capsules that come in, if those of one kind are to
-            share their W_ij, wherever in the image they stand. They must come place
-            after place, as from `PrimaryCaps`. By default nothing is shared, as in
-            the paper; sharing is due to Hinton et al., 2018 (below).
+        kinds: Number of kinds of input capsules, if capsules of one kind share their
+            W_ij at all places of the image (Hinton et al., 2018, below). The inputs
+            must be ordered place by place, as from `PrimaryCaps`. Defaults to `None`:
+            nothing is shared, as in the paper.
         kernel_initializer: Initializer of the W_ij. Defaults to a normal distribution
             with the standard deviation 0.1.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
         inputs: Capsules u.
-        mask: Boolean (B, I), optional; a capsule with `False` has no vote.
+        mask: Boolean (B, I), optional; capsules with `False` are ignored.
 
     Input shape:
-        (B, I, size), I and size known.
+        (B, I, size), where I and size are known.
 
     Output shape:
         (B, J, D).
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If a number isn't a positive integer, the inputs have another rank
-            than 3, or `kinds` doesn't divide I.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a number isn't a positive integer, the inputs' rank isn't 3, or
+            `kinds` doesn't divide I.
 
     Example:
 
@@ -491,7 +488,7 @@ class CapsuleLayer(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape):
-        """Makes W: for each capsule below, a matrix to all capsules above."""
+        """Builds W: for each input capsule, a matrix to all output capsules."""
         _check_rank(self, input_shape, 3, "capsules (B, I, size)")
         num, size = input_shape[1:]
         if self.kinds and num % self.kinds:
@@ -508,7 +505,7 @@ class CapsuleLayer(keras.layers.Layer):
     def call(self, inputs, mask=None):
         """Returns capsules v, (B, J, D)."""
         u = inputs
-        if mask is not None:  # The prediction of a zero is zero.
+        if mask is not None:  # The prediction of a zero capsule is zero.
             u = u * ops.cast(ops.expand_dims(mask, -1), u.dtype)
         u_hat = self.predict_outputs(u)
         b = None  # (B, J, I)
@@ -537,7 +534,7 @@ class CapsuleLayer(keras.layers.Layer):
         return ops.reshape(u_hat, (-1, self.num_capsules, num, self.capsule_dim))
 
     def compute_mask(self, inputs, mask=None):
-        """Returns `None`: every capsule above has a value."""
+        """Returns `None`: no output capsule is masked."""
         return None
 
     def compute_output_shape(self, input_shape):
@@ -558,7 +555,7 @@ class CapsuleLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 class Length(keras.layers.Layer):
-    """Lengths of capsules: how sure each one is, between 0 and 1.
+    """Lengths of capsules: the confidence of each one, between 0 and 1.
 
     Input shape:
         (B, J, D).
@@ -580,11 +577,11 @@ class Length(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 class Mask(keras.layers.Layer):
-    """Sets all capsules to zero but one, and lays them in a row for the decoder.
+    """Sets all capsules except one to zero, and flattens them for the decoder.
 
     Call arguments:
-        inputs: Capsules v, of which the longest is kept; or a pair (v, y) with the
-            classes y that are kept, (B,), (B, 1) or one-hot (B, J).
+        inputs: Capsules v; the longest is kept. Or a pair (v, y), y being the classes
+            to keep, (B,), (B, 1) or one-hot (B, J).
 
     Input shape:
         (B, J, D).
@@ -594,7 +591,7 @@ class Mask(keras.layers.Layer):
     """
 
     def call(self, inputs):
-        """Returns the masked capsules, flat."""
+        """Returns the masked capsules, flattened."""
         v, y = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
         if y is None:
             y = ops.argmax(ops.sum(ops.square(v), axis=-1), axis=-1)
@@ -610,9 +607,10 @@ class Mask(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 def squash(s: Tensor, axis: int = -1) -> Tensor:
-    """Shortens vectors to less than 1 and keeps their directions.
+    """Shortens vectors to a length below 1 and keeps their directions.
 
-    v = |s|^2 / (1 + |s|^2) s / |s|: short ones nearly vanish, long ones approach 1.
+    v = |s|^2 / (1 + |s|^2) s / |s|: the length of short vectors becomes nearly 0, that
+    of long vectors nearly 1.
 
     Args:
         s: Vectors along `axis`.
@@ -641,19 +639,18 @@ def margin_loss(
     m_minus: float = 0.1,
     lambda_: float = 0.5,
 ) -> Tensor:
-    """Returns what lengths lack, or have too much of.
+    """Margin loss: the right capsule must be long, the others short.
 
     sum_k T_k max(0, m_plus - |v_k|)^2 + lambda (1 - T_k) max(0, |v_k| - m_minus)^2,
-    T_k being 1 if class k is there. Several classes may be. lambda keeps the many
-    absent classes from shrinking all capsules at the start.
+    T_k being 1 if class k is present. Several classes may be present. lambda keeps the
+    many absent classes from shrinking all capsules at the start.
 
     Args:
         y_true: Classes (B,) or (B, 1), or T, ones and zeros (B, K).
         y_pred: Lengths |v|, (B, K).
-        m_plus: Length from which a class that is there costs nothing. Defaults to
-            0.9.
-        m_minus: Length to which one that isn't costs nothing. Defaults to 0.1.
-        lambda_: Weight of classes that aren't there. Defaults to 0.5.
+        m_plus: Length above which a present class has no loss. Defaults to 0.9.
+        m_minus: Length below which an absent class has no loss. Defaults to 0.1.
+        lambda_: Weight of absent classes. Defaults to 0.5.
 
     Returns:
         Losses, (B,).
@@ -666,7 +663,7 @@ def margin_loss(
 
 
 def _one_hot(y, number, dtype):
-    """Ones and zeros (B, number) of classes (B,) or (B, 1), or of ones and zeros."""
+    """Returns one-hot (B, number) from classes (B,) or (B, 1), or from one-hot."""
     y = ops.convert_to_tensor(y)
     if len(y.shape) == 2 and y.shape[1] == number:
         return ops.cast(y, dtype)

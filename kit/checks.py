@@ -1,18 +1,18 @@
-"""What arguments may be, and the errors that say so.
+"""Checks arguments, and raises errors that name what is accepted.
 
-A file has a table of its arguments by name, and a function one line:
+Each file has a table of its arguments by name, and each function one line:
 
     ACCEPTED = {"num_outputs": SIZE, "units": SIZES, "dropout": SHARE}
 
     def mlp(num_outputs, units=(64,), dropout=0.0):
         check("mlp", locals(), ACCEPTED)
 
-The first argument that doesn't fit raises a `TypeError` (of another type) or a
-`ValueError` (out of range), before anything is computed:
+The first invalid argument raises a `TypeError` (wrong type) or a `ValueError` (out of
+range), before anything is computed:
 
     mlp: `dropout` must be a number in [0, 1), received nan.
 
-Arrays name their axes by letters. Axes of one letter are equally long in a call:
+Letters name the axes of arrays. Axes with the same letter must have the same length:
 
     ACCEPTED = {"z_mean": array("B L"), "z_log_var": array("B L")}
 """
@@ -36,12 +36,13 @@ def check(
     Args:
         where: Name of the function or class, or an object of the class; `""` if the
             error needn't name it.
-        arguments: Values by name, such as `locals()`; others are left alone.
-        accepted: What each argument may be; it may have more names.
+        arguments: Values by name, such as `locals()`. Names that aren't in `accepted`
+            are ignored.
+        accepted: The kind of each argument; it may have more names.
 
     Raises:
-        TypeError: If a value is of another type.
-        ValueError: If a value is of the right type, but isn't accepted.
+        TypeError: If a value has the wrong type.
+        ValueError: If a value has the right type, but isn't accepted.
     """
     sizes: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -66,12 +67,12 @@ def check(
 
 
 class Kind:
-    """What an argument may be. `kind | None` also accepts `None`.
+    """The set of values that an argument accepts. `kind | None` also accepts `None`.
 
     Args:
-        accepted: What is accepted, in words: "an integer in [1, 10]".
-        fault: Returns `None` for a value that is accepted, else the type of the error.
-            Takes the value, and the sizes of axes by letter, to which it may add.
+        accepted: Description of the accepted values: "an integer in [1, 10]".
+        fault: Function of a value and of the axes' sizes by letter, to which it may
+            add. Returns `None` if the value is accepted, else the type of the error.
         is_real: Whether it is a range of real numbers.
         axes: Names of the axes that other arrays may share.
     """
@@ -89,7 +90,7 @@ class Kind:
         self.axes = axes
 
     def __or__(self, other: Any) -> "Kind":
-        """Returns the kind that accepts what either of two does."""
+        """Returns the kind that accepts the values of both kinds."""
         second = other if isinstance(other, Kind) else instance(other or type(None))
 
         def fault(value, sizes):
@@ -145,7 +146,7 @@ def instance(*types: type, what: str = "") -> Kind:
 
     Args:
         *types: Classes.
-        what: How the error calls them. Defaults to the names of the classes.
+        what: Their name in the error. Defaults to the names of the classes.
     """
     what = what or " or ".join(map(_name_type, types))
 
@@ -159,9 +160,9 @@ def sequence(kind: Kind, least: int = 0, length: int | None = None) -> Kind:
     """Returns the kind of sequences whose elements are of a kind.
 
     Args:
-        kind: What each element may be.
-        least: How many there must be at least. Defaults to 0.
-        length: How many there must be. Defaults to `None`: any number.
+        kind: Kind of each element.
+        least: Smallest accepted length. Defaults to 0.
+        length: The only accepted length. Defaults to `None`: any length.
     """
 
     def fault(value, sizes):
@@ -182,17 +183,17 @@ def sequence(kind: Kind, least: int = 0, length: int | None = None) -> Kind:
 def array(axes: str = "...", dtype: str = "numbers", interval: str = "") -> Kind:
     """Returns the kind of arrays and tensors.
 
-    Values are looked at only where they are at hand, in NumPy's arrays, lists and
-    numbers: not in tensors, which a compiled function may hold.
+    Values are checked only in NumPy arrays, lists and numbers, not in tensors, whose
+    values may not exist yet in a compiled function.
 
     Args:
-        axes: A letter or number for each axis, such as `"B 3"`; at the end `"..."` for
-            any more, or `"*E"` for any that are the same in all arrays; `""` for a
-            number. Defaults to `"..."`.
-        dtype: `"numbers"`, booleans included, `"integers"` or `"floats"`. Defaults to
-            the first.
-        interval: Where all values are, such as `"[0, 1]"`. Defaults to anywhere, NaN
-            and infinity included.
+        axes: A letter or number for each axis, such as `"B 3"`. At the end, `"..."`
+            stands for any further axes, `"*E"` for further axes that all arrays share.
+            `""` stands for a number. Defaults to `"..."`.
+        dtype: `"numbers"`, including booleans, `"integers"` or `"floats"`. Defaults to
+            `"numbers"`.
+        interval: Interval of all values, such as `"[0, 1]"`. Defaults to any values,
+            including NaN and infinity.
     """
     names = axes.split()
     fits = _interval(interval) if interval else None
@@ -231,7 +232,7 @@ def array(axes: str = "...", dtype: str = "numbers", interval: str = "") -> Kind
 
 
 def _from_keras(what: str, get: Callable[[Any], Any]) -> Kind:
-    """Returns the kind of what Keras knows by a name, an object or a configuration."""
+    """Returns the kind of Keras objects, given by name, object or configuration."""
 
     def fault(value, sizes):
         if not isinstance(value, str | dict) and not callable(value):
@@ -250,7 +251,7 @@ def _from_keras(what: str, get: Callable[[Any], Any]) -> Kind:
 
 
 def _interval(text: str) -> Callable[[Any], bool]:
-    """Returns whether a number is in an interval such as `"[0, 2**31)"`."""
+    """Returns a function: whether a number is in an interval such as `"[0, 2**31)"`."""
     low, high = (_number(x) for x in text[1:-1].split(","))
     with_low, with_high = text[0] == "[", text[-1] == "]"
 
@@ -268,7 +269,7 @@ def _number(text: str) -> float:
 
 
 def has_values(value: Any) -> bool:
-    """Whether the values of an array are at hand, to be looked at at no cost."""
+    """Whether the values of an array can be read at no cost."""
     return isinstance(value, np.ndarray | np.generic | list | tuple | int | float)
 
 
@@ -279,7 +280,7 @@ def _shape_and_dtype(value):
     if isinstance(value, list | tuple):
         leaves = keras.tree.flatten(value)
         if any(hasattr(x, "shape") and not has_values(x) for x in leaves):
-            return None, "float32"  # of tensors: Keras stacks them
+            return None, "float32"  # a list of tensors, which Keras stacks
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         value = np.asarray(value)
         return value.shape, value.dtype.name
@@ -289,7 +290,7 @@ def _shape_and_dtype(value):
 
 
 def _match_axes(names, shape, sizes):
-    """Returns whether a shape fits; notes in `sizes` how long its axes are."""
+    """Returns whether a shape fits; adds the lengths of its axes to `sizes`."""
     if names and names[-1][0] in ".*":
         *names, last = names
         shape, rest = shape[: len(names)], shape[len(names) :]
@@ -329,12 +330,12 @@ def _describe(value, fault):
 
 
 def _find_dtype(value, sizes):
-    """Whether Keras knows a dtype: its name, or NumPy's or a framework's object."""
+    """Returns the fault of a dtype: Keras must know its name or object."""
     if value is None or isinstance(value, list | tuple | np.ndarray | numbers.Number):
         return TypeError
     try:
         keras.backend.standardize_dtype(value)
-    except Exception:  # each backend raises its own
+    except Exception:  # each backend raises its own type
         return ValueError if isinstance(value, str) else TypeError
     return None
 
@@ -355,7 +356,7 @@ WEIGHT = real("[0, 1e20)")
 FINITE = real("(-1e20, 1e20)")
 TEXT = instance(str, what="a string")
 DTYPE = Kind("the name of a dtype", _find_dtype)
-# Of a layer, as Keras has it.
+# The argument `dtype` of Keras' layers.
 LAYER_DTYPE = DTYPE | instance(keras.DTypePolicy) | instance(dict) | None
 PATH = instance(str, os.PathLike, what="a path, as a string or pathlib.Path")
 FUNCTION = Kind("a function", lambda value, _: None if callable(value) else TypeError)
@@ -368,5 +369,5 @@ OPTIMIZER = _from_keras("optimizer", keras.optimizers.get)
 LOSS = _from_keras("loss", keras.losses.get)
 ARRAY = array()
 IMAGE = sequence(SIZE, length=3)
-# A shape that holds None where an axis may have any length.
+# A shape with None for axes of any length.
 OPEN_SHAPE = sequence(SIZE | None)

@@ -1,9 +1,9 @@
 """Convolutional network: the same small filters at every place of an image.
 
-A convolution looks for its patterns everywhere with the same weights, pooling keeps
-the strongest answer of each neighbourhood; layer by layer the patterns grow larger
-and their places coarser, until Dense layers name what is there. `RandomAffine` shows
-it every image in ever new positions, so that it learns what doesn't change with them.
+A convolution detects its patterns everywhere with the same weights; pooling keeps the
+strongest response of each neighbourhood. Layer by layer, the patterns become larger and
+their positions coarser, until Dense layers classify the image. `RandomAffine` changes
+each image's position and shape at random, so that the network learns to ignore them.
 
 Reference: LeCun et al., 1998, https://doi.org/10.1109/5.726791.
 """
@@ -58,23 +58,23 @@ def cnn(
         num_classes: Number of classes. Defaults to 10.
         filters: Number of filters of each convolution. Defaults to `(32, 64, 64)`.
         kernel_size: Height and width of the filters. Defaults to 3.
-        pool_size: Height and width of the neighbourhoods of which the maximum is
-            kept, between two convolutions. Defaults to 2.
+        pool_size: Height and width of the neighbourhoods of max pooling, between two
+            convolutions. Defaults to 2.
         units: Sizes of the hidden Dense layers. Defaults to `(64,)`.
         dropout: Share of the inputs of each Dense layer to drop in training, in
             [0, 1). Defaults to 0.
         padding: `"valid"`: filters stay within the image, which loses its rim at each
             convolution; `"same"`: the image keeps its size. Defaults to `"valid"`.
-        batch_normalization: Whether each convolution's outputs are normalized, before
-            the ReLU, by their mean and variance in the batch (in training), or by the
-            moving means of these (afterwards). Defaults to `False`.
+        batch_normalization: Whether to normalize each convolution's outputs, before the
+            ReLU, by their mean and variance: the batch's in training, moving averages
+            in inference. Defaults to `False`.
 
     Returns:
         A `kit.Sequential` from `(B, height, width, channels)` to probabilities
         `(B, num_classes)`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `input_shape` isn't (height, width, channels), or an image
             is too small for so many convolutions.
 
@@ -98,8 +98,8 @@ def cnn(
                 )
             )
             continue
-        # The normalization subtracts the mean, and with it any bias. Its moving means
-        # follow a short training with 0.9; with Keras' 0.99 they lag behind.
+        # No bias: the normalization would subtract it. Momentum 0.9, because with
+        # Keras' 0.99 the moving averages lag behind in short trainings.
         model.add(
             keras.layers.Conv2D(number, kernel_size, padding=padding, use_bias=False)
         )
@@ -118,46 +118,47 @@ def cnn(
 
 @keras.saving.register_keras_serializable(package="kit")
 class RandomAffine(keras.layers.Layer):
-    """Turns, slants, stretches, shifts and warps each image at random, in training.
+    """Rotates, shears, scales, shifts and warps each image at random, in training.
 
-    A digit a little to the left, a little larger or turned is the same digit: images
-    changed so are new examples for nothing. Each batch draws anew, each image for
-    itself; outside of training images pass as they are.
+    A digit that is moved, scaled or rotated a little is the same digit: changed images
+    are new examples at no cost. Each image in each batch gets its own random changes;
+    outside of training, images are returned unchanged.
 
-    The pixel at p takes its value at A (p - c) + c + t + d(p), between the four pixels
-    around that place, c being the centre: A = z R(a) S(s), a rotation by an angle a, a
-    slant x + s y and a magnification 1 / z; t a shift; d an elastic warp, independent
-    normal displacements on a grid of 4 x 4 points, made smooth between them (Simard).
-    All of it is one look-up, hence one blur. Keras' own RandomRotation, RandomZoom and
-    so on do one step each; on a CPU they can't be part of a compiled program on
-    TensorFlow, and on PyTorch they go image by image, which is slow.
+    The pixel at p takes the value at A (p - c) + c + t + d(p), interpolated from the
+    four pixels around that place, c being the centre: A = z R(a) S(s), a rotation by an
+    angle a, a slant x + s y and a magnification 1 / z; t a shift; d an elastic warp,
+    independent normal displacements on a grid of 4 x 4 points, smoothed between them
+    (Simard). All changes are one interpolation, which blurs only once. Keras' own
+    RandomRotation, RandomZoom and so on make one change each; on a CPU they can't be
+    part of a compiled program on TensorFlow, and on PyTorch they process one image at a
+    time, which is slow.
 
     Args:
         rotation_factor: Largest angle, in full turns: 0.03 is up to 10.8 degrees in
             either direction. The factors are those of Keras' layers. Defaults to 0.
         translation_factor: Largest shift, as a share of height and width; 0.1 is up
             to three pixels of 28. Defaults to 0.
-        zoom_factor: Largest change of size: 0.1 is 10 % nearer or farther. In [0, 1).
+        zoom_factor: Largest change of z: 0.1 zooms in or out by 10 %. In [0, 1).
             Defaults to 0.
         shear_factor: Largest slant: 0.1 shifts a row by a tenth of its distance from
             the centre. Defaults to 0.
         elastic_stddev: Standard deviation of the grid's displacements, in pixels.
             Defaults to 0.
-        fill_mode: What lies outside of the image: `"constant"`, zeros, or
-            `"nearest"`, the pixel of the rim. Defaults to `"constant"`.
+        fill_mode: Pixels outside of the image: `"constant"`, zeros, or `"nearest"`, the
+            nearest pixel of the rim. Defaults to `"constant"`.
         seed: Integer, or `None` for a seed from Python's `random`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
         inputs: Images of any dtype, (B, height, width, channels).
-        training: Boolean; `False` and `None` change nothing but the dtype.
+        training: Boolean; `False` and `None` change only the dtype.
 
     Output shape:
-        That of the inputs, as floats.
+        Same as the inputs, as floats.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If a factor is negative, `zoom_factor` not below 1, or the inputs
+        TypeError: If an argument has the wrong type.
+        ValueError: If a factor is negative, `zoom_factor` is 1 or more, or the inputs
             aren't images of a known size.
 
     Example:
@@ -196,7 +197,7 @@ class RandomAffine(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape):
-        """Checks that the inputs are images of a size that is known."""
+        """Checks that the inputs are images of a known size."""
         if len(input_shape) != 4 or None in input_shape[1:]:
             raise ValueError(
                 "RandomAffine: the inputs must be images (B, height, width, channels) "
@@ -204,7 +205,7 @@ class RandomAffine(keras.layers.Layer):
             )
 
     def call(self, inputs, training=None):
-        """Returns changed images in training, else the images."""
+        """Returns changed images in training, otherwise the images themselves."""
         images = ops.cast(inputs, self.compute_dtype)  # (B, H, W, C)
         if not training:
             return images
@@ -212,7 +213,7 @@ class RandomAffine(keras.layers.Layer):
         return _bilinear(images, y, x, self.fill_mode)
 
     def _draw_sources(self, batch_size, height, width):
-        """Draws where each pixel comes from: rows and columns, (B, H, W) each."""
+        """Draws the source of each pixel: rows and columns, (B, H, W) each."""
         draws = keras.random.uniform(
             (5, batch_size, 1, 1), -1.0, 1.0, dtype="float32", seed=self.seed_generator
         )
@@ -256,7 +257,7 @@ GRID = 4  # points of the elastic warp, in each direction
 
 
 def _smooth(size):
-    """Weights (size, GRID) that make a smooth line of values at GRID points."""
+    """Returns weights (size, GRID) that interpolate smoothly between GRID points."""
     places = np.arange(size) * (GRID - 1) / max(1, size - 1)
     distances = places[:, None] - np.arange(GRID)
     weights = np.exp(-(distances**2) / (2.0 * 0.6**2))
@@ -264,13 +265,13 @@ def _smooth(size):
 
 
 def _bilinear(images, y, x, fill_mode):
-    """Looks images (B, H, W, C) up at rows y and columns x, both (B, H, W)."""
+    """Interpolates images (B, H, W, C) at rows y and columns x, both (B, H, W)."""
     height, width, channels = images.shape[1:]
-    # A rim of zeros: places outside are brought onto it, or onto the image's edge.
+    # A rim of zeros around the image: clip outside places to it, or to the image.
     outside = 1.0 if fill_mode == "constant" else 0.0
     y = ops.clip(y, -outside, height - 1 + outside) + 1.0
     x = ops.clip(x, -outside, width - 1 + outside) + 1.0
-    # Rounded down, but never to the last row, which has none below.
+    # Round down, but never to the last row, which has none below it.
     top = ops.minimum(ops.floor(y), float(height))
     left = ops.minimum(ops.floor(x), float(width))
     low = ops.cast(ops.expand_dims(y - top, -1), images.dtype)  # (B, H, W, 1)
@@ -291,7 +292,7 @@ def _bilinear(images, y, x, fill_mode):
 
 
 def _check_size(input_shape, num_convolutions, kernel_size, pool_size, padding):
-    """Tells early what Keras would say of one layer among many."""
+    """Raises an error early if the image is too small, naming `cnn`'s arguments."""
     size = min(input_shape[:2])
     for i in range(num_convolutions):
         size = size // pool_size if i > 0 else size

@@ -1,24 +1,24 @@
-"""Deep belief network: restricted Boltzmann machines, one upon the other.
+"""Deep belief network: a stack of restricted Boltzmann machines.
 
 A restricted Boltzmann machine (RBM) has visible units v, the data, and hidden units h,
-both binary, and a connection from each visible to each hidden unit, none between units
-of one kind. It gives each state an energy and, by that, a probability:
+both binary. It connects each visible unit with each hidden unit, but no units of the
+same kind. Each state has an energy, which defines its probability:
 
     E(v, h) = -v W h - b v - c h,    p(v, h) = exp(-E(v, h)) / Z.
 
-Z, the sum over all states, can't be computed, but one layer given the other can:
+Z, the sum over all states, is intractable, but the conditional distributions are easy:
 p(h = 1 | v) = sigmoid(v W + c) and p(v = 1 | h) = sigmoid(h W^T + b). Learning makes
-the data more probable, at the cost of what the model makes up by itself:
+the data more probable and the model's own samples less probable:
 
     d log p(v) / dW = <v h> of the data - <v h> of the model.
 
-The second mean is estimated by a few steps of Gibbs sampling: v, h, v, h, ... from the
-data on (contrastive divergence), or from where the last update's chains ended
-(persistent contrastive divergence). No label is needed.
+The second mean is estimated by a few steps of Gibbs sampling: v, h, v, h, ... The
+chains start from the data (contrastive divergence), or continue from the last update
+(persistent contrastive divergence). Labels aren't needed.
 
-A deep belief network (DBN) is a stack of RBMs, learned greedily: the hidden
-probabilities of the first are the data of the second. With that for its initial
-weights, a network learns to classify from few labels.
+A deep belief network (DBN) is a stack of RBMs, trained greedily: the hidden
+probabilities of the first are the data of the second. Its weights can initialize a
+network, which then learns to classify from few labels.
 
 Letters: v `visible`, h `hidden`, W `kernel`, b `visible_bias`, c `hidden_bias`, k Gibbs
 steps. Shapes: B batch, D visible units, U hidden units, N examples.
@@ -64,7 +64,7 @@ ACCEPTED = {
     "num_classes": checks.SIZE,
     "num": checks.SIZE,
 }
-# What a compiled update holds as plain numbers.
+# Attributes that are constants in the compiled update.
 FROZEN = (
     *("visible", "k", "persistent", "learning_rate", "momentum", "weight_decay"),
     *("sparsity_target", "sparsity_cost"),
@@ -75,37 +75,37 @@ FROZEN = (
 class RBM(keras.layers.Layer):
     """Restricted Boltzmann machine, as a layer: visible in, hidden probabilities out.
 
-    As a layer it is `Dense(units, "sigmoid")`; what it has besides is learning without
-    labels, `contrastive_divergence`, and the way back, from hidden to visible.
+    As a layer it is `Dense(units, "sigmoid")`. In addition, it learns without labels
+    (`contrastive_divergence`), and maps hidden units back to visible ones.
 
-    Gaussian visible units, for data that is neither binary nor a probability, have
-    p(v | h) normal with mean h W^T + b and variance 1: bring each column to mean 0 and
-    variance 1 (`keras.layers.Normalization`), and use a learning rate that is ten to a
-    hundred times smaller.
+    Gaussian visible units are for data that is neither binary nor a probability; there,
+    p(v | h) is normal with mean h W^T + b and variance 1. Scale each column to mean 0
+    and variance 1 (`keras.layers.Normalization`), and use a learning rate that is ten
+    to a hundred times smaller.
 
     Args:
         units: U, number of hidden units.
         visible: Kind of the visible units: `"bernoulli"`, for values in [0, 1], or
             `"gaussian"`. Defaults to `"bernoulli"`.
-        k: Gibbs steps in an update. 1 is the usual; more follow the likelihood better,
-            and cost as many times more. Defaults to 1.
-        persistent: If `True`, the chains go on from update to update (PCD): a better
-            model to sample from; `chains` of them. Defaults to `False` (CD).
-        chains: Number of persistent chains, usually as many as a batch has examples.
-            Without effect on CD. Defaults to 100.
+        k: Gibbs steps per update. Usually 1; more approximate the likelihood's gradient
+            better and take proportionally longer. Defaults to 1.
+        persistent: If `True`, `chains` Markov chains continue from update to update
+            (PCD), which gives a better model to sample from. Defaults to `False` (CD).
+        chains: Number of persistent chains, usually the batch size. Has no effect on
+            CD. Defaults to 100.
         learning_rate: Step size; 0.01 to 0.1 for binary units. Defaults to 0.05.
         momentum: Share of the last step that is added to the next, in [0, 1); steps
             become 1 / (1 - momentum) times as long. Defaults to 0.
-        weight_decay: Strength of the pull of the kernel to 0; 1e-5 to 1e-3. Defaults
+        weight_decay: Strength of the kernel's decay towards 0; 1e-5 to 1e-3. Defaults
             to 0.
-        sparsity_target: Share of the examples for which a hidden unit is to be on, in
+        sparsity_target: Share of the examples for which a hidden unit should be on, in
             (0, 1); 0.01 to 0.1. Defaults to 0.1.
-        sparsity_cost: Strength of the pull of each hidden unit's mean probability to
-            that. Defaults to 0.
+        sparsity_cost: Weight of the penalty that moves each hidden unit's mean
+            probability to the target. Defaults to 0.
         kernel_initializer: Defaults to a normal distribution of stddev 0.01.
         visible_bias_initializer: Defaults to zeros.
         hidden_bias_initializer: Defaults to zeros.
-        seed: Seed of the samples, the same ones on every backend. Defaults to one drawn
+        seed: Seed of the samples; every backend draws the same. Defaults to one drawn
             from Python's `random`, as in Keras' layers.
 
     Input shape:
@@ -115,7 +115,7 @@ class RBM(keras.layers.Layer):
         `(B, U)`
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -170,7 +170,7 @@ class RBM(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.visible_bias_initializer = keras.initializers.get(visible_bias_initializer)
         self.hidden_bias_initializer = keras.initializers.get(hidden_bias_initializer)
-        # The names under which `kit.initialize_weights` looks for them.
+        # `kit.initialize_weights` looks for initializers under these names.
         self.velocities_initializer = keras.initializers.Zeros()
         self.chain_states_initializer = keras.initializers.Zeros()
         self.seed = seed
@@ -186,7 +186,7 @@ class RBM(keras.layers.Layer):
         super().__setattr__(name, value)
 
     def build(self, input_shape):
-        """Makes the weights for examples of `input_shape[1]` visible units."""
+        """Builds the weights for examples of `input_shape[1]` visible units."""
         if len(input_shape) != 2 or input_shape[-1] is None:
             raise ValueError(
                 "RBM: the inputs must have the shape (batch, visible units), received "
@@ -202,7 +202,7 @@ class RBM(keras.layers.Layer):
         self.hidden_bias = self.add_weight(
             (self.units,), self.hidden_bias_initializer, name="hidden_bias"
         )
-        # What training remembers from update to update.
+        # Training state that is kept from update to update.
         self.velocities = [
             self.add_weight(
                 w.shape, "zeros", trainable=False, name=f"{w.name}_velocity"
@@ -230,11 +230,11 @@ class RBM(keras.layers.Layer):
         return mean if self.visible == "gaussian" else ops.sigmoid(mean)
 
     def sample_hidden(self, visible: Tensor) -> Tensor:
-        """Draws h from p(h | v): zeros and ones, shape `(B, U)`."""
+        """Samples h from p(h | v): zeros and ones, shape `(B, U)`."""
         return self._bernoulli(self.call(self._as_visible(visible)))
 
     def sample_visible(self, hidden: Tensor) -> Tensor:
-        """Draws v from p(v | h), shape `(B, D)`."""
+        """Samples v from p(v | h), shape `(B, D)`."""
         mean = self.visible_mean(ops.cast(hidden, self.variable_dtype))
         if self.visible == "gaussian":
             return random.normal(self.random, mean.shape, mean, dtype=mean.dtype)
@@ -243,16 +243,17 @@ class RBM(keras.layers.Layer):
     def free_energy(self, visible: Tensor) -> Tensor:
         """Returns F(v) = -log sum_h exp(-E(v, h)), shape `(B,)`.
 
-        log p(v) = -F(v) - log Z, so differences of F are differences of log p: if that
-        of held-out examples rises above that of the training's, the RBM overfits.
+        log p(v) = -F(v) - log Z, so differences of F are differences of log p. If the
+        mean F of held-out examples rises above that of training examples, the RBM
+        overfits.
         """
         return self._free_energy(self._as_visible(visible))
 
     def reconstruction_error(self, visible: Tensor) -> Tensor:
         """Returns the mean squared error of v^ = E[v | E[h | v]], shape `(B,)`.
 
-        Easy to watch, though it isn't what is learned: a chain that hardly moves has a
-        small error as well.
+        It is easy to monitor, but learning doesn't minimize it: a chain that hardly
+        moves also has a small error.
         """
         return self._reconstruction_error(self._as_visible(visible))
 
@@ -260,15 +261,15 @@ class RBM(keras.layers.Layer):
         """Runs Gibbs sampling: h from p(h | v), v from p(v | h), and so on.
 
         Args:
-            visible: Where the chains start, shape `(B, D)`.
-            steps: Number of times to draw h and v. Defaults to 1.
+            visible: Initial states of the chains, shape `(B, D)`.
+            steps: Number of times to sample h and v. Defaults to 1.
 
         Returns:
             The last v, shape `(B, D)`.
 
         Raises:
-            TypeError: If an argument has another type.
-            ValueError: If `visible` is no such array, or `steps` smaller than 1.
+            TypeError: If an argument has the wrong type.
+            ValueError: If `visible` is no such array, or `steps` is smaller than 1.
         """
         checks.check("RBM.gibbs", {"steps": steps}, ACCEPTED)
         hidden = self.sample_hidden(visible)
@@ -277,16 +278,16 @@ class RBM(keras.layers.Layer):
     def contrastive_divergence(self, visible: Tensor) -> None:
         """Learns from one batch: one update of the weights, in place.
 
-        W += learning_rate (<v h> of the batch - <v h> of the chains), the biases alike.
-        The chains start at h drawn from p(h | v), or go on from the last update if
-        `persistent`, and take k steps. Of their h the probabilities are used, which
-        has less noise than drawn values.
+        W += learning_rate (<v h> of the batch - <v h> of the chains), and similarly for
+        the biases. The chains start at h sampled from p(h | v), or continue from the
+        last update if `persistent`, and take k steps. The means use probabilities of h
+        instead of samples, which reduces the noise.
 
         Args:
             visible: v, shape `(B, D)`: in [0, 1], or any finite numbers if Gaussian.
 
         Raises:
-            ValueError: If the values or the shape are others.
+            ValueError: If the values or the shape are wrong.
         """
         self._update(self._as_visible(visible))
 
@@ -302,8 +303,8 @@ class RBM(keras.layers.Layer):
         visible_bias = ops.mean(v_pos, axis=0) - ops.mean(v_neg, axis=0)
         hidden_bias = ops.mean(h_pos, axis=0) - ops.mean(h_neg, axis=0)
         if self.sparsity_cost:
-            # The cross-entropy of target and mean probability has, with respect to a
-            # unit's input, the gradient mean - target.
+            # The gradient of the cross-entropy of target and mean probability, with
+            # respect to a unit's input, is mean - target.
             pull = self.sparsity_cost * (self.sparsity_target - ops.mean(h_pos, axis=0))
             kernel += ops.outer(ops.mean(v_pos, axis=0), pull)
             hidden_bias += pull
@@ -321,11 +322,11 @@ class RBM(keras.layers.Layer):
 
     @compiled
     def _gibbs(self, hidden, steps):
-        # The number of steps is a length, hence part of the program.
+        # The number of steps is an array's length, hence a constant of the program.
         return self._gibbs_steps(hidden, steps.shape[0])
 
     def _gibbs_steps(self, hidden, steps):
-        """Draws v and h `steps` times; returns the last v, p(h = 1 | v), and h."""
+        """Samples v and h `steps` times; returns the last v, p(h = 1 | v), and h."""
 
         def gibbs_step(hidden):
             visible = self.sample_visible(hidden)
@@ -360,7 +361,7 @@ class RBM(keras.layers.Layer):
         return ops.cast(draws, probabilities.dtype)
 
     def _as_visible(self, visible):
-        """Checks what comes from outside; what is traced has no values yet."""
+        """Checks a caller's array, unless it is traced and has no values yet."""
         if not is_tracing():
             visible = check_visible(visible, self.visible)
         if not self.built:
@@ -394,16 +395,16 @@ class RBM(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 class DBN(Model):
-    """Deep belief network: RBMs, each of which learns from the hidden ones below it.
+    """Deep belief network: RBMs, each trained on the hidden units of the one below.
 
-    `pretrain` learns without labels. What it has learned then becomes the initial
-    weights of a network to be trained with labels (`to_classifier`) or of a deep
-    autoencoder (`to_autoencoder`), by back-propagation and Keras' `fit`. As a model, a
-    DBN returns the hidden probabilities of its last RBM: features for any classifier.
+    `pretrain` learns without labels. The learned weights then initialize a classifier
+    (`to_classifier`) or a deep autoencoder (`to_autoencoder`), to be trained with
+    Keras' `fit`. As a model, a DBN returns the hidden probabilities of its last RBM:
+    features for any classifier.
 
     Args:
-        rbms: The RBMs, the one that sees the data first. Only that one may have
-            Gaussian visible units: the others see probabilities.
+        rbms: The RBMs, in order from the data up. Only the first may have Gaussian
+            visible units: the others see probabilities.
 
     Input shape:
         `(B, D)`
@@ -413,8 +414,8 @@ class DBN(Model):
 
     Raises:
         TypeError: If `rbms` is no sequence of `RBM`s.
-        ValueError: If there are none, one comes twice, or another than the first is
-            Gaussian.
+        ValueError: If `rbms` is empty or contains one twice, or if an RBM after the
+            first is Gaussian.
 
     Example:
 
@@ -477,14 +478,14 @@ class DBN(Model):
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         verbose: int | str = "auto",
     ) -> list[keras.callbacks.History]:
-        """Learns greedily: the first RBM to its end, then the next from its outputs.
+        """Trains greedily: the first RBM completely, then the next on its outputs.
 
         Args:
             x: Examples without labels, shape `(N, D)`: in [0, 1], or of mean 0 and
                 variance 1 in each column if the first RBM is Gaussian.
             epochs: Passes over the examples for each RBM. Defaults to 10.
-            batch_size: Examples in an update. Defaults to 100.
-            validation_data: Held-out examples, to watch the error of.
+            batch_size: Examples per update. Defaults to 100.
+            validation_data: Held-out examples whose error to monitor.
             callbacks: Keras callbacks, used for each RBM in turn; `self.model.rbm` is
                 the RBM.
             verbose: As in `keras.Model.fit`.
@@ -494,7 +495,7 @@ class DBN(Model):
             `val_reconstruction_error` if there is `validation_data`.
 
         Raises:
-            TypeError: If an argument has another type.
+            TypeError: If an argument has the wrong type.
             ValueError: If the examples have another shape, NaN, or values out of range;
                 if `epochs` or `batch_size` is smaller than 1.
         """
@@ -531,18 +532,18 @@ class DBN(Model):
         return histories
 
     def to_classifier(self, num_classes: int, seed: int = 0) -> Sequential:
-        """Unrolls the stack into a network that classifies, to be fine-tuned.
+        """Unrolls the stack into a classifier, to be fine-tuned.
 
         Args:
             num_classes: Number of classes.
-            seed: Seed of the weights of the last layer, which are new. Defaults to 0.
+            seed: Seed of the new weights of the last layer. Defaults to 0.
 
         Returns:
             A `kit.Sequential` with a Dense sigmoid layer for each RBM, its weights
             copied, and a Dense softmax layer.
 
         Raises:
-            TypeError: If an argument has another type.
+            TypeError: If an argument has the wrong type.
             ValueError: If `num_classes` is smaller than 1, or the DBN isn't built.
         """
         checks.check("DBN.to_classifier", locals(), ACCEPTED)
@@ -557,9 +558,9 @@ class DBN(Model):
         """Unrolls the stack into an autoencoder: up to the codes, and down again.
 
         Returns:
-            A `kit.Autoencoder`, whose encoder has the RBMs' kernels and hidden biases,
-            and whose decoder has the kernels, transposed, and the visible biases.
-            Weights are copies: up and down go apart when they are fine-tuned.
+            A `kit.Autoencoder`. Its encoder has the RBMs' kernels and hidden biases,
+            its decoder the transposed kernels and visible biases. All weights are
+            copies, so fine-tuning changes encoder and decoder independently.
 
         Raises:
             ValueError: If the DBN isn't built.
@@ -577,25 +578,25 @@ class DBN(Model):
         return Autoencoder(encoder, decoder)
 
     def sample(self, num: int, steps: int = 1000, start: Any = None) -> Tensor:
-        """Makes up examples: Gibbs sampling in the last RBM, then one pass down.
+        """Generates examples: Gibbs sampling in the last RBM, then one pass down.
 
-        An RBM learned by CD describes the surroundings of the data well, and may have
-        states of low energy far from them, to which long chains go: `persistent=True`
-        in the last RBM finds and removes those.
+        An RBM trained by CD models the neighbourhood of the data well, but may have
+        states of low energy far away, where long chains end up. `persistent=True` in
+        the last RBM finds and removes such states.
 
         Args:
-            num: Number of examples, a chain for each.
+            num: Number of examples, one chain each.
             steps: Gibbs steps. Defaults to 1000.
-            start: Examples `(num, D)` from which the chains start. By default, random
+            start: Examples `(num, D)` from which the chains start. Defaults to random
                 states.
 
         Returns:
             The means of p(v | h) of the first RBM, shape `(num, D)`.
 
         Raises:
-            TypeError: If an argument has another type.
-            ValueError: If `num` or `steps` is smaller than 1, `start` isn't of that
-                shape or has values out of range, or the DBN isn't built.
+            TypeError: If an argument has the wrong type.
+            ValueError: If `num` or `steps` is smaller than 1, `start` has another shape
+                or values out of range, or the DBN isn't built.
         """
         checks.check("DBN.sample", locals(), ACCEPTED)
         self._check_built()
@@ -625,7 +626,7 @@ class DBN(Model):
 
     @compiled
     def _below(self, inputs):
-        """Returns what the last RBM sees of examples."""
+        """Returns the last RBM's inputs for these examples."""
         for rbm in self.rbms[:-1]:
             inputs = rbm(inputs)
         return inputs
@@ -661,7 +662,7 @@ class DBN(Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Makes a model from what `get_config` returned."""
+        """Builds a model from the result of `get_config`."""
         rbms = [
             keras.saving.deserialize_keras_object(rbm, custom_objects=custom_objects)
             for rbm in config["rbms"]
@@ -670,7 +671,7 @@ class DBN(Model):
 
 
 class _Pretraining(Model):
-    """What gives an RBM Keras' `fit`: progress bar, History, callbacks."""
+    """Trains an RBM with Keras' `fit`: progress bar, History, callbacks."""
 
     def __init__(self, rbm):
         super().__init__(name=f"pretraining_{rbm.name}")
@@ -688,7 +689,7 @@ class _Pretraining(Model):
 
 
 def check_visible(values: Any, visible: str, name: str = "visible") -> np.ndarray:
-    """Returns examples as float32, and raises if an RBM can't learn from them.
+    """Returns examples as float32; raises an error if an RBM can't learn from them.
 
     Args:
         values: Examples, shape `(N, D)`.
@@ -696,9 +697,9 @@ def check_visible(values: Any, visible: str, name: str = "visible") -> np.ndarra
         name: Name of the argument, for the message.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If the shape is another, there is no example, a value isn't finite,
-            or isn't in [0, 1] though the units are Bernoulli.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the shape is wrong, there is no example, or a value isn't finite,
+            or not in [0, 1] though the units are Bernoulli.
     """
     kinds = {"visible": checks.one_of(*VISIBLE), "name": checks.TEXT}
     checks.check("check_visible", {"visible": visible, "name": name}, kinds)

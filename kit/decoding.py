@@ -1,18 +1,19 @@
-"""How a sequence is written, token by token: sampling, greedy and beam search.
+"""Generates sequences token by token: sampling, greedy decoding and beam search.
 
-A model says, after each token, how likely each next one is. To write is to choose:
+After each token, a model predicts the probability of each next token. The methods
+choose one:
 
-    sample       draw the next token from what the model expects
-    greedy       take the likeliest
-    beam search  keep the K likeliest beginnings, and of all their continuations the K
-                 likeliest again
+    sample       draw the next token from the predicted distribution
+    greedy       take the most probable token
+    beam search  keep the K most probable beginnings; extend each by every token, and
+                 keep the K most probable again
 
-All are compiled loops around a function of the model's,
+All are compiled loops around a function of the model,
 
     step(token, state, position) -> logits, state
 
-which reads one token: `kit.recurrent` carries an RNN's state in it, `kit.transformer`
-a cache of keys and values. Shapes: B batch, K beams, V vocabulary.
+which reads one token. Its state is an RNN's state in `kit.recurrent`, a cache of keys
+and values in `kit.transformer`. Shapes: B batch, K beams, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,16 +57,16 @@ def sample(
     top_k: int | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Draws tokens one after the other, each from what is expected after the last.
+    """Samples tokens one after the other, each from the model's prediction.
 
     Args:
         step: Reads tokens `(B,)` at a position; returns logits `(B, V)` and the state.
-        state: The state after what was read before.
-        logits: What is expected then, `(B, V)`.
-        length: Number of tokens to draw.
-        key: Random key (`kit.random.key`). `None` takes the likeliest.
-        temperature: Logits are divided by it. Defaults to 1.
-        top_k: Draw from the k likeliest only. Defaults to `None`, all.
+        state: The state after the prompt.
+        logits: The logits after the prompt, `(B, V)`.
+        length: Number of tokens to generate.
+        key: Random key (`kit.random.key`). `None` takes the most probable token.
+        temperature: Divides the logits. Defaults to 1.
+        top_k: Sample from the k most probable tokens only. Defaults to `None`, all.
         start: Position of the first new token. Defaults to 0.
 
     Returns:
@@ -105,20 +106,20 @@ def beam_search(
     beam_width: int = 1,
     length_penalty: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Writes the likeliest sequence that it finds; with one beam, greedily.
+    """Searches for the most probable sequences; with one beam, greedily.
 
     Args:
         step: Reads tokens `(B K,)` at a position; returns logits `(B K, V)` and the
             state.
-        state: The state before the first token: tensors whose first axis is B K, the
-            beams of an example beside each other.
+        state: The state before the first token: tensors whose first axis is B K, with
+            the beams of an example next to each other.
         batch_size: B.
-        length: Longest sequence, with its end.
-        start_token: Token that every sequence is begun with; not in the results.
+        length: Longest sequence, including its end token.
+        start_token: First token to read; not in the results.
         end_token: Token that ends a sequence; zeros follow it.
         beam_width: K. Defaults to 1.
-        length_penalty: Sequences compete by log-probability / length^penalty: 0
-            favours short ones, 1 asks for the mean over tokens. Defaults to 0.
+        length_penalty: Sequences are ranked by log-probability / length^penalty: 0
+            favours short ones, 1 is the mean over tokens. Defaults to 0.
 
     Returns:
         Tokens, int32 `(B, K, length)`, the best first, and their log-probabilities
@@ -133,7 +134,7 @@ def beam_search(
         log_probs = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
         size = log_probs.shape[-1]
         log_probs = ops.reshape(log_probs, (*beams, size))
-        # A sequence that has ended goes on in one way, at no cost: zeros.
+        # The only continuation of a finished sequence is zeros, with probability 1.
         nothing = ops.where(ops.arange(size) == 0, 0.0, -1e30)
         log_probs = ops.where(ended[..., None], nothing, log_probs)
         totals = scores[..., None] + log_probs  # (B, K, V)
@@ -151,7 +152,7 @@ def beam_search(
             state = keras.tree.map_structure(lambda a: ops.take(a, rows, axis=0), state)
         return (state, token, scores, lengths, ended), (token, parent)
 
-    # All beams begin alike: only the first one counts.
+    # All beams start equal: only the first one counts.
     scores = ops.where(ops.arange(beam_width) == 0, 0.0, -1e30) * ops.ones(beams)
     token = ops.full(beams, start_token, dtype="int32")
     carry = (state, token, scores, ops.zeros(beams), ops.zeros(beams, "bool"))
@@ -169,12 +170,12 @@ def beam_search(
 
 
 def kept_program(model: keras.Model, make: Callable, *options: Any) -> Callable:
-    """Returns `make(model, *options)`, made once: a program that stays with the model.
+    """Returns `make(model, *options)`: a program that is made once per model.
 
     Args:
-        model: Where it is kept, past Keras' tracking.
+        model: Keeps the program, hidden from Keras' tracking.
         make: Returns a compiled function.
-        options: What the program is compiled for.
+        options: Options that the program is compiled for.
     """
     checks.check("kept_program", locals(), ACCEPTED)
     programs = model.__dict__.setdefault("_decoding_programs", {})
@@ -190,7 +191,7 @@ def check_generation(
     temperature: float,
     top_k: int | None,
 ) -> Tensor:
-    """Returns the prompt as int32 `(B, P)`; an error says which argument is wrong."""
+    """Checks the arguments of a `generate`; returns the prompt as int32 `(B, P)`."""
     checks.check("generate", {"vocabulary_size": vocabulary_size}, ACCEPTED)
     top_k_range = {"top_k": checks.integer(f"[1, {vocabulary_size}]") | None}
     checks.check("generate", locals(), {**ACCEPTED, **top_k_range})
@@ -203,9 +204,9 @@ def check_writing(
     """Raises an error if an argument of a `translate` doesn't suit the model.
 
     Args:
-        arguments: Its arguments by name.
+        arguments: The arguments of `translate` by name.
         vocabulary_size: V.
-        longest: Longest sequence that the model can write; `None` for any.
+        longest: Longest sequence that the model can generate; `None` for any.
     """
     checks.check("check_writing", locals(), ACCEPTED)
     token = f"{vocabulary_size - 1}]"
@@ -219,14 +220,14 @@ def check_writing(
 
 
 def without_padding(logits: Tensor) -> Tensor:
-    """Returns the logits, but so small for token 0 that it is never written."""
+    """Returns the logits with that of token 0 so low that it is never chosen."""
     checks.check("without_padding", locals(), {"logits": checks.array("B ...")})
     logits = ops.cast(logits, "float32")
     return ops.where(ops.arange(logits.shape[-1]) == 0, -1e9, logits)
 
 
 def check_tokens(name: str, tokens: Any, vocabulary_size: int) -> Tensor:
-    """Returns tokens as int32 `(B, T)`; an error says what is wrong with them."""
+    """Checks tokens and returns them as int32 `(B, T)`."""
     checks.check("check_tokens", locals(), ACCEPTED)
     checks.check("", {name: tokens}, {name: checks.array("B T", "integers")})
     tokens = ops.convert_to_tensor(tokens)
@@ -240,7 +241,7 @@ def check_tokens(name: str, tokens: Any, vocabulary_size: int) -> Tensor:
 
 
 def check_source(model: keras.Model, source: Any) -> Tensor:
-    """Returns what a model's encoder is to read, int32 `(B, S)`, after a check."""
+    """Checks the source of a `translate` and returns it as int32 `(B, S)`."""
     checks.check("check_source", locals(), ACCEPTED)
     if not {"encoder", "decoder"} <= {layer.name for layer in model.layers}:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all.
+"""Writes files atomically: completely or not at all.
 
 A process may be killed, and a disk may be full, at any moment. Therefore a file is
-written under another name, flushed to the disk, and renamed: until then, what stood
-in its place stays.
+written under another name, flushed to disk, and renamed. Until then, the old file
+stays.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Only beside a Keras model is the mixin of use.
+# For type checkers, the mixin derives from the class that it is combined with.
 if TYPE_CHECKING:
     from keras import Model as Mixin
 else:
@@ -24,14 +24,14 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path; what is written there takes the place of `path`.
+    """Yields a temporary path, which replaces `path` after the block.
 
     Args:
         path: File or folder to write. A folder must not exist yet.
 
     Yields:
-        A path beside it, with the same suffix, to be written to. If the block raises,
-        `path` stays as it was.
+        A path in the same folder, with the same suffix, to write to. If the block
+        raises an error, `path` stays unchanged.
 
     Example:
 
@@ -41,7 +41,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     ```
     """
     path = Path(path)
-    # The suffix stays: it tells the format.
+    # Keep the suffix, from which libraries infer the format.
     temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}-{path.name}")
     try:
         yield temporary
@@ -56,16 +56,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def flush(path: Path, tree: bool = True) -> None:
-    """Writes to the disk what the operating system still holds in memory.
+    """Flushes a file from the operating system's memory to the disk.
 
     Args:
         path: File, or folder.
-        tree: Whether a folder's files are flushed, too. Defaults to `True`.
+        tree: Whether to flush a folder's files, too. Defaults to `True`.
     """
     if path.is_dir():
         for child in sorted(path.iterdir()) if tree else ():
             flush(child)
-        if os.name == "nt":  # Windows opens no folders
+        if os.name == "nt":  # Windows can't open folders
             return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -75,23 +75,23 @@ def flush(path: Path, tree: bool = True) -> None:
 
 
 class SavedWhole(Mixin):
-    """A mixin, before the class of a model: it is saved whole, or not at all.
+    """Mixin that makes a model's `save` atomic; put it before the model's class.
 
-    Killed while `save` writes over a good file, a process leaves the good one.
+    If the process is killed while `save` replaces a file, the old file stays intact.
     """
 
     def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> Any:
-        """As `keras.Model.save`; a file that is there is replaced at once."""
+        """Saves as `keras.Model.save` does; replaces an existing file atomically."""
         return _save(super().save, filepath, overwrite, kwargs)
 
     def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> Any:
-        """As `keras.Model.save_weights`; a file that is there is replaced at once."""
+        """Saves as `keras.Model.save_weights` does; replaces a file atomically."""
         return _save(super().save_weights, filepath, overwrite, kwargs)
 
 
 def _save(save, filepath, overwrite, kwargs):
-    # What Keras writes in other ways (to open files, remote places, folders, shards),
-    # or refuses, is Keras' own.
+    # Leave other targets (open files, remote paths, folders, shards) and bad arguments
+    # to Keras.
     in_one_file = (
         isinstance(filepath, str | os.PathLike)
         and str(filepath).endswith((".keras", ".h5"))

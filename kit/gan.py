@@ -1,6 +1,6 @@
-"""Generative adversarial network: a forger and a detective train each other.
+"""Generative adversarial network: generator and discriminator train each other.
 
-The generator G makes examples of random numbers z, the discriminator D scores how
+The generator G makes examples from random numbers z, the discriminator D scores how
 real an example looks, and each learns against the other. With D(x) a logit and
 softplus(a) = log(1 + e^a), the discriminator minimizes
 
@@ -10,13 +10,14 @@ the cross-entropy of "real" and "fake", and the generator the non-saturating
 
     L_G = softplus(-D(G(z))),
 
-whose gradient stays large where D is sure. Where D is perfect, G minimizes a distance
-between the two distributions. Wasserstein's distance is the option: D becomes a critic
-whose slope is kept near 1 by a penalty, which takes a gradient inside of the loss:
+whose gradient stays large even if D is certain. With an optimal D, G minimizes a
+distance between the two distributions. The alternative is the Wasserstein distance: D
+becomes a critic, and a penalty keeps its slope near 1, which needs a gradient inside
+the loss:
 
     L_D = D(G(z)) - D(x) + gradient_penalty (|grad D(x^)| - 1)^2,    L_G = -D(G(z)),
 
-with x^ anywhere on the line between a real and a fake example.
+with x^ a random point on the line between a real and a fake example.
 
 Shapes: B batch, L numbers in z (latent dimension), C classes.
 
@@ -74,14 +75,14 @@ def generator(
         latent_dim: L, random numbers for an example. Defaults to 100.
         units: Sizes of the hidden layers. Defaults to `(128,)`.
         num_classes: C, to generate examples of a given class; the model then takes
-            `[z, one-hot labels]`. Defaults to none.
+            `[z, one-hot labels]`. Defaults to `None`: no classes.
         output_activation: `"tanh"`, the default, for examples in [-1, 1].
 
     Returns:
         A `keras.Model` from `(B, L)`, or `[(B, L), (B, C)]`, to `(B, *output_shape)`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If a size isn't 1 or more.
     """
     checks.check("generator", locals(), ACCEPTED)
@@ -105,17 +106,17 @@ def discriminator(
     Args:
         input_shape: Shape of an example, which is flattened. Defaults to `(784,)`.
         units: Sizes of the hidden layers. Defaults to `(128,)`.
-        num_classes: C, to judge examples together with their classes; the model then
-            takes `[x, one-hot labels]`. Defaults to none.
-        dropout: Share of each hidden layer's outputs to drop in training. Some keeps
-            it from learning few examples by heart. Defaults to 0.
+        num_classes: C, to score examples together with their classes; the model then
+            takes `[x, one-hot labels]`. Defaults to `None`: no classes.
+        dropout: Share of each hidden layer's outputs to drop in training. It reduces
+            overfitting to few examples. Defaults to 0.
 
     Returns:
         A `keras.Model` from `(B, *input_shape)`, or `[(B, *input_shape), (B, C)]`, to
         logits `(B, 1)`: positive for real.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If a size isn't 1 or more.
     """
     checks.check("discriminator", locals(), ACCEPTED)
@@ -137,16 +138,16 @@ def conv_generator(
 ) -> keras.Model:
     """Builds a convolutional generator: 7x7, then 14x14, then 28x28 by default.
 
-    A Dense layer lays out a small image of many channels, which is doubled in size
-    and convolved until it is large enough: on JAX (CPU) a training step takes a third
-    of the time that it does with `Conv2DTranspose`.
+    A Dense layer produces a small image with many channels, which is upsampled by 2 and
+    convolved until it has the output's size. On JAX (CPU), a training step takes a
+    third of its time with `Conv2DTranspose`.
 
     Args:
-        output_shape: Height, width and channels. Height and width must be divisible
-            by 2 as often as they are doubled. Defaults to `(28, 28, 1)`.
+        output_shape: Height, width and channels. Height and width must be divisible by
+            2 for each upsampling. Defaults to `(28, 28, 1)`.
         latent_dim: L, random numbers for an image. Defaults to 100.
-        filters: Channels of each size, from the smallest image to the largest.
-            Defaults to `(64, 32, 16)`.
+        filters: Channels at each image size, from the smallest to the largest. Defaults
+            to `(64, 32, 16)`.
         num_classes: See `generator`.
         output_activation: See `generator`.
 
@@ -154,7 +155,7 @@ def conv_generator(
         A `keras.Model` from `(B, L)`, or `[(B, L), (B, C)]`, to `(B, *output_shape)`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If a size isn't 1 or more, or `output_shape` can't be reached.
     """
     checks.check("conv_generator", locals(), {**ACCEPTED, "output_shape": checks.IMAGE})
@@ -189,16 +190,16 @@ def conv_discriminator(
         input_shape: Height, width and channels. Defaults to `(28, 28, 1)`.
         filters: Number of filters of each convolution. Defaults to `(32, 64)`.
         num_classes: See `discriminator`.
-        dropout: Share of the channels to drop in training: whole ones, which takes
-            few random numbers. Defaults to 0.3.
+        dropout: Share of whole channels to drop in training, which needs few random
+            numbers. Defaults to 0.3.
 
     Returns:
         A `keras.Model` from `(B, *input_shape)`, or `[(B, *input_shape), (B, C)]`, to
         logits `(B, 1)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If a size isn't 1 or more, or `input_shape` is no image's.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a size isn't 1 or more, or `input_shape` isn't an image's.
     """
     image_shape = {"input_shape": checks.IMAGE}
     checks.check("conv_discriminator", locals(), {**ACCEPTED, **image_shape})
@@ -213,28 +214,28 @@ def conv_discriminator(
 
 @keras.saving.register_keras_serializable(package="kit")
 class GAN(WithParts, Model):
-    """Generator and discriminator, trained in alternate steps.
+    """Generator and discriminator, trained in alternating steps.
 
     For each batch of real examples, the discriminator makes `discriminator_steps`
-    steps, against new fake examples each time, then the generator makes one. The step
-    of one leaves the other as it is, running statistics (of BatchNormalization)
-    included. `fit(x)`, or `fit(x, y)` with labels; there is no loss to give to
-    `compile`, but there are two optimizers. The logs hold both losses, and the mean
-    score D gives to real and to fake examples.
+    steps, each with new fake examples; then the generator makes one. A step of one
+    leaves the other unchanged, including BatchNormalization's running statistics.
+    Train with `fit(x)`, or `fit(x, y)` with labels. `compile` takes two optimizers and
+    no loss. The logs contain both losses, and the mean scores of real and of fake
+    examples.
 
     Args:
         generator: Built model from z `(B, L)` to examples; with `num_classes` from
-            `[z, one-hot labels]`. `generator` and `conv_generator` make one.
+            `[z, one-hot labels]`. `generator` and `conv_generator` build one.
         discriminator: Built model from examples to scores `(B, 1)`, without an
             activation at the end; with `num_classes` from `[x, one-hot labels]`.
         num_classes: C, number of classes, for examples of a given class. Defaults to
-            none.
+            `None`: no classes.
         loss: `"non_saturating"` or `"wasserstein"`. Defaults to the first.
         gradient_penalty: Weight of the critic's penalty, only for `"wasserstein"`.
             Defaults to 10.
-        discriminator_steps: Steps of the discriminator for one of the generator. The
-            paper of `"wasserstein"` makes 5. Defaults to 1.
-        seed: Seed of the noise, the same draws on every backend. Defaults to 0.
+        discriminator_steps: Steps of the discriminator per step of the generator. The
+            paper of `"wasserstein"` uses 5. Defaults to 1.
+        seed: Seed of the noise; every backend makes the same draws. Defaults to 0.
 
     Raises:
         TypeError: If one of the parts is no Keras model.
@@ -284,13 +285,13 @@ class GAN(WithParts, Model):
         self.built = True
 
     def build(self, input_shape):
-        """Nothing is left to build: generator and discriminator came built."""
+        """Does nothing: generator and discriminator are already built."""
 
     def compile(self, generator_optimizer="adam", discriminator_optimizer="adam"):
-        """Gives each part its optimizer: a Keras optimizer or the name of one.
+        """Sets the optimizer of each part: a Keras optimizer or the name of one.
 
-        With `use_ema=True` in the generator's, `fit` ends on the averages of its
-        weights, whose examples are better than those of the last step.
+        If the generator's has `use_ema=True`, `fit` ends with the moving averages of
+        its weights, which generate better examples than the last step's.
         """
         super().compile(optimizer=None, loss=None)
         self.generator_optimizer = keras.optimizers.get(generator_optimizer)
@@ -319,7 +320,7 @@ class GAN(WithParts, Model):
 
         Raises:
             ValueError: If x has another shape than the generator's examples or isn't
-                finite, if labels are missing, not asked for or out of range.
+                finite; if labels are missing, unexpected or out of range.
         """
         self._check_data(x, y)
         history = super().fit(x, y, *args, **kwargs)
@@ -330,7 +331,7 @@ class GAN(WithParts, Model):
         return history
 
     def train_batch(self, x, y=None, sample_weight=None):
-        """One step of the generator after those of the discriminator."""
+        """Makes the discriminator's steps, then one step of the generator."""
         if sample_weight is not None:
             raise ValueError("GAN.fit: `sample_weight` has no meaning here.")
         labels = self._one_hot(y)
@@ -340,7 +341,7 @@ class GAN(WithParts, Model):
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
     def train_discriminator(self, x, labels=None):
-        """One gradient step of the discriminator, to tell real from fake."""
+        """Makes one gradient step of the discriminator, to tell real from fake."""
         x = ops.cast(x, self.compute_dtype)
         with _unchanged(self.generator):
             fake_x = self.generate(self._draw(x.shape[0]), labels, training=True)
@@ -364,7 +365,7 @@ class GAN(WithParts, Model):
         return loss
 
     def train_generator(self, batch_size, labels=None):
-        """One gradient step of the generator, to look real to the discriminator."""
+        """Makes one gradient step of the generator, to raise the scores of fakes."""
         z = self._draw(batch_size)
 
         def loss_fn():
@@ -381,31 +382,31 @@ class GAN(WithParts, Model):
         return loss
 
     def generate(self, z, labels=None, training=False):
-        """Returns G(z): examples of z `(B, L)` and one-hot labels, if conditional."""
+        """Returns G(z): examples from z `(B, L)` and one-hot labels, if conditional."""
         inputs = z if labels is None else [z, labels]
         return self.generator(inputs, training=training)
 
     def score(self, x, labels=None, training=False):
-        """Returns D(x), `(B, 1)`: high for what looks real."""
+        """Returns D(x), `(B, 1)`: high for examples that look real."""
         inputs = x if labels is None else [x, labels]
         return self.discriminator(inputs, training=training)
 
     def sample(
         self, num: int, labels: Sequence[int] | np.ndarray | None = None, seed: int = 0
     ) -> np.ndarray:
-        """Returns new examples, the same ones of the same weights on every backend.
+        """Returns new examples; the same weights give the same ones on every backend.
 
         Args:
-            num: How many.
-            labels: Their classes, integers `(num,)`, if the model is conditional. By
-                default all classes in turn.
+            num: Number of examples.
+            labels: Their classes, integers `(num,)`, if the model is conditional.
+                Defaults to all classes in turn.
             seed: Seed of the noise.
 
         Returns:
             NumPy array of shape `(num, ...)`.
 
         Raises:
-            TypeError: If an argument has another type.
+            TypeError: If an argument has the wrong type.
             ValueError: If `num` isn't 1 or more, or the labels don't fit.
         """
         checks.check("GAN.sample", {"num": num, "seed": seed}, ACCEPTED)
@@ -437,16 +438,16 @@ class GAN(WithParts, Model):
         return ops.one_hot(labels, self.num_classes, dtype=self.compute_dtype)
 
     def _penalize_slope(self, x, fake_x, labels):
-        """Returns the mean (|grad D(x^)| - 1)^2, x^ between real and fake."""
+        """Returns the mean of (|grad D(x^)| - 1)^2, x^ between real and fake."""
         shape = (x.shape[0],) + (1,) * (len(x.shape) - 1)
         share = random.uniform(self.random, shape, dtype=self.compute_dtype)
         between = share * x + (1.0 - share) * fake_x
         slopes = gradient(
             lambda x: ops.sum(self.score(x, labels, training=True)), between
         )
-        slopes = ops.cast(slopes, "float32")  # whose 1e-12 isn't 0, as float16's is
+        slopes = ops.cast(slopes, "float32")  # in float16, 1e-12 below would be 0
         squares = ops.sum(ops.square(slopes), axis=tuple(range(1, len(x.shape))))
-        # The root of 0 has no gradient.
+        # The square root has no finite gradient at 0.
         return ops.mean(ops.square(ops.sqrt(squares + 1e-12) - 1.0))
 
     def _check_data(self, x, y):
@@ -509,11 +510,11 @@ SAMPLES_AT_ONCE = 500
 
 @contextlib.contextmanager
 def _unchanged(model):
-    """Puts back what a pass in training moves: statistics of normalizations."""
+    """Restores the variables that a training pass changes: running statistics."""
     states = [
         (variable, ops.copy(variable))
         for variable in model.non_trainable_variables
-        if "float" in variable.dtype  # seeds go on
+        if "float" in variable.dtype  # seeds are integers and advance
     ]
     yield
     for variable, value in states:
@@ -521,7 +522,7 @@ def _unchanged(model):
 
 
 def _latent_inputs(latent_dim, num_classes):
-    """Returns the inputs of a generator, and them all in one tensor."""
+    """Returns the inputs of a generator, and their concatenation."""
     z = keras.Input((latent_dim,), name="z")
     if num_classes is None:
         return z, z
@@ -530,11 +531,11 @@ def _latent_inputs(latent_dim, num_classes):
 
 
 def _judge(x, features, num_classes):
-    """Makes the discriminator from x to a score of the features.
+    """Builds the discriminator from x to a score of the features.
 
-    With labels, the score is w.h + b + (V y).h: each class adds weights of its own, so
-    that what counts is whether the example looks like a real one of this class (the
-    projection of Miyato and Koyama, 2018, https://arxiv.org/abs/1802.05637).
+    With labels, the score is w.h + b + (V y).h: each class adds its own weights, so
+    that the score measures how much the example looks like a real one of this class
+    (the projection of Miyato and Koyama, 2018, https://arxiv.org/abs/1802.05637).
     """
     score = layers.Dense(1)(features)
     if num_classes is None:
@@ -546,7 +547,7 @@ def _judge(x, features, num_classes):
 
 
 def _check_parts(generator, discriminator, num_classes):
-    """Raises unless D([G([z, labels]), labels]) is a score."""
+    """Raises an error unless D([G([z, labels]), labels]) is a score."""
     for what, model in (("generator", generator), ("discriminator", discriminator)):
         if not model.built or not getattr(model, "inputs", None):
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Multilayer perceptron: Dense layers one after the other.
+"""Multilayer perceptron: a stack of Dense layers.
 
-Each layer computes h = activation(W x + b). One hidden layer that is wide enough
-can come as close as one likes to any continuous function; several need fewer units.
+Each layer computes h = activation(W x + b). One hidden layer, if wide enough,
+approximates any continuous function arbitrarily well; several layers need fewer units.
 
 Reference: Rumelhart, Hinton and Williams, 1986, https://doi.org/10.1038/323533a0.
 """
@@ -35,13 +35,13 @@ def mlp(
     """Builds a multilayer perceptron.
 
     Args:
-        input_shape: Shape of an example: `(30,)` for rows of 30 numbers. Examples of
+        input_shape: Shape of an example: `(30,)` for rows of 30 numbers. Examples with
             more dimensions are flattened.
-        num_outputs: Number of outputs: of classes, or of numbers to predict.
+        num_outputs: Number of outputs: classes, or numbers to predict.
         units: Sizes of the hidden layers. Defaults to `(64,)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
-        output_activation: `"softmax"` for classes, `"sigmoid"` for yes or no.
-            Defaults to none, for regression.
+        output_activation: `"softmax"` for classes, `"sigmoid"` for yes or no. Defaults
+            to `None`, for regression.
         dropout: Share of each hidden layer's outputs to drop in training, in [0, 1).
             Defaults to 0.
 
@@ -49,9 +49,8 @@ def mlp(
         A `kit.Sequential` from `(B, *input_shape)` to `(B, num_outputs)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If `input_shape` or `units` isn't a sequence of integers, 1 or
-            more, `num_outputs` no such integer, or `dropout` outside [0, 1).
+        TypeError: If an argument has the wrong type.
+        ValueError: If a size isn't 1 or more, or `dropout` is outside [0, 1).
 
     Example:
 

@@ -1,10 +1,10 @@
-"""`fit` and `evaluate` as Keras users know them, at the speed of native code.
+"""Keras' `fit` and `evaluate`, at the speed of native code.
 
-Keras' own `fit` hands one batch at a time from Python to the backend, and computes
-the logs between two of them. Here the data lies on the device, and one compiled
-program gathers a batch, trains on it, updates the metrics, and goes on to the next,
-for many batches; the callbacks and the progress bar hear of it every few dozen. The
-mathematics is Keras': the model's own `compute_loss`, metrics and optimizer.
+Keras' own `fit` passes one batch at a time from Python to the backend, and computes the
+logs between batches. Here the data lies on the device, and one compiled program gathers
+a batch, trains on it and updates the metrics, for many batches in a row. Callbacks and
+the progress bar are called once per group of up to a few dozen batches. The mathematics
+is Keras': the model's own `compute_loss`, metrics and optimizer.
 
     model = kit.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("adam", "mse")
@@ -18,11 +18,11 @@ A training step of your own is one method, for all backends:
             kit.minimize(my_loss, self.trainable_variables, self.optimizer)
             return {}
 
-Keras' own `fit` also runs, and gets the same results more slowly, where this one
-has no better way: data that isn't in dense arrays of numbers (a generator, `tf.data`,
-a `DataLoader`, a data frame, strings), `class_weight`, `steps_per_epoch`,
-`shuffle="batch"`, `run_eagerly=True`, a `train_step` of your own, a distribution,
-data of more than 4 GiB, an optimizer that the backend can't compile.
+Where this `fit` can't be used, Keras' own runs instead, with the same results but more
+slowly: for data that isn't in dense arrays of numbers (a generator, `tf.data`, a
+`DataLoader`, a data frame, strings), `class_weight`, `steps_per_epoch`,
+`shuffle="batch"`, `run_eagerly=True`, your own `train_step`, a distribution, data of
+more than 4 GiB, an optimizer that the backend can't compile.
 """
 
 import inspect
@@ -50,7 +50,7 @@ from kit.backups import Values, backed_up
 from kit.files import SavedWhole
 from kit.finite import Guard, with_guard
 
-# Between two reports to the callbacks; few enough for a progress bar to move.
+# Between two calls of callbacks; few enough for a progress bar to move.
 MAX_STEPS_PER_CALL = 64
 MAX_BYTES = 4 * 2**30
 
@@ -64,7 +64,7 @@ BATCH_HOOKS = {
     "test": ("on_test_batch_begin", "on_test_batch_end"),
 }
 
-# Only beside a Keras model is the mixin of use, and has it what it asks for.
+# For type checkers, the mixin derives from the class that it is combined with.
 if TYPE_CHECKING:
     from keras import Model as Mixin
 else:
@@ -72,25 +72,23 @@ else:
 
 
 class CompiledFit(SavedWhole):
-    """What `Sequential` and `Model` add to Keras' classes of these names.
+    """Mixin with the compiled `fit` and `evaluate` of `kit.Sequential` and `kit.Model`.
 
-    A mixin for your own: `class VAE(kit.CompiledFit, keras.Model)`. Whatever you
-    override of `call`, `compute_loss`, `compute_metrics`, `train_batch` and
-    `test_batch` is used.
+    Use it for your own classes: `class VAE(kit.CompiledFit, keras.Model)`. You can
+    override `call`, `compute_loss`, `compute_metrics`, `train_batch` and `test_batch`.
     """
 
     def train_batch(self, x, y=None, sample_weight=None) -> dict[str, Any]:
-        """Trains on one batch. Override it to write a training step of your own.
+        """Trains on one batch. Override it to write your own training step.
 
-        It is called while a program is compiled that runs it for many batches, with
-        `kit.minimize` in the place of a backend's gradients. What it changes, it
-        changes in variables, all of which exist before: build the layers, and
-        `optimizer.build(variables)` each optimizer but `self.optimizer`, in
-        `__init__` or `compile`.
+        `fit` compiles it into a program that runs it for many batches. Use
+        `kit.minimize` instead of a backend's gradients. Change state in variables only,
+        and create all variables before: in `__init__` or `compile`, build the layers,
+        and each optimizer except `self.optimizer` (`optimizer.build(variables)`).
 
-        Called by itself, without an override, it makes one step and returns the logs
-        that `fit` reports of a single batch. An override called by itself runs line
-        by line, on layers that are built.
+        If you call it yourself and it isn't overridden, it makes one step and returns
+        the logs of a single batch, as `fit` reports them. An override that you call
+        yourself runs line by line, and its layers must be built.
 
         Args:
             x: Inputs of the batch, a tensor `(B, ...)` or a nested structure of them.
@@ -98,8 +96,8 @@ class CompiledFit(SavedWhole):
             sample_weight: Weights of the examples, or `None`.
 
         Returns:
-            The logs, scalars by name: results of metrics where the mean over the
-            epoch is wanted, as what a step computed is the last batch's. If empty,
+            The logs, scalars by name. Return results of metrics to report means over
+            the epoch: other values are those of the last batch. If empty, `fit` logs
             the results of all the model's metrics.
 
         Example:
@@ -134,12 +132,12 @@ class CompiledFit(SavedWhole):
         return self._step("test", (x, y, sample_weight))
 
     def _step(self, phase, batch):
-        """Runs Keras' step, in a program that asks for it or by itself."""
+        """Runs Keras' step, within a program or alone."""
         programs = self.__dict__.get("_programs")
         if programs is not None and programs.running:
             return programs.step(phase, batch)
         self._assert_compile_called(f"{phase}_batch")
-        if is_tracing():  # somebody else's program
+        if is_tracing():  # another program than this model's
             programs = programs or self._new_programs()
             return programs.step(phase, batch) or programs.metrics_result()
         if reason := _why_not_arrays(*batch):
@@ -147,7 +145,7 @@ class CompiledFit(SavedWhole):
         data = _Data(*batch)
         programs = self._get_programs(data, data.size, phase)
         self.reset_metrics()
-        # Whoever overrides the step and asks for this one runs line by line.
+        # An override that calls this step through `super()` runs line by line.
         if self._has_own(f"{phase}_batch") or self._why_eager(phase):
             logs = programs.step(phase, data.arrays) or programs.metrics_result()
         else:
@@ -156,18 +154,18 @@ class CompiledFit(SavedWhole):
         return _numbers(logs)
 
     def compile(self, *args, **kwargs):
-        """As Keras'. `jit_compile=False` chooses Keras' own `fit` and `evaluate`."""
+        """Compiles as Keras does; `jit_compile=False` selects Keras' own `fit`."""
         super().compile(*args, **kwargs)
         arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs)
-        # Past Keras' __setattr__, which would take what it finds for a part of the
-        # model. Programs belong to the loss and optimizer that they were made with.
+        # Not with setattr: Keras would track the value as a part of the model. Programs
+        # hold the loss and optimizer that they were compiled with.
         self.__dict__["_jit_choice"] = arguments.arguments.get("jit_compile", "auto")
         release_programs(self, "_programs")
 
     def get_compile_config(self):
-        """As Keras', but with the `jit_compile` that was asked for.
+        """Returns Keras' compile config, with the original `jit_compile`.
 
-        Keras stores what its own `fit` made of "auto" on the present backend.
+        Keras stores the value to which it resolved "auto" on the current backend.
         """
         config = super().get_compile_config()
         if config:
@@ -179,7 +177,7 @@ class CompiledFit(SavedWhole):
         arguments = keras.saving.deserialize_keras_object(config)
         try:
             inspect.signature(self.compile).bind(**arguments)
-        except TypeError:  # a `compile` of one's own, with other arguments
+        except TypeError:  # the model's own `compile` has other arguments
             return super().compile_from_config(config)  # which warns
         self.compile(**arguments)
         if self.optimizer is not None and self.built:
@@ -207,22 +205,22 @@ class CompiledFit(SavedWhole):
     ):
         """Trains the model; arguments and results are those of `keras.Model.fit`.
 
-        The order of the examples is drawn from NumPy's global seed, which
-        `kit.set_random_seed` sets: the same order on every backend. A
-        callback that asks for single batches gets them, at one program a batch;
+        NumPy's global seed, which `kit.set_random_seed` sets, determines the order of
+        the examples: the same order on every backend. If a callback overrides a batch
+        hook, each program trains on one batch;
         `compile(steps_per_execution=...)` sets the number of batches in a program.
 
-        One argument more, `check_finite`: unless it is `False`, examples that aren't
-        finite are refused, and the training stops at the first loss that isn't, with
-        the last good weights.
+        There is one more argument, `check_finite`: unless it is `False`, examples that
+        aren't finite raise an error, and the training stops at the first loss that
+        isn't finite, with the last good weights.
 
         Returns:
             `keras.callbacks.History`.
 
         Raises:
             DivergenceError: If a loss isn't finite.
-            ValueError: If the arrays don't have the same number of examples, or have
-                none; if `batch_size` or `validation_split` is out of range.
+            ValueError: If the arrays are empty or have different numbers of examples;
+                if `batch_size` or `validation_split` is out of range.
         """
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if options.pop("check_finite"):
@@ -289,7 +287,7 @@ class CompiledFit(SavedWhole):
                 self.reset_metrics()
                 at.begin_epoch(epoch, rng)
                 progress.on_epoch_begin(epoch)
-                if saved is not None:  # the callbacks, too, go on from it
+                if saved is not None:  # callbacks continue from the backup, too
                     backup.set_state(saved)
                     saved = None
                 guard.keep(epoch * batches.number + at.batch)
@@ -319,10 +317,10 @@ class CompiledFit(SavedWhole):
                     at.begin_epoch(epochs, rng)
                     break
             if epochs > begin and self.optimizer is not None:
-                # An optimizer with `use_ema` ends on the averages.
+                # With `use_ema`, the final weights are the moving averages.
                 self.optimizer.finalize_variable_values(self.trainable_weights)
             progress.on_train_end(at.epoch_logs)
-            if saved is not None:  # of a training that was over
+            if saved is not None:  # the backup is of a finished training
                 backup.set_state(saved)
             backup.finish()
         return self.history
@@ -386,14 +384,14 @@ class CompiledFit(SavedWhole):
         return is_loss and isinstance(value, float)
 
     def _check_targets(self, data, name):
-        """Raises where backends differ, or wouldn't notice: targets of no meaning."""
+        """Raises an error for meaningless targets, which not every backend detects."""
         loss = getattr(self, "loss", None)
         if self._has_own("train_batch", "test_batch") or loss is None:
             return
         outputs = getattr(self, "output_shape", None) if self.built else None
         y = data.arrays[1]
         if not isinstance(outputs, tuple) or y is None or keras.tree.is_nested(y):
-            return  # several outputs, or a model that doesn't tell
+            return  # several outputs, or unknown output shapes
         check_targets(f"{type(self).__name__}.fit", name, loss, y, outputs)
 
     def _has_own(self, *methods):
@@ -403,7 +401,7 @@ class CompiledFit(SavedWhole):
         )
 
     def _refuse_keras(self, called, reason, *methods):
-        """Raises where Keras' own `fit` would pass over a step of one's own."""
+        """Raises an error if Keras' own `fit` would ignore the model's own step."""
         own = [method for method in methods if self._has_own(method)]
         if own and self.compiled:
             raise ValueError(
@@ -412,7 +410,7 @@ class CompiledFit(SavedWhole):
             )
 
     def _check_evaluation(self):
-        """Raises where only a `train_batch` says what there is to be computed."""
+        """Raises an error if there is neither a `test_batch` nor a loss to evaluate."""
         own = self._has_own("train_batch") and not self._has_own("test_batch")
         if own and self._compile_loss is None:
             raise ValueError(
@@ -422,14 +420,14 @@ class CompiledFit(SavedWhole):
             )
 
     def _why_keras(self, phase, data, arguments=()):
-        """Returns why only Keras' own loop can do what is asked for, or `None`.
+        """Returns why Keras' own loop must be used, or `None`.
 
         The reason says what to change. `arguments` maps names of arguments that only
-        Keras' loop knows to whether they are given.
+        Keras' loop supports to whether they are given.
         """
         for name in arguments:
             if arguments[name]:
-                return f"{name} is given, which only Keras' own loop knows. Omit it."
+                return f"{name} is given, which only Keras' own loop supports. Omit it."
         return self._why_eager(phase) or _why_not_arrays(*data)
 
     def _why_eager(self, phase):
@@ -456,8 +454,8 @@ class CompiledFit(SavedWhole):
         for limit in ("max_epochs", "max_steps_per_epoch"):
             if getattr(keras.config, limit)():
                 return (
-                    f"keras.config.{limit}() is set, which only Keras' own loop knows. "
-                    f"Call keras.config.set_{limit}(None)."
+                    f"keras.config.{limit}() is set, which only Keras' own loop "
+                    f"supports. Call keras.config.set_{limit}(None)."
                 )
         if self.optimizer and (reason := why_not_compiled(self.optimizer)):
             return f"{reason} Or call kit.run_eagerly(), to train line by line."
@@ -465,8 +463,8 @@ class CompiledFit(SavedWhole):
 
     def _get_programs(self, data, batch_size, phase):
         """Returns the programs of the variables that are trainable now."""
-        # Makes layers, metrics and optimizer, whose shapes hang on the data's. A step
-        # of one's own, such as a GAN's, may go without a `call`, then there's no need.
+        # Builds layers, metrics and the optimizer; their shapes depend on the data. A
+        # model with its own step, such as a GAN, may have no `call` and needs no build.
         if not self._has_own(f"{phase}_batch") or self._has_call():
             self._symbolic_build(data_batch=data.example(batch_size))
         elif self.optimizer is not None and not self.optimizer.built:
@@ -483,7 +481,7 @@ class CompiledFit(SavedWhole):
         return programs
 
     def _trainable_parts(self):
-        """What a program was compiled for: other variables need another one."""
+        """What is trainable now: a program is compiled for one such set."""
         layers = [layer.trainable for layer in self._flatten_layers()]
         return [*map(id, self.trainable_variables), *layers]
 
@@ -491,7 +489,7 @@ class CompiledFit(SavedWhole):
         return type(self).call is not keras.Model.call
 
     def _callback_list(self, callbacks, verbose, epochs, steps, add_history=False):
-        """Returns the callbacks as one: as they are, if they are that already."""
+        """Returns the callbacks as a `CallbackList`, which they may already be."""
         if isinstance(callbacks, keras.callbacks.CallbackList):
             return callbacks
         return keras.callbacks.CallbackList(
@@ -520,9 +518,9 @@ class Sequential(CompiledFit, keras.Sequential):
     """`keras.Sequential` whose `fit` and `evaluate` run many steps in one program.
 
     See `keras.Sequential` for arguments and methods; `compile(jit_compile=False)`
-    brings Keras' own `fit` back. `keras.models.clone_model` makes a plain
-    `keras.Sequential` of it, as of all classes derived from that;
-    `type(model).from_config(model.get_config())` makes another one of its own class.
+    restores Keras' own `fit`. `keras.models.clone_model` returns a plain
+    `keras.Sequential`, as for all classes derived from it;
+    `type(model).from_config(model.get_config())` returns a `kit.Sequential`.
 
     Example:
 
@@ -538,15 +536,15 @@ class Sequential(CompiledFit, keras.Sequential):
 class Model(CompiledFit, keras.Model):
     """`keras.Model` whose `fit` and `evaluate` run many steps in one program.
 
-    Functional, `Model(inputs, outputs)`, or to be derived from.
-    `compile(jit_compile=False)` brings Keras' own `fit` back.
+    Call `Model(inputs, outputs)` for a functional model, or derive from it.
+    `compile(jit_compile=False)` restores Keras' own `fit`.
     """
 
-    # Keras makes a class functional, base classes included, as soon as one object of
-    # it is. Here only the class itself is: `Model` stays what others derive from.
+    # Once one object of a class is functional, Keras makes the class and its bases
+    # functional. Here only the class itself becomes functional: `Model` stays as it is.
 
     def __new__(cls, *args, **kwargs):
-        """Makes a `Functional` of inputs and outputs, as Keras does."""
+        """Creates a `Functional` from inputs and outputs, as Keras does."""
         functional = cls is Model and _is_functional(args, kwargs)
         return super().__new__(Functional if functional else cls, *args, **kwargs)
 
@@ -560,16 +558,16 @@ class Model(CompiledFit, keras.Model):
 
 @keras.saving.register_keras_serializable(package="kit")
 class Functional(Model, keras.src.models.Functional):
-    """What `Model(inputs, outputs)` makes."""
+    """The class of `Model(inputs, outputs)`."""
 
     def __init__(self, inputs, outputs, name=None, **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
 
 
 class WithParts(Mixin):
-    """Saves and loads a model that is made of models, each a constructor's argument.
+    """Mixin that saves and loads a model made of models, its constructor's arguments.
 
-    A mixin, before the class of the model: `class GAN(WithParts, kit.Model)`.
+    Put it before the model's class: `class GAN(WithParts, kit.Model)`.
 
     Attributes:
         parts: Names of these arguments, and of the attributes that hold them.
@@ -578,7 +576,7 @@ class WithParts(Mixin):
     parts: tuple[str, ...] = ()
 
     def get_config(self):
-        """Returns the parts, for saving: add the constructor's other arguments."""
+        """Returns the parts, for saving; subclasses add their other arguments."""
         parts = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in self.parts
@@ -587,7 +585,7 @@ class WithParts(Mixin):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Makes a model from what `get_config` returned."""
+        """Builds a model from the result of `get_config`."""
         parts = {
             name: keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
@@ -598,7 +596,7 @@ class WithParts(Mixin):
 
 
 def output_range(model: keras.Model) -> tuple[float, float] | None:
-    """Returns the range of a model's outputs if its last layer tells it, or `None`."""
+    """Returns the range of a model's outputs if its last activation has one."""
     checks.check("output_range", locals(), {"model": checks.MODEL})
     ranges = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
     shapes = (keras.layers.Reshape, keras.layers.Flatten)
@@ -615,7 +613,7 @@ def _is_functional(args, kwargs):
 
 
 def _make_functional(cls):
-    """Puts `Functional` in the place of `Model` among the bases of a class."""
+    """Replaces `Model` by `Functional` among the bases of a class."""
     if cls is Model:
         return Functional
     if issubclass(cls, Model) and not issubclass(cls, Functional):
@@ -624,7 +622,7 @@ def _make_functional(cls):
 
 
 class _Data:
-    """Arrays of a training: x, y and sample weights, each a nested structure."""
+    """The training data: x, y and sample weights, each a nested structure of arrays."""
 
     def __init__(self, x, y=None, sample_weight=None):
         sizes = {
@@ -646,7 +644,7 @@ class _Data:
             for path, array in keras.tree.flatten_with_path(part):
                 if array is None or "float" not in _dtype(array):
                     continue
-                # In NumPy: a backend would compile each operation for each shape.
+                # In NumPy, as a backend would compile each operation for each shape.
                 finite = np.isfinite(ops.convert_to_numpy(array))
                 if not finite.all():
                     i = int(finite.reshape(len(finite), -1).all(axis=1).argmin())
@@ -677,7 +675,7 @@ class _Data:
 
 
 class _Position(Values):
-    """How far `fit` is: what a resumed one goes on from."""
+    """The position of `fit`, from which a resumed one continues."""
 
     def begin_epoch(self, epoch: int, rng: np.random.Generator) -> None:
         self.epoch, self.batch = epoch, 0  # the next batch in this epoch
@@ -700,8 +698,8 @@ class _Batches:
     def calls(self, order, steps):
         """Yields the number of the first batch, and indices `(steps, B)`.
 
-        Whatever is left of full batches comes one by one, so that three programs
-        at most are compiled: `steps` batches, one, and one that isn't full.
+        Remaining full batches come one by one, so that at most three programs are
+        compiled: for `steps` batches, for one, and for one that isn't full.
         """
         full = order[: self.full * self.batch_size].reshape(-1, self.batch_size)
         full = full.astype("int32")
@@ -720,8 +718,8 @@ class _Programs:
     def __init__(self, model, trainable):
         self.model = model
         self.trainable = trainable
-        # One that was overridden may return more than the results of the metrics,
-        # which one call after the last step tells as well.
+        # An overridden `compute_metrics` may return more than the metrics' results,
+        # which are otherwise read once, after the last step.
         own = type(model).compute_metrics
         self.own_logs = own is not keras.Model.compute_metrics
         self.own_step = model._has_own("train_batch")
@@ -741,7 +739,7 @@ class _Programs:
             if self.own_step:
                 raise
             paths = error.paths  # such as those of an output without a loss
-        # Nothing has happened yet: it is found out while the program is made.
+        # The error comes from the trace: no step has been made yet.
         warnings.warn(
             f"The loss doesn't depend on these variables: {paths}. Their gradients "
             "are zero.",
@@ -777,7 +775,8 @@ class _Programs:
 
     def metrics_result(self):
         logs = self.model.get_metrics_result()
-        # Without a loss of Keras', its mean says nothing, unless a metric has its name.
+        # Without a Keras loss, the loss tracker is meaningless; drop its result, unless
+        # a metric has the same name.
         names = [
             m.name for m in self.model.metrics if m is not self.model._loss_tracker
         ]
@@ -786,7 +785,7 @@ class _Programs:
         return logs
 
     def step(self, phase, batch):
-        """Keras' step on one batch, with the model's loss and optimizer."""
+        """Makes Keras' step on one batch, with the model's loss and optimizer."""
         if phase == "train":
             return self._train_batch(batch)
         return self._update_metrics(batch, *self._forward(batch, training=False))
@@ -796,7 +795,8 @@ class _Programs:
 
         def loss_fn():
             loss, y_pred = self._forward(batch, training=True)
-            # Masks hang on the tensors, which are others outside of the gradient.
+            # Masks are attributes of tensors, which are other objects outside of the
+            # gradient.
             masks = [get_keras_mask(array) for array in keras.tree.flatten(y_pred)]
             if not self.reaches_all:
                 nothing = [ops.cast(ops.sum(v * 0.0), loss.dtype) for v in variables]
@@ -831,7 +831,7 @@ class _Programs:
 
 
 def to_array(x: Any) -> np.ndarray | None:
-    """Returns a NumPy array of an array or tensor, wherever it lies, to look at.
+    """Returns an array or a tensor of any device as a NumPy array.
 
     `None` if it is something else, such as a generator.
     """
@@ -843,10 +843,10 @@ def to_array(x: Any) -> np.ndarray | None:
 def check_targets(
     called: str, name: str, loss: Any, y: Any, outputs: tuple[int | None, ...]
 ) -> None:
-    """Raises a `ValueError` if targets can't be those of a loss and of these outputs.
+    """Raises a `ValueError` if targets don't fit a loss and these outputs.
 
     Args:
-        called: What the message begins with.
+        called: Name of the caller, for the message.
         name: Name of the argument that holds the targets.
         loss: A Keras loss, or its name.
         y: Targets, an array `(N, ...)`.
@@ -857,7 +857,7 @@ def check_targets(
     y = ops.convert_to_numpy(y)
     classes = outputs[-1]
     if loss == "sparse_categorical_crossentropy" and classes is not None:
-        one = outputs[1:-1]  # of each output
+        one = outputs[1:-1]  # shape of the labels of one example
         if not _fits(shape, one) and not _fits(shape, (*one, 1)):
             raise ValueError(
                 f"{called}: `{name}` must hold one label for each output, of shape "
@@ -887,7 +887,7 @@ def _fits(shape, expected):
 
 
 def _loss_name(loss):
-    """The name of a Keras loss however it was given; `None` of one's own losses."""
+    """Returns the name of a Keras loss, given in any form; `None` for other losses."""
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if getattr(loss, "ignore_class", None) is not None:
@@ -913,7 +913,7 @@ def _unless_none(fn):
 
 
 def _unpack(data):
-    """(x, y, sample_weight) of what `validation_data` may be."""
+    """Returns (x, y, sample_weight) from `validation_data`."""
     return keras.utils.unpack_x_y_sample_weight(data)
 
 
@@ -942,7 +942,7 @@ def _why_not_arrays(x, y, sample_weight):
 
 
 def _why_not_numeric(array):
-    """Returns what it is, unless a dense array of numbers that fit into 32 bits."""
+    """Returns `None` for a dense array of 32-bit numbers, else what it is instead."""
     if not isinstance(array, (np.ndarray, type(ops.zeros(())))):
         return f"an object of type {type(array).__name__}"
     if not len(array.shape):
@@ -965,7 +965,7 @@ def _num_bytes(array):
 
 
 def _to_device(array):
-    """A tensor with floats of Keras' own kind, and 32-bit integers."""
+    """Returns a tensor, with floats of dtype `floatx` and 32-bit integers."""
     if array is None:
         return None
     floatx = keras.config.floatx()
@@ -980,7 +980,7 @@ def _to_device(array):
 
 
 def _numbers(logs):
-    """A flat dict of Python floats, in Keras' order; of arrays where it has those."""
+    """Returns the logs as a flat dict of Python floats (or arrays), in Keras' order."""
     numbers: dict[str, Any] = {}
     for name, value in sorted(logs.items()):
         if isinstance(value, dict):
@@ -992,7 +992,7 @@ def _numbers(logs):
 
 
 def _overrides(callback, hooks):
-    """Whether a callback does anything in `hooks`; the progress bar can wait."""
+    """Whether a callback overrides one of `hooks`; the progress bar doesn't count."""
     if isinstance(callback, keras.callbacks.ProgbarLogger):
         return False
     idle: list[Any] = [keras.callbacks.Callback]

@@ -1,6 +1,6 @@
-"""Published BERT weights, from a folder to a model that runs on every backend.
+"""Loads published BERT weights into a model that runs on every backend.
 
-A folder in Hugging Face's layout, as any BERT of its hub comes in, holds
+A folder in Hugging Face's layout, in which its hub offers any BERT, contains
 
     config.json           the sizes                           `load_bert`
     model.safetensors     the weights, arrays by name         `load_bert`
@@ -11,8 +11,8 @@ A folder in Hugging Face's layout, as any BERT of its hub comes in, holds
     tokenizer = kit.pretrained.load_tokenizer("all-MiniLM-L6-v2")
     outputs = model.predict(tokenizer(["The weather is lovely today."]))
 
-Nothing but the packages safetensors and tokenizers is needed, no PyTorch; and nothing
-is unpickled, since a pickled file can run any program: safetensors' files hold numbers
+Only the packages safetensors and tokenizers are needed, not PyTorch. Nothing is
+unpickled, since a pickled file can run any program; safetensors' files contain numbers
 and names only. Shapes: B batch, T tokens, D width.
 
 Paper: Devlin et al., 2018, https://arxiv.org/abs/1810.04805.
@@ -35,7 +35,7 @@ from kit.transformer import bert
 
 @keras.saving.register_keras_serializable(package="kit")
 def gelu_tanh(x):
-    """GELU by the tanh approximation, as some published models were trained with."""
+    """GELU with the tanh approximation, which some published models use."""
     checks.check("gelu_tanh", locals(), {"x": checks.array("...", "floats")})
     return keras.activations.gelu(x, approximate=True)
 
@@ -46,8 +46,7 @@ ACTIVATIONS: dict[str, Any] = {
     "gelu_pytorch_tanh": gelu_tanh,
     "relu": "relu",
 }
-# What `kit.bert` calls it, what config.json calls it, what holds where that lacks it,
-# and what it may be.
+# `kit.bert`'s argument: config.json's key, the default if it is missing, valid values.
 SIZES = {
     "vocabulary_size": ("vocab_size", None, checks.SIZE),
     "max_length": ("max_position_embeddings", 512, checks.SIZE),
@@ -82,28 +81,27 @@ BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 def load_bert(path: str | Path, dropout: float | None = None) -> Model:
     """Builds a BERT with published weights.
 
-    The weights find their places by name. Checkpoints of models with a head
-    (`BertForMaskedLM` and so on) give their encoder; the head's weights are named in a
-    warning and left out. A checkpoint without a pooler gives a model whose
-    `"pooled_output"` is of random weights, and a warning, too.
+    Weights are matched by name. Of models with a head (`BertForMaskedLM` and so on),
+    only the encoder is loaded; a warning lists the head's weights. If a checkpoint has
+    no pooler, `"pooled_output"` has random weights, and a warning says so.
 
     Args:
-        path: Folder with `config.json` and `model.safetensors`. Weights may be of
-            16 or 32 bits.
+        path: Folder with `config.json` and `model.safetensors`. Weights may have 16 or
+            32 bits.
         dropout: Share of the embeddings and of each sublayer's outputs to drop in
             training. Defaults to `None`: the configuration's.
 
     Returns:
         The model of `kit.bert`, from a dict of `"token_ids"` and `"segment_ids"`,
-        `(B, T)`, to one of `"sequence_output"`, `(B, T, D)`, and `"pooled_output"`,
+        `(B, T)`, to a dict of `"sequence_output"`, `(B, T, D)`, and `"pooled_output"`,
         `(B, D)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        FileNotFoundError: If the folder or one of the two files isn't there.
-        ValueError: If a file is truncated or of another format, if the model is of
-            another architecture, or if weights are missing or of another shape; the
-            message lists them. Or if `dropout` is out of range.
+        TypeError: If an argument has the wrong type.
+        FileNotFoundError: If the folder or one of the two files doesn't exist.
+        ValueError: If a file is truncated or has the wrong format, if the architecture
+            isn't BERT's, or if weights are missing or have the wrong shape (the message
+            lists them); if `dropout` is out of range.
 
     Example:
 
@@ -132,23 +130,23 @@ def load_bert(path: str | Path, dropout: float | None = None) -> Model:
 
 
 def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenizer":
-    """Returns the tokenizer that lies beside published weights.
+    """Returns the tokenizer from the folder of published weights.
 
     Args:
-        path: Folder with `tokenizer.json`, or else with `vocab.txt`, which is read as
-            BERT's word pieces: lower case, unless `tokenizer_config.json` says
-            otherwise. A warning says if it is shorter than the model's.
-        max_length: Longest sequence; longer texts are cut. Defaults to `None`: as
-            many tokens as the model has positions.
+        path: Folder with `tokenizer.json`, or otherwise with `vocab.txt`, which is read
+            as BERT's word pieces: lower case, unless `tokenizer_config.json` says
+            otherwise. If it is shorter than the model's vocabulary, a warning says so.
+        max_length: Longest sequence in tokens; longer texts are truncated. Defaults to
+            `None`: the model's number of positions.
 
     Returns:
         A `Tokenizer`.
 
     Raises:
-        TypeError: If an argument has another type.
-        FileNotFoundError: If the folder, or both files, aren't there.
-        ValueError: If a file can't be read as what it should be, if it has tokens that
-            the model hasn't, or if `max_length` is more than the model's.
+        TypeError: If an argument has the wrong type.
+        FileNotFoundError: If the folder, or both files, don't exist.
+        ValueError: If a file can't be parsed, if it has tokens that the model lacks, or
+            if `max_length` is more than the model's.
 
     Example:
 
@@ -190,10 +188,10 @@ def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenize
         )
     try:
         tokenizer = read(str(file), **extra)
-    except Exception as error:  # the library raises plain ones
+    except Exception as error:  # the library raises plain exceptions
         raise ValueError(
             f"{str(file)!r} can't be read as a tokenizer ({error}): it is truncated, "
-            "or something else."
+            "or another kind of file."
         ) from error
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if size > (vocabulary_size or size):
@@ -203,7 +201,7 @@ def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenize
             "together."
         )
     if file.name == "vocab.txt" and size < (vocabulary_size or size):
-        # Some models have more embeddings than tokens; a list that was cut looks alike.
+        # Either the file is truncated, or the model has more embeddings than tokens.
         warnings.warn(
             f"{str(file)!r} ends after {size} tokens, and the model beside it knows "
             f"{vocabulary_size} (vocab_size in config.json): is the file complete?",
@@ -213,23 +211,23 @@ def load_tokenizer(path: str | Path, max_length: int | None = None) -> "Tokenize
 
 
 class Tokenizer:
-    """Turns texts into the arrays that a BERT reads.
+    """Converts texts to the arrays that a BERT reads.
 
-    Made by `load_tokenizer`.
+    `load_tokenizer` creates one.
 
     Args:
         tokenizer: Tokenizer of the package tokenizers.
-        max_length: Longest sequence.
-        padding_token: Number of the token that fills shorter sequences up.
+        max_length: Longest sequence in tokens.
+        padding_token: Token that pads shorter sequences.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, padding_token: int = 0):
         checks.check(self, locals(), ACCEPTED)
         tokenizer_type = _import("tokenizers").Tokenizer
-        tokenizer = getattr(tokenizer, "_tokenizer", tokenizer)  # of its BERT
+        tokenizer = getattr(tokenizer, "_tokenizer", tokenizer)  # of its BERT class
         kinds = {"tokenizer": checks.instance(tokenizer_type)}
         checks.check(self, locals(), kinds)
-        # What a file says of the two was chosen for another use.
+        # Override the file's padding and truncation, which were set for another use.
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)  # the longer one of a pair first
         self.tokenizer = tokenizer
@@ -246,18 +244,18 @@ class Tokenizer:
 
         Args:
             texts: B texts.
-            pairs: Texts that stand second, each in one sequence with the first.
-                Defaults to `None`: no second texts.
-            length: T, at least the longest sequence's length: a compiled model needs a
-                program for each shape. Defaults to `None`: that length.
+            pairs: Second texts, each in the same sequence as its first text. Defaults
+                to `None`: no second texts.
+            length: T, at least the longest sequence's length. A fixed length avoids
+                compiling a program for each. Defaults to `None`: the longest one's.
 
         Returns:
             `"token_ids"` and `"segment_ids"` (1 at the tokens of second texts), int32
             `(B, T)`.
 
         Raises:
-            ValueError: If there are no texts, if `texts` is a single one, if there are
-                not as many `pairs`, or if `length` is too short.
+            ValueError: If `texts` is empty or a single text, if `pairs` has another
+                number of texts, or if `length` is too short.
         """
         checks.check(self, locals(), ACCEPTED)
         if pairs is not None and len(pairs) != len(texts):
@@ -286,17 +284,16 @@ class Tokenizer:
 def sentence_encoder(
     bert: keras.Model, normalize: bool = True, padding_token: int = 0
 ) -> Model:
-    """Builds the model that turns a text into one vector: the mean over its tokens.
+    """Builds a model that maps a text to one vector: the mean over its tokens.
 
         e = sum_t m_t h_t / sum_t m_t        m_t: 1 at a token, 0 at padding
 
-    Vectors of length 1 have as product their cosine similarity.
+    The dot product of vectors of length 1 is their cosine similarity.
 
     Args:
-        bert: Model of `load_bert` or `kit.bert`, which becomes a part of the new one,
-            not a copy.
+        bert: Model of `load_bert` or `kit.bert`. The new model shares its weights.
         normalize: Whether to divide vectors by their length. Defaults to `True`.
-        padding_token: The one that `bert` was built with. Defaults to 0.
+        padding_token: The padding token of `bert`. Defaults to 0.
 
     Returns:
         A `kit.Model` from BERT's inputs to vectors `(B, D)`.
@@ -344,7 +341,7 @@ def _folder(path):
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "isn't there"
         raise FileNotFoundError(
-            f"`path`: {str(folder)!r} {what}; expected is a folder with config.json "
+            f"`path`: {str(folder)!r} {what}; it must be a folder with config.json "
             "and model.safetensors."
         )
     return folder
@@ -362,7 +359,7 @@ def _read_json(file):
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of its encoding, or its depth
+    except (ValueError, RecursionError) as error:  # bad encoding, or too deep
         raise ValueError(f"{str(file)!r} isn't valid JSON ({error}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} holds no JSON object, but {content!r:.40}.")
@@ -370,7 +367,7 @@ def _read_json(file):
 
 
 def _options(file):
-    """The arguments of `kit.bert` that a config.json stands for, after a check."""
+    """Returns the arguments of `kit.bert` from a config.json, after a check."""
     config = _read_json(file)
     accepted = {
         "model_type": ("bert",),
@@ -384,14 +381,14 @@ def _options(file):
             known = " or ".join(repr(value) for value in values if value is not None)
             raise ValueError(
                 f"{str(file)!r} has {key}={config.get(key)!r}, supported is {known}: "
-                "the model is of another architecture than BERT's encoder."
+                "the model's architecture isn't that of BERT's encoder."
             )
     options: dict[str, Any] = {}
     for name, (key, default, kind) in NUMBERS.items():
         value = default if config.get(key) is None else config[key]
         try:
             checks.check(repr(str(file)), {key: value}, {key: kind})
-        except TypeError as error:  # a file's content is a value
+        except TypeError as error:  # bad content of a file is a ValueError
             raise ValueError(str(error)) from error
         options[name] = value
     options["activation"] = ACTIVATIONS[config["hidden_act"]]
@@ -399,9 +396,9 @@ def _options(file):
 
 
 def _check_size(options, tensors, folder):
-    """Raises an error if config.json describes far more weights than there are.
+    """Raises an error if config.json describes far more weights than the file has.
 
-    Building such a model could take all memory.
+    Building such a model could exhaust the memory.
     """
     width, inner = options["hidden_dim"], options["intermediate_dim"]
     rows = ("vocabulary_size", "max_length", "num_segments")
@@ -418,7 +415,7 @@ def _check_size(options, tensors, folder):
 
 
 def _read_tensors(folder):
-    """The arrays of model.safetensors by name."""
+    """Returns the arrays of model.safetensors by name."""
     safetensors = _import("safetensors.numpy")
     file = folder / "model.safetensors"
     if not file.is_file():
@@ -440,7 +437,7 @@ def _read_tensors(folder):
         return safetensors.load_file(file)
     except (MemoryError, PermissionError):
         raise
-    except Exception as error:  # its own, and what NumPy says of unknown types
+    except Exception as error:  # its own errors, and NumPy's for unknown dtypes
         with file.open("rb") as opened:
             is_pointer = opened.read(19) == b"version https://git"
         reason = (
@@ -457,10 +454,10 @@ def _read_tensors(folder):
 
 
 def _places(model) -> Iterator[tuple[str, Any, bool]]:
-    """Yields each weight's name in a checkpoint, its variable, and if it's a kernel."""
+    """Yields for each weight: name in a checkpoint, variable, whether it's a kernel."""
 
     def dense(name, layer):
-        # PyTorch's layers hold (outputs, inputs).
+        # PyTorch's kernels have the shape (outputs, inputs).
         return [(f"{name}.weight", layer.kernel, True), plain(name, "bias", layer.bias)]
 
     def norm(name, layer):
@@ -493,7 +490,7 @@ def _places(model) -> Iterator[tuple[str, Any, bool]]:
 
 
 def _set_weights(model, tensors, file):
-    """Gives each variable its array; nothing is changed before all are known to fit."""
+    """Assigns each variable its array, after a check that all of them fit."""
     left = {_canonical(name): name for name in tensors}
     missing, other, values, not_finite = [], [], [], []
     for name, variable, is_kernel in _places(model):
@@ -510,7 +507,7 @@ def _set_weights(model, tensors, file):
                 not_finite.append(name)
             values.append((variable, value.T if is_kernel else value))
     pooler = [name for name in missing if name.startswith("pooler.")]
-    if len(pooler) == 2:  # Many checkpoints have none, and few uses need it.
+    if len(pooler) == 2:  # Many checkpoints have no pooler, and few users need it.
         missing = [name for name in missing if name not in pooler]
     unexpected = [left[name] for name in left if name not in BUFFERS]
     if missing or other or not_finite:
@@ -545,7 +542,7 @@ def _set_weights(model, tensors, file):
 
 
 def _canonical(name):
-    """A weight's name as `BertModel` has it, for older and for larger models."""
+    """Returns `BertModel`'s name of a weight, also for old or larger models."""
     name = name.removeprefix("bert.")
     for old, new in (("gamma", "weight"), ("beta", "bias")):
         name = name.replace(f"LayerNorm.{old}", f"LayerNorm.{new}")

@@ -1,6 +1,6 @@
 """Recurrent networks: a state that is carried along a sequence.
 
-At each time step a cell makes a new state h_t of the input x_t and the old state
+At each time step, a cell computes a new state h_t from the input x_t and the old state
 h_(t-1); the last output, or each of them, goes into a Dense layer.
 
     simple RNN   h_t = tanh(W x_t + U h_(t-1) + b)
@@ -9,11 +9,10 @@ h_(t-1); the last output, or each of them, goes into a Dense layer.
     GRU          z, r = sigmoid(...),  n = tanh(W x_t + r (U h_(t-1))),
                  h_t = z h_(t-1) + (1 - z) n
 
-What a cell forgets, the LSTM's f and the GRU's z decide; where they stay near 1,
-gradients reach far back. The same weights serve a whole sequence (`model(x)`) and
-one time step after the other (`step`), as needed for audio that is still arriving
-and for text that is being written (`generate`). Shapes: B batch, T time steps, F
-features, V vocabulary.
+The LSTM's f and the GRU's z control what a cell forgets; where they stay near 1,
+gradients reach far back. The same weights process a whole sequence (`model(x)`) or one
+time step at a time (`step`), as needed for streamed audio and for generating text
+(`generate`). Shapes: B batch, T time steps, F features, V vocabulary.
 
 Reference: Elman, 1990; Hochreiter and Schmidhuber, 1997,
 https://doi.org/10.1162/neco.1997.9.8.1735; Cho et al., 2014,
@@ -52,7 +51,7 @@ ACCEPTED = {
     "seed": checks.SEED,
 }
 RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU)
-# Layers that treat each time step alone, so that `step` may apply them to one.
+# Layers that process each time step separately, so that `step` can use them.
 POINTWISE = (
     keras.layers.Activation,
     keras.layers.BatchNormalization,
@@ -89,26 +88,26 @@ def rnn(
         num_outputs: Number of outputs.
         units: Size of the state of each recurrent layer. Defaults to `(64,)`.
         output_activation: Activation of the outputs, `"softmax"` for classes.
-            Defaults to none.
+            Defaults to `None`.
         return_sequences: If `True`, an output for each time step. Defaults to
             `False`: one for the sequence.
         vocabulary_size: V, if the inputs are integers in [0, V): they go through an
-            Embedding of the size of the first layer. Defaults to `None`.
-        mask_value: Time steps of which all features equal this are passed over, as
-            in a batch of sequences padded to one length; with `vocabulary_size` it
-            can only be 0. Defaults to `None`.
+            Embedding of the first layer's size. Defaults to `None`.
+        mask_value: Time steps whose features all equal this value are skipped, such as
+            the padding of sequences in a batch. With `vocabulary_size`, it can only be
+            0. Defaults to `None`.
         dropout: Share of each layer's outputs to drop in training, in [0, 1).
             Defaults to 0.
-        preprocessing: Layers between the mask, which has to see the padding as it
-            came, and the first recurrent layer: an adapted `Normalization`, a
-            `GaussianNoise`. Defaults to none.
+        preprocessing: Layers after the mask, which must see the raw padding, and before
+            the first recurrent layer: an adapted `Normalization`, a `GaussianNoise`.
+            Defaults to none.
 
     Returns:
         A `kit.Sequential` from `(B, T, F)` or `(B, T)` to `(B, num_outputs)`, or
         `(B, T, num_outputs)` with `return_sequences`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `units` is empty, `input_shape` doesn't fit the kind of
             input, or `mask_value` isn't 0 for integers.
 
@@ -218,17 +217,17 @@ def initial_state(model: keras.Sequential, batch_size: int = 1) -> list[list[Ten
     """Returns the state before the first time step: zeros.
 
     Args:
-        model: A model of `rnn`, `lstm` or `gru`, or another `keras.Sequential` of
-            such layers that go forward, and of layers that treat each time step
-            alone. After a last recurrent layer that gives one output for the
-            sequence, any layer may follow.
+        model: A model of `rnn`, `lstm` or `gru`, or another `keras.Sequential` of such
+            layers that go forward, and of layers that process each time step
+            separately. Any layer may follow a recurrent layer that returns one output
+            for the sequence.
         batch_size: Number of sequences. Defaults to 1.
 
     Returns:
         For each recurrent layer a list of its states, each of shape `(B, units)`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the model can't be run step by step.
     """
     checks.check("initial_state", locals(), ACCEPTED)
@@ -240,23 +239,23 @@ def step(
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Applies a recurrent model to one time step.
 
-    After the last step of a sequence, the output is that of `model(sequence)`:
-    step by step, audio is heard as it arrives, at the same cost for each frame. A
-    step that the model masks leaves the state as it was, so sequences of several
-    lengths may share a batch. Compile it: the second line of the example.
+    After the last step of a sequence, the output is that of `model(sequence)`. So audio
+    can be processed as it arrives, at the same cost for each frame. A masked step
+    leaves the state unchanged, so sequences of different lengths may share a batch.
+    Compile it: see the second line of the example.
 
     Args:
         model: See `initial_state`.
         inputs: The time step's features, shape `(B, F)`, or integers `(B,)`.
-        state: The state before, from `initial_state` or the last `step`.
+        state: The old state, from `initial_state` or the last `step`.
 
     Returns:
         The output, shape `(B, num_outputs)`, and the new state.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the model can't be run step by step, or `inputs` or `state`
-            isn't that of one time step of it.
+            doesn't fit one of its time steps.
 
     Example:
 
@@ -287,7 +286,7 @@ def step(
         if is_sequence and isinstance(layer, RECURRENT):
             before = list(next(old))
             x, after = layer.cell(x, before)
-            if keep is not None:  # a masked step leaves everything as it was
+            if keep is not None:  # a masked step changes nothing
                 after = [
                     ops.where(keep, a, b) for a, b in zip(after, before, strict=True)
                 ]
@@ -311,30 +310,30 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Continues sequences of integers, each token drawn from what the model expects.
+    """Continues sequences of integers by sampling tokens from the model's predictions.
 
-    One compiled `scan` that carries the state: a token costs one step, however long
-    the text before it.
+    A compiled `scan` carries the state: a token costs one step, however long the text
+    before it is.
 
     Args:
         model: Model from `(B, T)` integers to `(B, T, V)` logits, such as
             `lstm(..., vocabulary_size=V, return_sequences=True)`.
         prompt: Integers of shape `(B, P)`, at least one each.
-        length: Number of tokens to draw.
-        temperature: Logits are divided by it: below 1, likely tokens become
-            likelier; 0 takes the likeliest. Defaults to 1.
-        top_k: Draw from the k likeliest tokens only. Defaults to `None`, all.
+        length: Number of tokens to generate.
+        temperature: Divides the logits: below 1, probable tokens become more probable;
+            0 always takes the most probable one. Defaults to 1.
+        top_k: Sample from the k most probable tokens only. Defaults to `None`, all.
         seed: Integer.
 
     Returns:
-        The tokens drawn, int32 of shape `(B, length)`; the same on every backend up
+        The generated tokens, int32 of shape `(B, length)`; the same on every backend up
         to rounding.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the model doesn't give logits for each time step or can't be
-            run step by step, if `prompt` isn't `(B, P)` integers that the model
-            knows, or a number is out of its range.
+            run step by step, if `prompt` isn't `(B, P)` integers of the vocabulary, or
+            a number is out of its range.
 
     Example:
 
@@ -379,7 +378,7 @@ def _make_generate(model, length, top_k, greedy):
 
 
 def _recurrent_layers(model):
-    """The recurrent layers, after a check that time steps can go through alone."""
+    """Returns the recurrent layers, after a check that the model can run by steps."""
     if not isinstance(model, keras.Sequential) or not model.built:
         raise ValueError(
             "Only a built keras.Sequential can be run step by step (give it a "
@@ -391,17 +390,17 @@ def _recurrent_layers(model):
             found.append(layer)
             fits = not (layer.go_backwards or layer.zero_output_for_mask)
         else:
-            # With the time axis among its axes, a normalization mixes time steps.
+            # A normalization over the time axis mixes time steps.
             axes = np.atleast_1d(getattr(layer, "axis", None) or -1).tolist()
             fits = isinstance(layer, POINTWISE) and not {1, -2}.intersection(axes)
         if not fits:
             raise ValueError(
                 f"The layer {layer.name!r} ({type(layer).__name__}) looks at other "
-                "time steps than the present one, or masks in another way, so the "
+                "time steps than the current one, or masks in another way, so the "
                 "model can't be run step by step. SimpleRNN, LSTM and GRU that go "
-                "forward can, and layers that treat each step alone: "
+                "forward can, and layers that process each step separately: "
                 f"{', '.join(x.__name__ for x in POINTWISE)}."
             )
         if isinstance(layer, RECURRENT) and not layer.return_sequences:
-            return found  # what follows sees one output for the whole sequence
+            return found  # later layers get one output for the whole sequence
     return found

@@ -1,18 +1,18 @@
-"""Sequence to sequence before the Transformer: one GRU reads, another one writes.
+"""Recurrent sequence-to-sequence models: one GRU reads, another one writes.
 
     encoder   h_s = GRU(x_s, h_(s-1))
     decoder   g_0 = h_S,  g_t = GRU(y_(t-1), g_(t-1)),   p(y_t) = softmax(W g_t + b)
 
-All that the decoder learns about the source goes through one vector h_S, however long
-the source is. Against this bottleneck, attention was invented: the decoder's state asks
-for what it needs among all that the encoder's states hold,
+The decoder gets the source as one vector h_S, however long the source is. Attention was
+invented to remove this bottleneck: the decoder's state attends to all states of the
+encoder,
 
     a_t = sum_s softmax_s(g_t . h_s) h_s,       W and b applied to tanh(U [a_t, g_t])
 
-Both are baselines of `kit.encoder_decoder`, which has nothing but attention. Here is,
-too, what all three need to work on pairs of texts: characters as padded integers
-(`vocabulary`, `encode`, `decode`) and a metric (`ExactMatch`). Shapes: B batch, S and T
-positions of source and target, V vocabulary.
+Both are baselines of `kit.encoder_decoder`, which uses attention only. This file also
+has what all three need for pairs of texts: characters as padded integers (`vocabulary`,
+`encode`, `decode`) and a metric (`ExactMatch`). Shapes: B batch, S and T positions of
+source and target, V vocabulary.
 
 Paper: Sutskever et al., 2014, https://arxiv.org/abs/1409.3215, with the GRU of Cho et
 al., 2014, https://arxiv.org/abs/1406.1078; attention ("dot") as in Luong et al., 2015,
@@ -32,7 +32,7 @@ from kit.backend import Tensor, compiled
 from kit.data.corpus import Characters
 from kit.models import Model
 
-# Unicode's own characters for it: "start of text" and "end of text".
+# Unicode's control characters "start of text" and "end of text".
 START, END = "\x02", "\x03"
 START_TOKEN, END_TOKEN = 1, 2  # their numbers; 0 is padding
 
@@ -65,7 +65,7 @@ ACCEPTED = {
 
 
 def vocabulary(texts: Iterable[str]) -> Characters:
-    """Returns the characters of texts, after those for start and end of a text."""
+    """Returns a vocabulary: start and end characters, then all characters of texts."""
     if not isinstance(texts, str) and isinstance(texts, Iterable):
         texts = list(texts)
     checks.check("vocabulary", locals(), ACCEPTED)
@@ -75,19 +75,19 @@ def vocabulary(texts: Iterable[str]) -> Characters:
 def encode(
     texts: Sequence[str], characters: Characters, length: int | None = None
 ) -> np.ndarray:
-    """Returns texts as integers, zeros after each.
+    """Returns texts as integers, padded with zeros.
 
     Args:
-        texts: One text an example, of characters that have a number.
-        characters: Of `vocabulary`.
-        length: S, if the sequences are to be longer than the longest text.
+        texts: One text per example, whose characters are in the vocabulary.
+        characters: The result of `vocabulary`.
+        length: S, at least the longest text's length. Defaults to `None`: that length.
 
     Returns:
         int32 of shape `(B, S)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If a character has no number, or a text is longer than `length`.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a character is unknown, or a text is longer than `length`.
 
     Example:
 
@@ -118,7 +118,7 @@ def encode(
 
 
 def decode(tokens: Any, characters: Characters) -> list[str]:
-    """Returns the texts that the integers `(B, T)` stand for, up to their ends."""
+    """Returns the texts of integers `(B, T)`, each up to its end character."""
     checks.check("decode", locals(), ACCEPTED)
     rows = ops.convert_to_numpy(tokens)
     if rows.min() < 0 or rows.max() >= len(characters):
@@ -132,14 +132,14 @@ def decode(tokens: Any, characters: Characters) -> list[str]:
 
 @keras.saving.register_keras_serializable(package="kit")
 class ExactMatch(keras.metrics.Mean):
-    """Share of sequences in which the likeliest token is right at each position.
+    """Share of sequences in which the most probable token is right at each position.
 
-    The model sees the right tokens before each. Greedy decoding sees its own, which
-    are the same ones up to the first error: so it writes exactly these sequences
-    without an error, and this is its exact match, at the price of one forward pass.
+    The model reads the right tokens before each position. Greedy decoding reads its own
+    tokens, which are the same up to the first error. So greedy decoding gets exactly
+    these sequences right: the metric is its exact match, for one forward pass.
 
     Call arguments of `update_state`:
-        y_true: Integers `(B, T)`, zeros where there is padding, which doesn't count.
+        y_true: Integers `(B, T)`; zeros are padding and ignored.
         y_pred: Logits or probabilities `(B, T, V)`.
 
     Example:
@@ -175,26 +175,26 @@ def gru_encoder_decoder(
 ) -> Model:
     """Builds a recurrent sequence-to-sequence model.
 
-    Token 0 stands for padding in both sequences.
+    Token 0 is padding in both sequences.
 
     Args:
-        source_vocabulary_size: V of the sequences that are read.
-        target_vocabulary_size: V of those that are written.
-        units: Size of the state of each layer, in encoder and decoder alike; the
-            first is that of the embeddings too. Defaults to `(128,)`.
-        attention: Whether the decoder may look at all that the encoder has read,
-            beyond its last state. Defaults to `False`.
+        source_vocabulary_size: V of the source.
+        target_vocabulary_size: V of the target.
+        units: Size of the state of each layer, in both encoder and decoder; the first
+            is also the size of the embeddings. Defaults to `(128,)`.
+        attention: Whether the decoder attends to all of the encoder's states, not only
+            the last. Defaults to `False`.
         dropout: Share of the embeddings and of each layer's outputs to drop in
             training, in [0, 1). Defaults to 0.
 
     Returns:
-        A `kit.Model` from a dict of `"source"`, `(B, S)`, and `"target"`, `(B, T)`:
-        the target, after a token that says start, without its last one; to logits
-        `(B, T, V)` of the next token after each, as of `kit.encoder_decoder`.
-        `kit.seq2seq.translate` writes with it.
+        A `kit.Model` from a dict of `"source"`, `(B, S)`, and `"target"`, `(B, T)`,
+        the target with a start token before it and without its last token, to logits
+        `(B, T, V)` of each next token, as in `kit.encoder_decoder`.
+        `kit.seq2seq.translate` generates with it.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If `units` is empty, or a number is out of range.
 
     Example:
@@ -209,7 +209,7 @@ def gru_encoder_decoder(
     units = tuple(units)
 
     def layers(tokens, vocabulary_size, states):
-        # Keras' embeddings begin within 0.05 of zero, too near each other for a cell.
+        # Keras initializes embeddings within 0.05 of zero: too similar for a GRU.
         initializer = keras.initializers.RandomNormal(stddev=0.5)
         x = keras.layers.Embedding(
             vocabulary_size, units[0], initializer, mask_zero=True
@@ -255,10 +255,11 @@ def units_for(
     num_layers: int = 1,
     attention: bool = False,
 ) -> tuple[int, ...]:
-    """Returns `units` of the largest model with at most that many parameters.
+    """Returns `units` of the largest model with at most `num_parameters` parameters.
 
-    Each layer, U units on U inputs, has 6 U^2 + 6 U weights in the encoder and as
-    many in the decoder, attention 2 U^2; embeddings and last layer have the rest.
+    Each layer, with U units and U inputs, has 6 U^2 + 6 U weights in the encoder and as
+    many in the decoder; attention has 2 U^2; embeddings and the last layer have the
+    rest.
     """
     checks.check("units_for", locals(), ACCEPTED)
     v, w = source_vocabulary_size, target_vocabulary_size
@@ -278,7 +279,7 @@ def units_for(
     return (units,) * num_layers
 
 
-# --- Writing ----------------------------------------------------------------
+# --- Generation -------------------------------------------------------------
 
 
 def translate(
@@ -290,25 +291,26 @@ def translate(
     beam_width: int = 1,
     length_penalty: float = 0.0,
 ) -> Tensor:
-    """Writes the likeliest target sequences, greedily or by beam search.
+    """Generates the most probable target sequences, greedily or by beam search.
 
     The counterpart of `kit.transformer.translate`.
 
     Args:
         model: A model of `gru_encoder_decoder`.
         source: Integers `(B, S)`, zeros where there is padding.
-        start_token: Token that every target was begun with in training. Defaults to
+        start_token: Token at the beginning of each target in training. Defaults to
             that of `vocabulary`.
         end_token: Token that ends a target. Defaults to that of `vocabulary`.
-        length: Most tokens to write, with the end. Defaults to 100.
-        beam_width: Beginnings that are pursued side by side. Defaults to 1: greedy.
+        length: Largest number of tokens to generate, including the end token. Defaults
+            to 100.
+        beam_width: Number of candidates that beam search keeps. Defaults to 1: greedy.
         length_penalty: See `kit.decoding.beam_search`. Defaults to 0.
 
     Returns:
         Tokens, int32 `(B, length)`: the best sequence, its end token, zeros.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the model isn't of `gru_encoder_decoder`, or a number is out of
             its range.
 
@@ -379,7 +381,7 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
 
 
 def _grus(model):
-    """The recurrent layers, from the first to the last."""
+    """Returns the model's GRU layers in order."""
     layers = getattr(model, "layers", ())
     return [layer for layer in layers if isinstance(layer, keras.layers.GRU)]
 

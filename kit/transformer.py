@@ -1,26 +1,26 @@
-"""Transformers: attention in the place of recurrence.
+"""Transformers: attention instead of recurrence.
 
-Each position of a sequence asks (a query) what every position offers (keys), and takes
-in the mean of what they have to say (values), weighted by how well query and key agree:
+Each position of a sequence has a query, a key and a value. Its output is the mean of
+all values, weighted by how well its query matches their keys:
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(H)) V
 
-in several heads side by side, each with projections Q = x W_Q, K, V of its own. Between
-two attentions stands a small network, applied to each position alone:
+Several heads do this in parallel, each with its own projections Q = x W_Q, K, V. After
+attention follows a small network, applied to each position separately:
 
     FFN(x) = activation(x W_1 + b_1) W_2 + b_2
 
-and around each of the two a residual connection, LayerNorm and dropout. Three models
-are made of such blocks:
+Both have a residual connection, LayerNorm and dropout around them. Three models consist
+of such blocks:
 
-    gpt              decoder blocks: each position sees itself and the ones before; what
-                     comes next is to be guessed
+    gpt              decoder blocks: each position sees itself and earlier ones; the
+                     model predicts the next token
     bert             encoder blocks: each position sees all; a text becomes vectors
-    encoder_decoder  an encoder reads the source; the decoder's blocks look at it, too
-                     (cross-attention), while they write the target
+    encoder_decoder  an encoder reads the source; the decoder's blocks also attend to it
+                     (cross-attention) while they write the target
 
-While a decoder writes, keys and values of what is written stay as they are: a cache
-keeps them, and a new token costs one step (`step`, `generate`, `translate`) instead of
+While a decoder generates, keys and values of earlier tokens don't change. A cache keeps
+them, so that a new token costs one step (`step`, `generate`, `translate`) instead of
 the whole text again. Shapes: B batch, T and S positions of target and source, D width
 (`hidden_dim`), N heads, H = D / N width of a head, V vocabulary, L length of the cache.
 
@@ -42,7 +42,7 @@ from kit import checks, decoding, random
 from kit.backend import Tensor, compiled
 from kit.models import Model, Sequential
 
-# Layers that treat each position alone, so that `step` may apply them to one.
+# Layers that process each position separately, so that `step` can use them.
 POINTWISE = (
     keras.layers.Dense,
     keras.layers.Dropout,
@@ -101,30 +101,30 @@ ACCEPTED = {
 
 @keras.saving.register_keras_serializable(package="kit")
 class Attention(keras.layers.Layer):
-    """Multi-head attention, by each backend's fused form of it.
+    """Multi-head attention, using each backend's fused implementation.
 
     Args:
         num_heads: N. The inputs' width D must be a multiple of it.
-        causal: If `True`, a position sees itself and those before only.
-        rotary_length: Longest sequence, if queries and keys are to be turned by an
-            angle that grows with their position, so that their product depends on how
-            far apart they are: the model then needs no `PositionEmbedding`. Defaults
-            to `None`: not turned.
+        causal: If `True`, a position sees itself and earlier ones only.
+        rotary_length: Longest sequence, to turn on rotary positions: queries and keys
+            are rotated by angles that grow with their position, so that their product
+            depends on their distance. The model then needs no `PositionEmbedding`.
+            Defaults to `None`: no rotation.
         use_bias: Whether the four projections have biases. Defaults to `True`.
 
     Call arguments:
-        x: What asks, shape `(B, T, D)`.
-        context: What is looked at, shape `(B, S, D)`. Defaults to `x`:
+        x: Inputs of the queries, shape `(B, T, D)`.
+        context: Inputs of keys and values, shape `(B, S, D)`. Defaults to `x`:
             self-attention.
         attention_mask: Booleans that broadcast to `(B, N, T, S)`, `True` where a
-            position may look. Defaults to `None`: everywhere.
+            position may attend. Defaults to `None`: everywhere.
 
     Output shape: `(B, T, D)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If D isn't a multiple of `num_heads`, or of twice that with
-            `rotary_length`; if a sequence is longer than that.
+        TypeError: If an argument has the wrong type.
+        ValueError: If D isn't a multiple of `num_heads` (with `rotary_length`, of twice
+            that), or a sequence is longer than `rotary_length`.
 
     Example:
 
@@ -170,26 +170,26 @@ class Attention(keras.layers.Layer):
         return self.attend(x, keys, values, attention_mask, self.causal)
 
     def keys_values(self, context, start=0):
-        """Returns K and V of `context`, `(B, S, N, H)`, the first at place `start`."""
+        """Returns K and V of `context`, `(B, S, N, H)`, with positions from `start`."""
         keys = self._split(self.key(context))
         if self.rotary_length:
             keys = rotate(keys, start + ops.arange(ops.shape(context)[1]))
         return keys, self._split(self.value(context))
 
     def attend(self, x, keys, values, attention_mask=None, causal=False, start=0):
-        """Returns what x, the first of it at place `start`, takes from the values."""
+        """Returns the attention's output for x, whose first position is `start`."""
         attended = ops.dot_product_attention(
             self._queries(x, start), keys, values, mask=attention_mask, is_causal=causal
         )
         return self.output_projection(ops.reshape(attended, ops.shape(x)))
 
     def step(self, x, cache, position):
-        """Attends from new positions to themselves and to what the cache holds.
+        """Attends from new positions to themselves and to the cached ones.
 
         Args:
             x: The new positions, `(B, T, D)`.
-            cache: Keys and values of those before, `(B, L, N, H)` each.
-            position: Place of the first new one: an integer, or a tensor of one.
+            cache: Keys and values of earlier positions, `(B, L, N, H)` each.
+            position: Index of the first new position: an integer, or a scalar tensor.
 
         Returns:
             `(B, T, D)`, and the cache with the new keys and values.
@@ -204,7 +204,7 @@ class Attention(keras.layers.Layer):
         return y, (keys, values)
 
     def weights_of(self, x, context=None, attention_mask=None):
-        """Returns how much each position takes from which: `(B, N, T, S)`, sums 1."""
+        """Returns the attention weights, `(B, N, T, S)`; each row sums to 1."""
         keys, _ = self.keys_values(x if context is None else context)
         scores = ops.einsum("btnh,bsnh->bnts", self._queries(x), keys)
         scores /= math.sqrt(keys.shape[-1])
@@ -222,12 +222,12 @@ class Attention(keras.layers.Layer):
         return queries
 
     def _split(self, x):
-        """(B, T, D) as (B, T, N, H)."""
+        """Splits (B, T, D) into heads (B, T, N, H)."""
         head = x.shape[-1] // self.num_heads
         return ops.reshape(x, (*ops.shape(x)[:2], self.num_heads, head))
 
     def compute_output_shape(self, x_shape, context_shape=None):
-        """Returns the shape of the outputs, which is that of x."""
+        """Returns the shape of x."""
         return tuple(x_shape)
 
     def get_config(self):
@@ -241,9 +241,10 @@ class Attention(keras.layers.Layer):
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Turns pairs of features by angles that grow with the position (RoPE).
+    """Rotates pairs of features by angles that grow with the position (RoPE).
 
-    Pair i of H/2, of features i and i + H/2, turns by p / 10000^(2i/H) at position p.
+    At position p, pair i of H/2 (features i and i + H/2) is rotated by
+    p / 10000^(2i/H).
 
     Args:
         x: Queries or keys, `(B, T, N, H)`, H even.
@@ -264,25 +265,25 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="kit")
 class PositionEmbedding(keras.layers.Layer):
-    """Adds to each position a vector that says where it is.
+    """Adds to each position a vector that encodes the position.
 
     Args:
         max_length: Longest sequence.
         kind: `"learned"`, weights as in GPT-2 and BERT, or `"sinusoidal"`, the paper's
             sin(p / 10000^(2i/D)) and cosines. Defaults to `"learned"`.
-        embeddings_initializer: Of the learned vectors. Defaults to a normal
+        embeddings_initializer: Initializer of the learned vectors. Defaults to a normal
             distribution of standard deviation 0.02.
 
     Call arguments:
         x: Shape `(B, T, D)`.
-        start: Place of the first position, an integer or a tensor of one. Defaults
+        start: Index of the first position, an integer or a scalar tensor. Defaults
             to 0.
 
     Output shape: `(B, T, D)`.
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If `kind` is unknown, or a sequence longer than `max_length`.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `kind` is unknown, or a sequence is longer than `max_length`.
 
     Example:
 
@@ -327,7 +328,7 @@ class PositionEmbedding(keras.layers.Layer):
         return x + ops.cast(waves, x.dtype)
 
     def compute_output_shape(self, x_shape):
-        """Returns the shape of the outputs, which is that of x."""
+        """Returns the shape of x."""
         return tuple(x_shape)
 
     def get_config(self):
@@ -343,7 +344,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 class EncoderBlock(keras.layers.Layer):
-    """Self-attention, then a feed-forward network, each with its residual connection.
+    """Self-attention and a feed-forward network, each with a residual connection.
 
         x = x + dropout(attention(norm(x)))
         x = x + dropout(FFN(norm(x)))
@@ -351,17 +352,17 @@ class EncoderBlock(keras.layers.Layer):
     Args:
         num_heads: N.
         intermediate_dim: Width of the feed-forward network's hidden layer.
-        activation: Its activation. Defaults to `"gelu"`.
+        activation: Activation of the hidden layer. Defaults to `"gelu"`.
         dropout: Share of each sublayer's outputs to drop in training. Defaults to 0.
         normalize_first: `False` for LayerNorm after the residual connection, as in
             the paper and BERT: x = norm(x + dropout(attention(x))). Defaults to `True`.
-        epsilon: Of LayerNorm. Defaults to 1e-5.
+        epsilon: LayerNorm's epsilon. Defaults to 1e-5.
         rotary_length: See `Attention`.
 
     Call arguments:
         x: Shape `(B, T, D)`.
-        mask: Booleans `(B, T)`, `False` at padding, which nobody looks at; Keras passes
-            on an Embedding's.
+        mask: Booleans `(B, T)`, `False` at padding, which isn't attended to. Keras
+            passes an Embedding's mask on automatically.
 
     Output shape: `(B, T, D)`.
 
@@ -442,17 +443,17 @@ class EncoderBlock(keras.layers.Layer):
         return self.residual(x, self.feed_forward_norm, self.feed_forward, training)
 
     def feed_forward(self, x):
-        """FFN(x), of each position alone."""
+        """Returns FFN(x), for each position separately."""
         return self.output_dense(self.intermediate(x))
 
     def residual(self, x, norm, sublayer, training=None):
-        """Adds to x what a sublayer makes of it."""
+        """Applies a sublayer with its residual connection, LayerNorm and dropout."""
         if self.normalize_first:
             return x + self.dropout_layer(sublayer(norm(x)), training=training)
         return norm(x + self.dropout_layer(sublayer(x), training=training))
 
     def compute_output_shape(self, x_shape):
-        """Returns the shape of the outputs, which is that of x."""
+        """Returns the shape of x."""
         return tuple(x_shape)
 
     def get_config(self):
@@ -470,7 +471,7 @@ class EncoderBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kit")
 class DecoderBlock(EncoderBlock):
-    """An encoder block that doesn't look ahead, and may look at another sequence.
+    """An encoder block with causal attention and, optionally, cross-attention.
 
         x = x + dropout(causal_attention(norm(x)))
         x = x + dropout(cross_attention(norm(x), context))    if there is a context
@@ -481,9 +482,9 @@ class DecoderBlock(EncoderBlock):
     Call arguments:
         x: Shape `(B, T, D)`.
         context: The encoder's outputs, `(B, S, D)`. Defaults to `None`: no
-            cross-attention, as in GPT. It is decided when the block is built.
+            cross-attention, as in GPT. The first call decides which.
         mask: Booleans `(B, T)`, `False` at padding.
-        context_mask: Booleans `(B, S)`; Keras passes on both.
+        context_mask: Booleans `(B, S)`. Keras passes both masks on automatically.
 
     Output shape: `(B, T, D)`.
 
@@ -533,12 +534,10 @@ class DecoderBlock(EncoderBlock):
             was, now = (
                 ("without", "with") if context is not None else ("with", "without")
             )
-            raise ValueError(
-                f"{self.name}: built {was} a context to look at, called {now} one."
-            )
+            raise ValueError(f"{self.name}: built {was} a context, called {now} one.")
 
     def start(self, batch_size, length, context=None, context_mask=None):
-        """Returns the cache before the first step: empty, and the context's share."""
+        """Returns an empty cache, with the context's keys and values."""
         head = self.attention.query.units // self.num_heads
         shape = (batch_size, length, self.num_heads, head)
         self._check_context(context)
@@ -568,7 +567,7 @@ class DecoderBlock(EncoderBlock):
         return self.residual(x, self.feed_forward_norm, self.feed_forward), cache
 
     def compute_output_shape(self, x_shape, context_shape=None):
-        """Returns the shape of the outputs, which is that of x."""
+        """Returns the shape of x."""
         return tuple(x_shape)
 
 
@@ -581,12 +580,12 @@ def _check_length(length, longest):
 
 
 def _where_to_look(mask):
-    """A mask of padding (B, S) as one of attention (B, 1, 1, S)."""
+    """Turns a padding mask (B, S) into an attention mask (B, 1, 1, S)."""
     return None if mask is None else mask[:, None, None, :]
 
 
 def normal(stddev: float) -> keras.initializers.Initializer:
-    """Returns the initializer that GPT-2 and BERT have for their embeddings."""
+    """Returns the initializer of GPT-2's and BERT's embeddings."""
     checks.check("normal", locals(), ACCEPTED)
     return keras.initializers.RandomNormal(stddev=stddev)
 
@@ -621,15 +620,15 @@ def gpt(
         activation: Of the feed-forward networks. Defaults to `"gelu"`.
         positions: `"learned"` as in GPT-2, `"sinusoidal"` as in the paper, or
             `"rotary"`. Defaults to `"learned"`.
-        mask_zero: If `True`, token 0 stands for padding: the loss leaves it out.
+        mask_zero: If `True`, token 0 is padding, which the loss ignores.
         epsilon: Of LayerNorm. Defaults to 1e-5.
 
     Returns:
-        A `kit.Sequential` from integers `(B, T)` to logits `(B, T, V)` of the token
-        after each.
+        A `kit.Sequential` from integers `(B, T)` to logits `(B, T, V)` of each next
+        token.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If a number is out of range, `positions` unknown, or D not a
             multiple of N.
 
@@ -689,18 +688,18 @@ def bert(
         dropout: Share of the embeddings and of each sublayer's outputs to drop in
             training, in [0, 1). Defaults to 0.1.
         activation: Of the feed-forward networks. Defaults to `"gelu"`, the exact one.
-        num_segments: Number of texts that a sequence may hold. Defaults to 2.
-        padding_token: Token that nobody looks at. Defaults to 0.
+        num_segments: Number of texts that a sequence may contain. Defaults to 2.
+        padding_token: Token that isn't attended to. Defaults to 0.
         epsilon: Of LayerNorm. Defaults to 1e-12.
 
     Returns:
-        A `kit.Model` from a dict of `"token_ids"` and `"segment_ids"` (which text of
-        the sequence a token belongs to: 0, or 1 in the second), integers `(B, T)`, to
-        a dict of `"sequence_output"`, `(B, T, D)`, and `"pooled_output"`, `(B, D)`:
-        the first position through a Dense layer with tanh.
+        A `kit.Model` from a dict of `"token_ids"` and `"segment_ids"` (0 for tokens of
+        the sequence's first text, 1 for the second), integers `(B, T)`, to a dict of
+        `"sequence_output"`, `(B, T, D)`, and `"pooled_output"`, `(B, D)`: the first
+        position after a Dense layer with tanh.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If a number is out of range, or D not a multiple of N.
 
     Example:
@@ -756,14 +755,14 @@ def encoder_decoder(
     positions: str = "sinusoidal",
     epsilon: float = 1e-5,
 ) -> Model:
-    """Builds the paper's model, which writes a sequence about another one.
+    """Builds the paper's model, which maps a source sequence to a target sequence.
 
-    Token 0 stands for padding in both.
+    Token 0 is padding in both.
 
     Args:
-        source_vocabulary_size: V of the sequences that are read.
-        target_vocabulary_size: V of those that are written.
-        max_length: Longest sequence, of both.
+        source_vocabulary_size: V of the source.
+        target_vocabulary_size: V of the target.
+        max_length: Length of the longest source or target.
         num_layers: Number of blocks of the encoder, and of the decoder. Defaults to 2.
         num_heads: N. Defaults to 4.
         hidden_dim: D, a multiple of N. Defaults to 128.
@@ -774,12 +773,12 @@ def encoder_decoder(
         epsilon: Of LayerNorm. Defaults to 1e-5.
 
     Returns:
-        A `kit.Model` from a dict of `"source"`, `(B, S)`, and `"target"`, `(B, T)`:
-        the target, after a token that says start, without its last one; to logits
-        `(B, T, V)` of the next token after each. `translate` writes with it.
+        A `kit.Model` from a dict of `"source"`, `(B, S)`, and `"target"`, `(B, T)`,
+        the target with a start token before it and without its last token, to logits
+        `(B, T, V)` of each next token. `translate` generates with it.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If a number is out of range, `positions` unknown, or D not a
             multiple of N.
 
@@ -832,14 +831,14 @@ def encoder_decoder(
 def _embedding_layers(
     vocabulary_size, hidden_dim, max_length, positions, mask_zero, dropout
 ):
-    """Layers from integers (B, T) to vectors (B, T, D) that know where they stand."""
+    """Returns layers from integers (B, T) to vectors (B, T, D) with positions."""
     layers: list[Any] = [
         keras.layers.Embedding(
             vocabulary_size, hidden_dim, normal(0.02), mask_zero=mask_zero
         )
     ]
     if positions == "sinusoidal":
-        # Waves of size 1 would drown vectors of size 0.02.
+        # Embeddings of size 0.02 would vanish beside sines of size 1.
         layers[0].embeddings_initializer = normal(1.0)
     if positions != "rotary":
         layers.append(PositionEmbedding(max_length, positions))
@@ -857,24 +856,24 @@ def _check_sizes(name, arguments):
         )
 
 
-# --- Writing ----------------------------------------------------------------
+# --- Generation -------------------------------------------------------------
 
 
 def start(model: keras.Model, batch_size: int, length: int, context=None) -> list:
-    """Returns the cache of a model that has read nothing yet.
+    """Returns an empty cache, for a model that has read nothing yet.
 
     Args:
-        model: A model of `gpt`, or the decoder of one of `encoder_decoder`.
+        model: A model of `gpt`, or the decoder of an `encoder_decoder`.
         batch_size: B.
-        length: L, the most tokens that it is to hold.
-        context: What the decoder looks at, `(B, S, D)`, and its mask, `(B, S)` or
-            `None`. Defaults to `None`: nothing.
+        length: L, capacity of the cache in tokens.
+        context: A pair: the encoder's outputs `(B, S, D)`, and their mask, `(B, S)` or
+            `None`. Defaults to `None`: no context.
 
     Returns:
         A cache for each decoder block.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the model can't be run step by step, or `length` is more than
             its `max_length`.
     """
@@ -892,23 +891,23 @@ def start(model: keras.Model, batch_size: int, length: int, context=None) -> lis
 
 
 def step(model: keras.Model, tokens: Tensor, cache: list, position) -> tuple:
-    """Reads new tokens; what was read before is in the cache.
+    """Reads new tokens; the cache has the earlier ones.
 
     The logits are those of `model(all tokens so far)` at the new positions, if there is
-    no padding among them. Compile it: the second line of the example.
+    no padding among them. Compile it: see the second line of the example.
 
     Args:
         model: As in `start`.
         tokens: Integers `(B, T)`: one each, or a whole prompt at once.
         cache: From `start` or the last `step`.
-        position: Place of the first of them: an integer, or a tensor of one. It may
-            not be beyond the cache's length: inside a compiled program nobody checks.
+        position: Index of the first new token: an integer, or a scalar tensor. It must
+            be within the cache's length, which compiled programs don't check.
 
     Returns:
         Logits `(B, T, V)`, and the new cache.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the model can't be run step by step.
 
     Example:
@@ -949,32 +948,32 @@ def generate(
     seed: int = 0,
     use_cache: bool = True,
 ) -> Tensor:
-    """Continues sequences of integers, each token drawn from what the model expects.
+    """Continues sequences of integers by sampling tokens from the model's predictions.
 
-    A compiled loop that carries the cache: a token costs one step. A text may grow
-    beyond the model's `max_length`: when the cache is full, the model reads the last
-    half of it again, and forgets the rest.
+    A compiled loop carries the cache: a token costs one step. A text may grow beyond
+    the model's `max_length`: when the cache is full, the model reads the last half of
+    it again, and forgets the rest.
 
     Args:
         model: A model of `gpt`.
         prompt: Integers of shape `(B, P)`, at least one each.
-        length: Number of tokens to draw.
-        temperature: Logits are divided by it: below 1, likely tokens become
-            likelier; 0 takes the likeliest. Defaults to 1.
-        top_k: Draw from the k likeliest tokens only. Defaults to `None`, all.
+        length: Number of tokens to generate.
+        temperature: Divides the logits: below 1, probable tokens become more probable;
+            0 always takes the most probable one. Defaults to 1.
+        top_k: Sample from the k most probable tokens only. Defaults to `None`, all.
         seed: Integer.
-        use_cache: `False` reads the whole text again for each token: slower, and the
+        use_cache: `False` reads the whole text again for each token: slower, with the
             same tokens up to rounding. Defaults to `True`.
 
     Returns:
-        The tokens drawn, int32 of shape `(B, length)`; the same on every backend up
-        to rounding. Never 0 where that stands for padding (`mask_zero`).
+        The generated tokens, int32 of shape `(B, length)`; the same on every backend up
+        to rounding. Never 0 if that is padding (`mask_zero`).
 
     Raises:
-        TypeError: If an argument has another type.
-        ValueError: If the model can't be run step by step, or reads less than two
-            tokens at once; if `prompt` isn't `(B, P)` integers that the model knows,
-            or holds padding; if a number is out of its range.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the model can't be run step by step, or reads fewer than two
+            tokens at once; if `prompt` isn't `(B, P)` integers of the vocabulary, or
+            contains padding; if a number is out of its range.
 
     Example:
 
@@ -1001,7 +1000,7 @@ def generate(
         seen = text
         if seen.shape[1] >= longest:
             seen = text[:, -max(1, longest // 2) :]
-        # The last piece is as long as those before: no program is compiled for it.
+        # The last piece is as long as the others, to reuse their compiled program.
         count = longest - seen.shape[1]
         if text is prompt:
             count = min(count, length)
@@ -1059,24 +1058,24 @@ def translate(
     beam_width: int = 1,
     length_penalty: float = 0.0,
 ) -> Tensor:
-    """Writes the likeliest target sequences, greedily or by beam search.
+    """Generates the most probable target sequences, greedily or by beam search.
 
     The source is read once; then each token costs one step.
 
     Args:
         model: A model of `encoder_decoder`.
         source: Integers `(B, S)`, zeros where there is padding.
-        start_token: Token that every target was begun with in training.
+        start_token: Token at the beginning of each target in training.
         end_token: Token that ends a target.
-        length: Most tokens to write, with the end.
-        beam_width: Beginnings that are pursued side by side. Defaults to 1: greedy.
+        length: Largest number of tokens to generate, including the end token.
+        beam_width: Number of candidates that beam search keeps. Defaults to 1: greedy.
         length_penalty: See `kit.decoding.beam_search`. Defaults to 0.
 
     Returns:
         Tokens, int32 `(B, length)`: the best sequence, its end token, zeros.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the model isn't of `encoder_decoder`, or a number is out of its
             range.
 
@@ -1113,8 +1112,8 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
         mask = ops.repeat(source != 0, beam_width, axis=0)
         cache = start(decoder, batch_size * beam_width, length, (context, mask))
 
-        # Beams change places, and their own keys and values with them; what they look
-        # at in the source is the same for all.
+        # Beams are reordered, together with their own keys and values; the keys and
+        # values of the source are the same for all beams.
         def read(token, own, position):
             blocks = [
                 block | {"own": keys_values}
@@ -1139,7 +1138,7 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
 
 
 def _layers(model):
-    """The layers that tokens go through, one after the other, after a check."""
+    """Returns the layers in order, after a check that they can run step by step."""
     layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
     for layer in layers:
         if not isinstance(layer, (DecoderBlock, PositionEmbedding, *POINTWISE)):

@@ -1,20 +1,21 @@
-"""Codes for handwritten digits, by autoencoders: plain, denoising and variational.
+"""Compresses handwritten digits with autoencoders: plain, denoising and variational.
 
-What there is to learn here: how a network finds short codes by itself, why that beats
-principal component analysis (PCA), and what codes are good for: to map data, to clean
-it, to find what doesn't belong to it, to make more of it (`kit/autoencoder.py`).
+You will learn: how a network finds short codes by itself, why they beat principal
+component analysis (PCA), and what they are good for: mapping data, removing noise,
+detecting anomalies, generating new data (`kit/autoencoder.py`).
 
     KERAS_BACKEND=jax python recipes/autoencoder.py
     KERAS_BACKEND=jax python recipes/autoencoder.py --latent-dim 2
     KERAS_BACKEND=torch python recipes/autoencoder.py --variant denoising
     KERAS_BACKEND=tensorflow python recipes/autoencoder.py --variant variational
 
-To expect on two cores, in half a minute (JAX, seed 0): on the test images a mean
+Expected result on two cores, in half a minute (JAX, seed 0): on the test images a mean
 squared error of 0.0051 with 64 numbers (PCA 0.0080) and 0.045 with two (PCA 0.055);
-noise brought from 6.0 to 18.4 dB (PCA 16.8, Wiener filter 17.5); anomalies found with
-an AUROC of 0.86 (PCA 0.68). The variational one pays for its samples: its error with
-64 numbers, 0.011, is above PCA's. The anomalies are fours, and which class is left out
-matters: ones, which are simple, got less than 0.5 (on training images, in a trial).
+noisy images improve from 6.0 to 18.4 dB (PCA 16.8, Wiener filter 17.5); anomalies are
+detected with an AUROC of 0.86 (PCA 0.68). The variational autoencoder pays for its
+samples: its error with 64 numbers, 0.011, is above PCA's. The anomalies are fours, and
+the choice of the class matters: ones, which are simple, got less than 0.5 (on training
+images, in a trial).
 
 Every baseline is PCA with as many numbers in its code, fitted to the same images; its
 reconstructions are clipped to [0, 1], which helps it. A validation part of the
@@ -49,7 +50,7 @@ Variant = Literal["plain", "denoising", "variational"]
 IMAGE_SHAPE = (28, 28)
 LABEL: Any = {"weight": "bold", "bbox": {"facecolor": "white", "alpha": 0.7, "pad": 1}}
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Autoencoder",
     "place": 9,
@@ -79,31 +80,33 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains an autoencoder, and reports what its codes are good for.
+    """Trains an autoencoder and compares its codes with PCA.
 
     Args:
-        variant: "denoising" removes noise, "variational" makes new images.
-        dataset: "mnist_5k" is there; Keras downloads "mnist" and "fashion_mnist".
+        variant: "denoising" removes noise, "variational" generates new images.
+        dataset: "mnist_5k" needs no download; Keras downloads "mnist" and
+            "fashion_mnist".
         latent_dim: Numbers in a code; 2 gives a map of the images.
         units: Sizes of the encoder's hidden layers; the decoder's are the reverse.
         activation: Activation of the hidden layers.
-        noise_stddev: Noise for "denoising"; pixels lie in [0, 1].
+        noise_stddev: Standard deviation of the noise for "denoising"; pixels lie in
+            [0, 1].
         beta: Weight of the divergence for "variational".
-        anomaly_class: A second autoencoder is trained without this class, and has to
-            tell it from the others by its reconstruction errors.
-        anomaly_latent_dim: Numbers in a code of the second one. Few: with many,
-            it reconstructs what it has never seen as well.
-        epochs: Times to go through the training images.
+        anomaly_class: Class to detect as an anomaly. A second autoencoder is trained
+            without it; the reconstruction error is the anomaly score.
+        anomaly_latent_dim: Numbers in a code of the second autoencoder. Few: with
+            many, it also reconstructs the class that it has never seen.
+        epochs: Passes over the training images.
         batch_size: Images in a gradient step.
-        learning_rate: Step size of Adam at the start; it falls to 0 as a cosine.
-        seed: Seed of everything that is drawn.
+        learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/autoencoder-<backend>-<seed> if not
             given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run(
         "autoencoder", seed=seed, output_dir=output_dir, resume=resume, config=locals()
@@ -148,7 +151,7 @@ def main(
     )
     model.save(run.output_dir / "model.keras")
 
-    # PCA is the best that a code of this size can do linearly.
+    # PCA is the best linear code of this size.
     pca = PCA(latent_dim, random_state=seed).fit(data.x_train)
     shown = {"original": data.x_test}
     if variant == "denoising":
@@ -168,7 +171,7 @@ def main(
     if isinstance(model, VariationalAutoencoder):
         metrics["negative_elbo"] = float(ops.mean(model.negative_elbo(data.x_test)))
 
-    # Anomalies: the left-out class among those that were trained on.
+    # Anomalies: the left-out class among the classes that were trained on.
     detector = make(anomaly_latent_dim)
     known = data.x_train[data.y_train != anomaly_class]
     train(detector, known, backup=run.backup("detector"), **fit_options)
@@ -198,7 +201,7 @@ def main(
 
 
 def load_images(dataset: str) -> Split:
-    """Returns images as rows of numbers in [0, 1]: put your own data here."""
+    """Returns images as rows of numbers in [0, 1]. Replace it to use your own data."""
     data = images(dataset)
     x_train, x_test = (
         x.reshape(len(x), -1).astype("float32") / 255
@@ -218,16 +221,16 @@ def train(
     backup: kit.BackupAndRestore,
     verbose: int,
 ) -> tuple[keras.callbacks.History, float]:
-    """Trains on nine tenths of x, and keeps the epoch that was best on the last.
+    """Trains on nine tenths of x; keeps the epoch that is best on the last tenth.
 
     Returns:
-        The history, and the images per second in the median epoch.
+        The history, and the images per second of the median epoch.
     """
     kit.initialize_weights(model, seed)  # the same start on every backend
     valid = x[-max(1, len(x) // 10) :]
     x, target = x[: -len(valid)], valid
-    if isinstance(model, DenoisingAutoencoder):  # validated on what it is for
-        # Not the noise of the test images.
+    if isinstance(model, DenoisingAutoencoder):  # validate on the variant's task
+        # Not the noise that the test images get.
         (noise_seed,) = kit.random.split_seed(seed, 1)
         valid = add_noise(valid, model.noise_stddev, noise_seed)
     steps = epochs * -(-len(x) // batch_size)
@@ -250,18 +253,18 @@ def train(
 
 
 def add_noise(x: np.ndarray, stddev: float, seed: int) -> np.ndarray:
-    """Adds normal noise; NumPy's, so that every backend is tested on the same."""
+    """Adds normal noise from NumPy, so that all backends get the same noise."""
     noise = np.random.default_rng(seed).normal(size=x.shape)
     return (x + stddev * noise).astype("float32")
 
 
 def reconstruct(pca: PCA, x: np.ndarray) -> np.ndarray:
-    """Projects onto the principal components; pixels are known to be in [0, 1]."""
+    """Projects onto the principal components and clips to the pixels' range [0, 1]."""
     return np.clip(pca.inverse_transform(pca.transform(x)), 0, 1)
 
 
 def wiener_filter(x_train: np.ndarray, noisy: np.ndarray, stddev: float) -> np.ndarray:
-    """Shrinks each component by its signal's share: the best linear denoiser."""
+    """Scales each component by signal / (signal + noise): best linear denoiser."""
     pca = PCA().fit(x_train)
     signal = pca.explained_variance_
     codes = pca.transform(noisy) * signal / (signal + stddev**2)
@@ -289,10 +292,10 @@ def draw_rows(run: Run, name: str, rows: dict[str, np.ndarray]) -> None:
 
 
 def draw_map(run: Run, model: Autoencoder, pca: PCA, data: Split) -> None:
-    """Draws the test images' codes, beside their first two principal components."""
+    """Plots the test images' codes beside their first two principal components."""
     codes = ops.convert_to_numpy(model.encode(data.x_test))
     what = "Codes"
-    if model.latent_dim > 2:  # seen from where they are spread widest
+    if model.latent_dim > 2:  # project onto the directions of largest variance
         codes = PCA(2).fit_transform(codes)
         what = f"Codes of {model.latent_dim} numbers, two principal components"
     panels = {what: codes, "PCA of the pixels": pca.transform(data.x_test)[:, :2]}
@@ -311,7 +314,7 @@ def draw_map(run: Run, model: Autoencoder, pca: PCA, data: Split) -> None:
 
 
 def draw_walk(run: Run, model: Autoencoder, x: np.ndarray) -> None:
-    """Draws what the decoder makes of the codes between those of two images."""
+    """Draws decoded codes on the line between the codes of two images."""
     codes = ops.convert_to_numpy(model.encode(x))
     way = np.linspace(0, 1, 10)[:, None]
     rows = {
@@ -322,7 +325,7 @@ def draw_walk(run: Run, model: Autoencoder, x: np.ndarray) -> None:
 
 
 def draw_errors(run: Run, error, is_anomaly, anomaly_class: int, auroc: float) -> None:
-    """Draws the distribution of the reconstruction errors, known and unknown."""
+    """Plots the distribution of reconstruction errors, known and unknown class."""
     with run.figure("anomalies.png", figsize=(7, 4)) as figure:
         axes = figure.add_subplot()
         bins = np.histogram_bin_edges(error, 30)
@@ -337,7 +340,7 @@ def draw_errors(run: Run, error, is_anomaly, anomaly_class: int, auroc: float) -
 
 
 def draw_history(run: Run, history: keras.callbacks.History) -> None:
-    """Draws the loss over the epochs."""
+    """Plots the loss over the epochs."""
     with run.figure("learning_curve.png", figsize=(7, 4)) as figure:
         axes = figure.add_subplot()
         axes.plot(history.history["loss"], label="training")

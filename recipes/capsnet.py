@@ -1,18 +1,18 @@
 """Recognizes turned and shifted digits, by a capsule network and by a CNN.
 
-What there is to learn here: capsules and their routing (`kit/capsnet.py`), how to test
-a network on what it has not been trained for, and how to compare two kinds of networks
-fairly: as many parameters, the same images, the same training; and a second CNN that
-has the same convolutions.
+You will learn: capsules and their routing (`kit/capsnet.py`), how to test a network on
+images unlike those it was trained on, and how to compare two kinds of networks fairly:
+as many parameters, the same images, the same training, and a second CNN with the same
+convolutions.
 
     KERAS_BACKEND=jax python recipes/capsnet.py
     KERAS_BACKEND=torch python recipes/capsnet.py --routings 1 --ablation
     KERAS_BACKEND=tensorflow python recipes/capsnet.py --architecture paper --epochs 5
 
-Both are trained on digits that stand nearly upright and in the middle: turned by up to
-11 degrees, shifted by up to 2 pixels each way, slanted and warped a little, at random.
-They are tested on digits as they are, and on transformed ones: turned by 15 to 40
-degrees and shifted by 3 to 5 pixels, which neither has ever seen.
+All models are trained on nearly upright, centred digits: turned by up to 11 degrees,
+shifted by up to 2 pixels each way, slanted and warped a little, at random. They are
+tested on the original test digits, and on transformed ones: turned by 15 to 40 degrees
+and shifted by 3 to 5 pixels, which no model has ever seen.
 
 Do capsules win? Accuracy in %, JAX, seed 0:
 
@@ -20,26 +20,26 @@ Do capsules win? Accuracy in %, JAX, seed 0:
 |---|---|---|---|---|
 | capsules, 3 steps of routing | 99.3 | 78.8 | 89.6 | 95.5 |
 | 2 steps | 99.2 | 80.4 | 89.6 | 95.9 |
-| 1 step, which is none | 98.9 | 79.8 | 89.2 | 96.2 |
+| 1 step: no routing | 98.9 | 79.8 | 89.2 | 96.2 |
 | CNN of as many parameters | 99.3 | 71.8 | 89.1 | 90.6 |
 | the capsules' convolutions, averaged over places | 99.1 | 79.7 | 90.3 | 93.5 |
 
 On PyTorch, seeds 0 to 2, the transformed digits: capsules 79.3, 79.6, 80.6; CNN 71.1,
 72.0, 73.0; averaged convolutions 76.5, 79.1, 79.3.
 
-They are ahead of the CNN, in shifts. But it isn't the routing that does it, as one step
-does as well, and hardly the capsules: their convolutions alone, with what they find
-averaged over all places, do as well too. (The capsule network was chosen among six on
-held-out training digits, the CNN wasn't tuned; with 5 x 5 filters and weights of its
-own for each place, as in the paper, it had been no better than a CNN, 67.9 against
-68.1 % there.) Nor does its decoder draw more than the mean of each class after so few
-steps: poses.png changes little.
+Capsules beat the CNN, on shifted digits. The cause is not the routing, as one step does
+as well, and hardly the capsules: their convolutions alone, averaged over all places, do
+as well too. (The capsule network was chosen among six on held-out training digits; the
+CNN wasn't tuned. With 5 x 5 filters and separate weights for each place, as in the
+paper, it had been no better than a CNN on those: 67.9 against 68.1 %.) The
+decoder draws little more than the mean of each class after so few steps, so poses.png
+changes little.
 
-Paper: Sabour, Frosst and Hinton, 2017, https://arxiv.org/abs/1710.09829. New here:
+Paper: Sabour, Frosst and Hinton, 2017, https://arxiv.org/abs/1710.09829. Differences:
 more and smaller convolutions with batch normalization, so that it trains on a CPU;
-weights that all places share; more changes of the training images than shifts, there
-being few; a learning rate that falls. To choose settings, compare them with
-`--validation 0.25`: so the convolutions were.
+weights that all places share; more augmentation than shifts, as there are few training
+images; a decaying learning rate. To choose settings, compare them with
+`--validation 0.25`, as was done for the convolutions.
 """
 
 from pathlib import Path
@@ -55,18 +55,17 @@ from kit.cnn import RandomAffine
 from kit.data.vision import Split, images
 from kit.lab.run import Run, command_line
 
-# What training shows: up to 0.03 turns, and 7 % of 28 pixels up, down and sideways.
+# Augmentation in training: up to 0.03 turns, and 7 % of 28 pixels in each axis.
 TRAIN_DEGREES, TRAIN_PIXELS = 0.03 * 360, 0.07 * 28
-# What the transformed test digits get: beyond that, in any direction.
+# The transformed test digits lie beyond that, in any direction.
 DEGREES, PIXELS = (15.0, 40.0), (3.0, 5.0)
 
 
 def load_data(dataset: str, validation: float) -> Split:
-    """Returns images to train and to test on.
+    """Returns training and test images. Replace it to use your own data.
 
-    For images of your own: uint8 arrays (N, height, width, channels), and their
-    classes as integers from 0 on. With `validation`, the images to "test" on are a
-    part of the training images.
+    Return uint8 arrays (N, height, width, channels), and their classes as integers
+    that start at 0. With `validation`, a part of the training images is the test set.
     """
     data = images(dataset)
     if not validation:
@@ -76,7 +75,7 @@ def load_data(dataset: str, validation: float) -> Split:
     return Split(x[:first], y[:first], x[first:], y[first:])
 
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Capsule network",
     "place": 12,
@@ -106,28 +105,28 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains capsules and a CNN, and reports how well they recognize images.
+    """Trains a capsule network and CNNs, and compares their accuracy.
 
     Args:
-        dataset: "mnist_5k" needs no download: 4,000 digits to train on, 1,000 to test
-            on. Keras downloads the others.
+        dataset: "mnist_5k" needs no download: 4,000 training and 1,000 test digits.
+            Keras downloads the others.
         architecture: "paper" has the sizes of the paper, and takes hours on a CPU.
         routings: Steps of routing by agreement.
         reconstruction_weight: Weight of the decoder's summed squared error.
-        ablation: Further numbers of routing steps to train a capsule network with.
-            Nothing after `--ablation` trains none.
-        epochs: How often to go through the training images.
+        ablation: Further numbers of routing steps; one more capsule network is trained
+            for each. `--ablation` with nothing after it trains none.
+        epochs: Passes over the training images.
         batch_size: Images in a gradient step.
         learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
-        validation: Share of the training images to hold out and to test on, in place
-            of the test images: to choose settings by.
-        seed: Seed of everything that is drawn.
+        validation: Share of the training images to hold out and to test on instead of
+            the test images. Use it to choose settings.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/capsnet-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run(
         "capsnet", seed=seed, output_dir=output_dir, resume=resume, config=locals()
@@ -167,8 +166,8 @@ def main(
     model, history = train_capsnet(routings)
     model.save(run.output_dir / "model.keras")
 
-    # Its peer: as many parameters, decoder included, and the same images in the same
-    # order. What makes CNNs good (pooling, normalization, dropout) it may have.
+    # The CNN to compare with: as many parameters, decoder included, the same images in
+    # the same order. It may use what makes CNNs good: pooling, normalization, dropout.
     network = cnn_of_size(shape, num_classes, model.count_params())
     cnn = kit.Sequential(
         [keras.Input(shape), preprocessing(shape, seed), network], name="baseline"
@@ -180,7 +179,7 @@ def main(
         backup=run.backup("cnn"),
         **options,
     )
-    # And one that tells what the capsules do from what the convolutions do.
+    # A second CNN separates the effect of the capsules from that of the convolutions.
     pooled = without_capsules(model, num_classes, seed)
     train(
         pooled,
@@ -230,7 +229,7 @@ def main(
 
 
 def preprocessing(shape: tuple[int, ...], seed: int) -> kit.Sequential:
-    """Returns layers that bring images to [0, 1], and change them in training."""
+    """Returns layers that scale images to [0, 1], and augment them in training."""
     change = RandomAffine(
         rotation_factor=TRAIN_DEGREES / 360,
         translation_factor=TRAIN_PIXELS / 28,
@@ -243,7 +242,7 @@ def preprocessing(shape: tuple[int, ...], seed: int) -> kit.Sequential:
 
 
 def cnn_of_size(shape: tuple[int, ...], num_classes: int, size: int) -> kit.Sequential:
-    """Returns a CNN of about `size` parameters, and no fewer."""
+    """Returns a CNN of at least `size` parameters, and little more."""
     filters = 1
     while True:
         model = kit.cnn(
@@ -256,16 +255,16 @@ def cnn_of_size(shape: tuple[int, ...], num_classes: int, size: int) -> kit.Sequ
         )
         if model.count_params() >= size:
             return model
-        # Weights grow with the square at most: this never steps too far.
+        # Parameters grow at most with the square of the filters: never overshoots.
         growth = (size / model.count_params()) ** 0.5
         filters = max(filters + 1, int(0.95 * filters * growth))
 
 
 def without_capsules(model: CapsNet, num_classes: int, seed: int) -> kit.Sequential:
-    """Returns a CNN of the capsule network's convolutions, without its capsules.
+    """Returns a CNN with the capsule network's convolutions, without its capsules.
 
-    The convolution of the primary capsules is one like the others; what it finds is
-    averaged over all places, and a Dense layer names the class.
+    The primary capsules' convolution is used as an ordinary one. Its output is averaged
+    over all places, and a Dense layer classifies it.
     """
     capsules, primary = model.capsules, model.capsules.layers[-2]
     stem = keras.models.clone_model(keras.Model(capsules.input, primary.input))
@@ -302,7 +301,7 @@ def train(
     backup: kit.BackupAndRestore,
     verbose: int,
 ) -> keras.callbacks.History:
-    """Trains capsules or a CNN in the same way, from the seed on."""
+    """Trains a capsule network or a CNN, in the same way and from the same seed."""
     kit.set_random_seed(seed)  # the same order of the images for each model
     kit.initialize_weights(model, seed)
     steps = epochs * -(-len(data.x_train) // batch_size)
@@ -328,7 +327,7 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
 def transform(
     x: np.ndarray, degrees: tuple[float, float], pixels: tuple[float, float], seed: int
 ) -> np.ndarray:
-    """Turns and shifts each image at random, by amounts between the given ones.
+    """Turns and shifts each image by random amounts in the given ranges.
 
     Args:
         x: Images (N, height, width, channels).
@@ -337,7 +336,7 @@ def transform(
         seed: Seed of the draws.
 
     Returns:
-        Images of the same shape and dtype, zero where nothing was.
+        Images of the same shape and dtype; uncovered pixels are zero.
     """
     rng = np.random.default_rng(seed)
     angles = np.radians(rng.uniform(*degrees, len(x)) * rng.choice([-1, 1], len(x)))
@@ -355,7 +354,7 @@ def transform(
                 turn,
                 centre - turn @ (centre + shift),
                 output=changed[i, ..., channel],
-                order=1,  # linear, like the changes of the training images
+                order=1,  # linear, like the augmentation of the training images
             )
     return changed
 
@@ -363,7 +362,7 @@ def transform(
 def draw_robustness(
     run: Run, models: dict[str, keras.Model], data: Split, seed: int
 ) -> None:
-    """Draws accuracy over angle, and over shift; what training showed is grey."""
+    """Plots accuracy over angle and over shift; the range seen in training is grey."""
     x, y = data.x_test[:500], data.y_test[:500]
     angles, shifts = np.arange(0, 61, 10), np.arange(0, 9, 1)
     panels: list[Any] = [
@@ -392,7 +391,7 @@ def draw_robustness(
 def draw_reconstructions(
     run: Run, model: CapsNet, data: Split, transformed: np.ndarray
 ) -> None:
-    """Draws images, and what the decoder makes of their longest capsules."""
+    """Draws images, and the reconstructions from their longest capsules."""
     first = [int(np.argmax(data.y_test == c)) for c in np.unique(data.y_test)]
     rows: list[Any] = []
     for name, x in (("test", data.x_test[first]), ("transformed", transformed[first])):
@@ -415,17 +414,17 @@ def draw_reconstructions(
 
 
 def draw_poses(run: Run, model: CapsNet, data: Split, klass: int = 5) -> None:
-    """Draws what becomes of an image when one number of its capsule changes."""
+    """Draws reconstructions of an image as one number of its capsule changes."""
     image = data.x_test[np.argmax(data.y_test == klass)]
     v = model.predict(image[None], verbose=0)["capsules"]
-    changes = np.linspace(-0.25, 0.25, 11)  # those of the paper
+    changes = np.linspace(-0.25, 0.25, 11)  # as in the paper
     dims = v.shape[2]
     swept = np.repeat(v, dims * len(changes), axis=0)
     for i, (dim, change) in enumerate(np.ndindex(dims, len(changes))):
         swept[i, klass, dim] += changes[change]
     y = np.full(len(swept), klass, "int32")
     drawn = keras.ops.convert_to_numpy(model.decode(swept, y))
-    # The numbers that change the image most come first.
+    # Sorted: the numbers that change the image most come first.
     drawn = drawn.reshape(dims, len(changes), *image.shape)
     effects = np.abs(drawn[:, -1] - drawn[:, 0]).mean(axis=(1, 2, 3))
     with run.figure("poses.png", figsize=(7, 0.62 * dims + 0.8)) as figure:

@@ -1,22 +1,22 @@
 """Recognizes handwritten digits, by a convolutional network.
 
-What there is to learn here: a network of convolutions (`kit/cnn.py`), how few images
-it needs when it sees them turned, shifted and warped in ever new ways, and how to look
-at what it still gets wrong.
+You will learn: how to build a convolutional network (`kit/cnn.py`), how few images it
+needs when augmentation turns, shifts and warps them anew in each epoch, and how to look
+at the mistakes that remain.
 
     KERAS_BACKEND=jax python recipes/cnn.py
     KERAS_BACKEND=torch python recipes/cnn.py --seed 3 --validation 0.2
     KERAS_BACKEND=tensorflow python recipes/cnn.py --dataset cifar10 \
         --filters 64 128 256 --units 256
 
-To expect on two cores: 98.9 to 99.5 % of the 1,000 test digits (seeds 0 to 2 on each
-backend), in one to four minutes, the cores being busy; 4,000 are there to train on. A
-support vector machine reaches 96.1 %.
+Expected result: 98.9 to 99.5 % of the 1,000 test digits (seeds 0 to 2 on each backend)
+from 4,000 training digits, in one to four minutes on two busy cores. A support vector
+machine reaches 96.1 %.
 
-Paper: LeCun et al., 1998, https://doi.org/10.1109/5.726791. New here are ReLU, Adam,
+Paper: LeCun et al., 1998, https://doi.org/10.1109/5.726791. Differences: ReLU, Adam,
 dropout, batch normalization, and elastic warps of the images (Simard et al., 2003,
 https://doi.org/10.1109/ICDAR.2003.1227801). To choose settings, compare them with
-`--validation 0.25`: so `padding` was chosen; the others are common values, not tuned.
+`--validation 0.25`. Only `padding` was chosen so; the others are common values.
 """
 
 import math
@@ -44,17 +44,17 @@ NAMES = {
 
 
 def load_data(dataset: str) -> tuple[Split, list[str]]:
-    """Returns images to train and to test on, and the names of the classes.
+    """Returns training and test images, and the names of the classes.
 
-    For images of your own: uint8 arrays (N, height, width, channels), and their
-    classes as integers from 0 on.
+    To use your own data, return uint8 arrays (N, height, width, channels), and their
+    classes as integers that start at 0.
     """
     return images(dataset), NAMES[dataset].split()
 
 
 def augmentation(dataset: str, seed: int) -> list[keras.layers.Layer]:
-    """Returns layers that change images in training, but not what they show."""
-    if "fashion" in dataset or "cifar" in dataset:  # in a mirror still what they are
+    """Returns layers that change images in training, but not their class."""
+    if "fashion" in dataset or "cifar" in dataset:  # a mirror image has the same class
         return [
             keras.layers.RandomFlip("horizontal", seed=seed),
             RandomAffine(
@@ -73,7 +73,7 @@ def augmentation(dataset: str, seed: int) -> list[keras.layers.Layer]:
     ]
 
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Convolutional network",
     "place": 2,
@@ -106,31 +106,31 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains a CNN and reports how well it recognizes images it hasn't seen.
+    """Trains a CNN and evaluates it on images that it hasn't seen.
 
     Args:
-        dataset: "mnist_5k" needs no download: 4,000 digits to train on, 1,000 to test
-            on. Keras downloads the others.
+        dataset: "mnist_5k" needs no download: 4,000 training and 1,000 test digits.
+            Keras downloads the others.
         filters: Number of filters of each convolution.
         units: Sizes of the hidden Dense layers.
-        padding: "same" keeps the rim that a convolution takes from the image.
+        padding: "same" pads each convolution's input, so that images keep their rim.
         dropout: Share of the inputs of each Dense layer to drop in training.
         batch_normalization: Normalize the outputs of the convolutions.
         augment: Change the images at random in training.
-        epochs: How often to go through the training images.
+        epochs: Passes over the training images.
         batch_size: Images in a gradient step.
         learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
-        validation: Share of the training images to hold out, to choose settings by;
+        validation: Share of the training images to hold out for choosing settings;
             metrics.json then has `validation_accuracy`.
-        svc_examples: Most training images to give the support vector machine, whose
-            time grows with the square of their number.
-        seed: Seed of everything that is drawn.
+        svc_examples: Largest number of training images for the support vector machine,
+            whose time grows with its square.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/cnn-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("cnn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
@@ -145,7 +145,7 @@ def main(
     data, names = load_data(dataset)
     x_train, y_train, x_test, y_test = data
 
-    # The model takes raw images: whoever loads it has nothing to prepare.
+    # The model takes raw images, so that a loaded model needs no preprocessing.
     shape = x_train.shape[1:]
     changes = augmentation(dataset, seed) if augment else []
     network = kit.cnn(
@@ -186,8 +186,8 @@ def main(
     if validation:
         metrics["validation_accuracy"] = history.history["val_accuracy"][-1]
 
-    # The peer without a notion of images: every pixel is a feature for itself.
-    svc = SVC(C=10.0)  # with the RBF kernel, its width from the variance of the pixels
+    # The baseline doesn't know that these are images: each pixel is a feature.
+    svc = SVC(C=10.0)  # RBF kernel; its width is set by the pixels' variance
     svc.fit(
         x_train[:svc_examples].reshape(-1, math.prod(shape)) / 255.0,
         y_train[:svc_examples],
@@ -210,7 +210,7 @@ def main(
 def draw_confusion_matrix(
     run: Run, y_test: np.ndarray, y_pred: np.ndarray, names: list[str]
 ) -> None:
-    """Draws how many images of each class were taken for which; mistakes in red."""
+    """Plots the confusion matrix; mistakes are red."""
     counts = confusion_matrix(y_test, y_pred, labels=range(len(names)))
     mistakes = counts - np.diag(np.diag(counts))
     with run.figure("confusion_matrix.png", figsize=(6, 6)) as figure:
@@ -238,7 +238,7 @@ def draw_mistakes(
     names: list[str],
     number: int = 16,
 ) -> None:
-    """Draws the mistakes of which the network was surest."""
+    """Draws the mistakes with the highest predicted probability."""
     y_pred, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(y_pred != y_test)
     worst = wrong[np.argsort(-confidence[wrong])][:number]
@@ -259,7 +259,7 @@ def draw_mistakes(
 def draw_augmentation(
     run: Run, x: np.ndarray, changes: list[keras.layers.Layer]
 ) -> None:
-    """Draws training images (left), and what augmentation makes of them (right)."""
+    """Draws training images (left column) and augmented copies of them."""
     with run.figure("augmentation.png", figsize=(7, 8)) as figure:
         columns: list[Any] = [x]
         for _ in range(6):

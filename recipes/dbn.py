@@ -1,15 +1,16 @@
-r"""Learns from images without labels first, then from few labels: deep belief network.
+r"""Pretrains a deep belief network without labels, then fine-tunes it with few labels.
 
-What there is to learn here: how restricted Boltzmann machines learn by contrastive
-divergence, one upon the other (`kit/dbn.py`), and what that is for: images are cheap,
-their labels are not. A network that starts from what the stack has learned is compared
-with the same network that starts from random weights, at several numbers of labels.
+You will learn: how restricted Boltzmann machines learn by contrastive divergence, each
+on the output of the one below (`kit/dbn.py`), and what pretraining is for: images are
+cheap, labels are not. The recipe compares a network that starts from the pretrained
+stack with the same network that starts from random weights, at several numbers of
+labels.
 
     KERAS_BACKEND=jax python recipes/dbn.py
     KERAS_BACKEND=torch python recipes/dbn.py --dataset nudged_digits --labels 50 200
     KERAS_BACKEND=tensorflow python recipes/dbn.py --units 1000 --no-persistent
 
-Test accuracy in %, JAX, seed 0, a hundred seconds on two busy cores:
+Expected result: test accuracy in %, JAX, seed 0, in 100 seconds on two busy cores:
 
 | labelled images | 100 | 500 | 4,000 |
 |---|---|---|---|
@@ -19,20 +20,20 @@ Test accuracy in %, JAX, seed 0, a hundred seconds on two busy cores:
 | logistic regression on pixels | 73.8 | 86.1 | 91.4 |
 
 Pretraining gains most where labels are few. (scikit-learn's RBM has the same number of
-units, rate and epochs as the first of ours; it wasn't tuned for itself.) What the
-network makes up, samples.png, has too many sixes: chains that long stay where the
-model is most sure of itself.
+units, learning rate and epochs as the first RBM here; it wasn't tuned separately.) The
+generated images in samples.png contain too many sixes: Markov chains that run so long
+stay where the model's probability is highest.
 
-Every method gets the same labelled images, a fifth of which (a tenth, if all images are
-labelled) serve for validation: they stop the networks' training and choose the strength
-of the regularization of the logistic regressions. Few labels are a matter of luck, so
-each figure is a mean over `repeats` draws of them; the spread stands in the picture.
-The RBMs see all training images, never a label, and no test image.
+Every method gets the same labelled images. A fifth of them (a tenth if all images are
+labelled) is the validation set: it stops the networks' training and chooses the
+regularization of the logistic regressions. With few labels, chance matters, so each
+figure is a mean over `repeats` draws of them; labels.png shows the spread. The RBMs see
+all training images, but no label and no test image.
 
 `nudged_digits` are 1,797 digits of 8x8 pixels and their copies moved by one pixel, as
 in scikit-learn's example of BernoulliRBM, which reports 94 %. There, copies of one
 digit are on both sides of the split; here the digits are split before they are moved,
-which is harder. A label counts for a digit with its copies.
+which is harder. The label of a digit also holds for its copies, and counts once.
 
 Paper: Hinton, Osindero and Teh, 2006, https://doi.org/10.1162/neco.2006.18.7.1527;
 persistent chains: Tieleman, 2008, https://doi.org/10.1145/1390156.1390290.
@@ -71,7 +72,7 @@ TITLES = {
 class Data(NamedTuple):
     """Images as rows of numbers in [0, 1], `(N, pixels)`, and their classes, `(N,)`.
 
-    `augment` makes more images to train on of those that were chosen for it.
+    `augment` adds changed copies to the training images.
     """
 
     x_train: np.ndarray
@@ -83,7 +84,7 @@ class Data(NamedTuple):
 
 
 def load_data(dataset: str) -> Data:
-    """Returns images by name. The place to put in your own."""
+    """Returns images by name. Replace it to use your own data."""
     if dataset == "nudged_digits":
         digits = load_digits()
         x, x_test, y, y_test = train_test_split(
@@ -104,14 +105,14 @@ def load_data(dataset: str) -> Data:
 
 
 def nudge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns 8x8 images, and copies moved by a pixel down, up, right and left."""
+    """Returns 8x8 images, and copies moved down, up, right and left by one pixel."""
     padded = np.pad(x.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
     corners = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
     copies = [padded[:, i : i + 8, j : j + 8].reshape(-1, 64) for i, j in corners]
     return np.concatenate(copies), np.tile(y, len(corners))
 
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Deep belief network",
     "place": 11,
@@ -160,37 +161,38 @@ def main(
     """Pretrains a deep belief network, and fine-tunes it at several numbers of labels.
 
     Args:
-        dataset: "mnist_5k" and "nudged_digits" are there; Keras downloads the others.
-        labels: Numbers of labelled images; all of them comes last by itself.
-        repeats: Draws of the labelled images to average over.
+        dataset: "mnist_5k" and "nudged_digits" need no download; Keras downloads the
+            others.
+        labels: Numbers of labelled images. The run with all labels is always added.
+        repeats: Random draws of the labelled images to average over.
         units: Hidden units of each RBM.
-        k: Gibbs steps in an update of an RBM.
-        persistent: Persistent chains (PCD), `batch_size` of them, instead of CD.
+        k: Gibbs steps per update of an RBM.
+        persistent: Use `batch_size` persistent chains (PCD) instead of CD.
         rbm_epochs: Passes over the images for each RBM.
         rbm_learning_rate: Step size of the RBMs.
         momentum: Momentum of the RBMs.
         weight_decay: Weight decay of the RBMs.
-        sparsity_target: Share of the images for which a hidden unit is to be on.
-        sparsity_cost: How strongly it is held to that; 0 leaves it free.
-        batch_size: Images in an update, of RBMs and networks.
+        sparsity_target: Share of the images for which a hidden unit should be on.
+        sparsity_cost: Weight of the sparsity penalty; 0 turns it off.
+        batch_size: Images per update, of RBMs and networks.
         epochs: Passes over the labelled images in fine-tuning, at most.
-        patience: Epochs without a better validation loss after which to stop.
+        patience: Epochs without a lower validation loss before training stops.
         learning_rate: Step size of Adam in fine-tuning.
-        seed: Seed of everything that is drawn.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/dbn-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bars of the RBMs and a line for each number of
             labels, 2 lines for each epoch of the RBMs.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("dbn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     data = load_data(dataset)
     num_classes = int(data.y_train.max()) + 1
     check_arguments(data, num_classes, **run.config)
 
-    # Without labels: all training images.
+    # 1. Pretraining without labels, on all training images.
     x, _ = data.augment(data.x_train, data.y_train)
     rbms = [
         RBM(
@@ -224,10 +226,10 @@ def main(
         n_iter=rbm_epochs,
         random_state=seed,
     )
-    with threadpool_limits(1):  # Its threads wait for each other on busy cores.
+    with threadpool_limits(1):  # Its threads block each other on busy cores.
         sklearn_rbm.fit(x)
 
-    # With labels. One network, compiled once, is trained from one start after another.
+    # 2. Training with labels. One network, compiled once, restarts for each draw.
     network = dbn.to_classifier(num_classes)
     network.compile(
         keras.optimizers.Adam(learning_rate),
@@ -278,13 +280,13 @@ def main(
         if verbose:
             row = ", ".join(f"{k} {np.mean(v):.4f}" for k, v in scores.items())
             print(f"{size} labels: {row}")
-    network.save(run.output_dir / "model.keras")  # the last one, of all labels
+    network.save(run.output_dir / "model.keras")  # trained with all labels
 
     draw_curve(run, sizes, accuracy, dataset)
     draw_images(run, "filters.png", filters(rbms[0]), data.image_shape, "seismic", -1)
     fantasies = ops.convert_to_numpy(dbn.sample(50, steps=100, start=x[:50]))
     draw_images(run, "samples.png", fantasies, data.image_shape, "gray_r", 0)
-    means = {  # all labels have the plain name
+    means = {  # no suffix for the run with all labels
         f"{name}_test_accuracy{'' if size == sizes[-1] else f'_{size}'}": np.mean(v)
         for i, size in reversed(list(enumerate(sizes)))
         for name, v in ((name, values[i]) for name, values in accuracy.items())
@@ -306,7 +308,7 @@ def main(
 
 
 def draw_labelled(data: Data, size: int, seed: int) -> tuple[Any, Any]:
-    """Draws labelled images: some to train on, some for validation, as (x, y)."""
+    """Draws labelled images at random; returns training and validation (x, y)."""
     rows = np.arange(len(data.y_train))
     if size < len(rows):
         rows, _ = train_test_split(
@@ -325,7 +327,7 @@ def draw_labelled(data: Data, size: int, seed: int) -> tuple[Any, Any]:
 
 
 def score_logistic(features: Callable, train: Any, valid: Any, data: Data) -> float:
-    """Returns the test accuracy of logistic regression, with the best of three C."""
+    """Returns the test accuracy of logistic regression with the best of three C."""
     (x, y), (x_valid, y_valid) = train, valid
     with threadpool_limits(1):
         models = [
@@ -337,7 +339,7 @@ def score_logistic(features: Callable, train: Any, valid: Any, data: Data) -> fl
 
 
 def filters(rbm: RBM, count: int = 100) -> np.ndarray:
-    """Returns the kernels of the hidden units with the largest ones, in [-1, 1]."""
+    """Returns the `count` kernels of largest norm, scaled to [-1, 1]."""
     kernels = ops.convert_to_numpy(rbm.kernel).T
     order = np.argsort(-np.linalg.norm(kernels, axis=1))[:count]
     kernels = kernels[order]
@@ -347,7 +349,7 @@ def filters(rbm: RBM, count: int = 100) -> np.ndarray:
 def draw_images(
     run: Run, name: str, x: np.ndarray, shape: tuple[int, ...], cmap: str, low: int
 ) -> None:
-    """Draws images as a sheet, ten in a row."""
+    """Draws images in rows of ten."""
     rows = -(-len(x) // 10)
     with run.figure(name, figsize=(8, 0.8 * rows + 0.4)) as figure:
         for axes, image in zip(figure.subplots(rows, 10).flat, x, strict=False):
@@ -358,7 +360,7 @@ def draw_images(
 
 
 def draw_curve(run: Run, sizes: list[int], accuracy: dict, dataset: str) -> None:
-    """Draws the test accuracy over the number of labels, with its spread."""
+    """Plots test accuracy over the number of labels, with its spread."""
     with run.figure("labels.png", figsize=(8, 4.5)) as figure:
         axes = figure.add_subplot()
         for name, label in NAMES.items():
@@ -382,8 +384,8 @@ def draw_curve(run: Run, sizes: list[int], accuracy: dict, dataset: str) -> None
 
 
 def check_arguments(data: Data, num_classes: int, **given: Any) -> None:
-    """Raises on arguments out of range, before anything is trained."""
-    # A fifth of the labels validates, and has to have an image of each class.
+    """Raises an error for arguments out of range, before anything is trained."""
+    # The validation set, a fifth of the labels, needs an image of each class.
     least, most = 5 * num_classes, len(data.y_train) - num_classes
     for size in given["labels"]:
         if not least <= size <= most:

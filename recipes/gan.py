@@ -1,7 +1,7 @@
-r"""Draws handwritten digits that nobody wrote, by a generative adversarial network.
+r"""Generates handwritten digits with a generative adversarial network (GAN).
 
-What there is to learn here: two networks that train each other (`kit/gan.py`), and how
-to find out whether samples are any good, when no loss tells (`kit/lab/gan_metrics.py`).
+You will learn: how two networks train each other (`kit/gan.py`), and how to measure the
+quality of samples, which the losses don't show (`kit/lab/gan_metrics.py`).
 
     KERAS_BACKEND=jax python recipes/gan.py
     KERAS_BACKEND=jax python recipes/gan.py --architecture dense --epochs 100
@@ -9,27 +9,27 @@ to find out whether samples are any good, when no loss tells (`kit/lab/gan_metri
     KERAS_BACKEND=tensorflow python recipes/gan.py --loss wasserstein \
         --discriminator-steps 3
 
-With its defaults (JAX, seed 0) the samples cover ten digits, at a Fréchet distance of
-10.2 (training images 0.9, variational autoencoder 67), after three and a half minutes
-on two busy cores. Some are malformed. The autoencoder is a small one of Dense layers,
-and its samples are means, hence blurred.
+Expected result with the defaults (JAX, seed 0): the samples cover ten digits at a
+Fréchet distance of 10.2 (training images 0.9, variational autoencoder 67), after three
+and a half minutes on two busy cores. Some samples are malformed. The autoencoder is a
+small one of Dense layers; its samples are means, hence blurred.
 
-Others (JAX, seed 0): `--conditional` 1.4, as labels tell the generator what there is,
-and 99 % of its samples are read as the digit that was asked for; `--loss wasserstein
---discriminator-steps 3` 16.3, in ten minutes; `--architecture dense --epochs 100` 34.9,
-eight digits.
+Other options (JAX, seed 0): `--conditional` reaches 1.4, as labels tell the generator
+which digits there are, and 99 % of its samples are classified as the requested digit;
+`--loss wasserstein --discriminator-steps 3` 16.3, in ten minutes; `--architecture dense
+--epochs 100` 34.9, with eight digits.
 
-A classifier trained on the real digits is the judge. By its probabilities, digits are
-counted that the samples show; in its last hidden layer the Fréchet distance is taken
-between 1,000 samples and the test images, and beside it that of as many training
-images (the best one can get), of a variational autoencoder's samples, and of noise.
-Distances to the nearest training image tell whether samples are copies. The
-settings are common values, not tuned.
+A classifier that is trained on the real digits judges the samples. Its probabilities
+show which digits the samples cover. The Fréchet distance compares 1,000 samples with
+the test images in the classifier's last hidden layer. The same distance is measured for
+as many training images (the best possible value), for a variational autoencoder's
+samples, and for noise. Distances to the nearest training image show whether samples are
+copies. The settings are common values, not tuned.
 
 Paper: Goodfellow et al., 2014, https://arxiv.org/abs/1406.2661; Radford et al., 2016,
-https://arxiv.org/abs/1511.06434. New here are fewer layers, doubling and convolving
-instead of transposed convolutions, dropout of channels in place of batch
-normalization, and moving averages of the generator's weights.
+https://arxiv.org/abs/1511.06434. Differences: fewer layers, upsampling and convolution
+instead of transposed convolutions, dropout of channels instead of batch normalization,
+and moving averages of the generator's weights.
 """
 
 from pathlib import Path
@@ -55,9 +55,9 @@ from kit.lab.run import Run, command_line
 
 
 def load_data(dataset: str) -> Split:
-    """Returns images of floats in [-1, 1], as tanh gives them: put your own here.
+    """Returns images of floats in [-1, 1], the range of tanh, and their labels.
 
-    Height and width must be divisible by four.
+    Replace it to use your own data. Height and width must be divisible by four.
     """
     data = images(dataset)
     x_train, x_test = (
@@ -66,7 +66,7 @@ def load_data(dataset: str) -> Split:
     return Split(x_train, data.y_train, x_test, data.y_test)
 
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Generative adversarial network",
     "place": 10,
@@ -102,34 +102,34 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains a GAN, and reports how good, how varied and how new its samples are.
+    """Trains a GAN; measures the quality, variety and novelty of its samples.
 
     Args:
         dataset: "mnist_5k" needs no download. Keras downloads the others.
         architecture: "dense" is 100-128-784 and 784-128-1.
-        conditional: Learn to draw a digit that is asked for.
-        loss: "wasserstein" comes with a gradient penalty.
-        gradient_penalty: Its weight.
-        discriminator_steps: Steps of the discriminator for one of the generator.
-        latent_dim: Random numbers for an image.
+        conditional: Learn to generate a requested digit.
+        loss: "wasserstein" includes a gradient penalty.
+        gradient_penalty: Weight of the gradient penalty.
+        discriminator_steps: Steps of the discriminator per step of the generator.
+        latent_dim: Random numbers per image.
         units: Sizes of the hidden layers of "dense".
-        generator_filters: Channels of each size of image, the smallest first.
+        generator_filters: Channels at each image size, from the smallest size on.
         discriminator_filters: Filters of each convolution.
         dropout: Share of the discriminator's channels (or units) to drop in training.
-        epochs: How often to go through the training images.
-        batch_size: Real images, and generated ones, in a gradient step.
-        learning_rate: Step size of both Adams.
-        ema_momentum: Of the moving average of the generator's weights.
+        epochs: Passes over the training images.
+        batch_size: Real images, and as many generated ones, per gradient step.
+        learning_rate: Step size of both Adam optimizers.
+        ema_momentum: Momentum of the moving average of the generator's weights.
         judge_epochs: Epochs of the classifier.
         vae_epochs: Epochs of the variational autoencoder.
-        num_samples: Samples to measure; at most as many as there are test images.
-        seed: Seed of everything that is drawn.
+        num_samples: Samples to measure, at most the number of test images.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/gan-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("gan", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     data = load_data(dataset)
@@ -162,7 +162,7 @@ def main(
     gan = GAN(*parts, classes, loss, gradient_penalty, discriminator_steps, seed)
     kit.initialize_weights(gan, seed)
     average: Any = {"use_ema": True, "ema_momentum": ema_momentum}
-    # Little momentum: yesterday's gradients come from yesterday's adversary.
+    # Low momentum: older gradients were computed against an older adversary.
     gan.compile(
         keras.optimizers.Adam(learning_rate, beta_1=0.5, beta_2=0.99, **average),
         keras.optimizers.Adam(learning_rate, beta_1=0.5, beta_2=0.99),
@@ -181,7 +181,7 @@ def main(
     )
     gan.save(run.output_dir / "model.keras")
 
-    # All sets have the same number of images, on which Fréchet's distance depends.
+    # The Fréchet distance depends on the number of images: all sets have the same.
     real = np.random.default_rng(0).permutation(data.x_test)[:num_samples]
     sets = {
         "GAN": gan.sample(num_samples, seed=seed),
@@ -202,12 +202,12 @@ def main(
             "digits_covered": classes_covered(probabilities),
             "frechet_distance": frechet_distance(inner, features),
         }
-        if name == "GAN" and conditional:  # sample() goes through the classes in turn
+        if name == "GAN" and conditional:  # sample() cycles through the classes
             asked = np.arange(num_samples) % num_classes
             hits = accuracy_score(asked, probabilities.argmax(axis=1))
             figures[name]["asked_digit_accuracy"] = hits
 
-    # Copies would be nearer to training images than new images are.
+    # Copies lie nearer to training images than test images do.
     distances, indices = nearest_neighbours(sets["GAN"] / 2, data.x_train / 2)
     real_distances, _ = nearest_neighbours(real / 2, data.x_train / 2)
     figures["GAN"]["nearest_distance"] = np.median(distances)
@@ -237,18 +237,18 @@ def main(
 
 
 class SampleSheets(keras.callbacks.Callback):
-    """Saves what the same random numbers give after each epoch, as a picture."""
+    """Saves a sheet of samples after each epoch, from the same random numbers."""
 
     def __init__(self, folder: Path):
         super().__init__()
         self.folder = folder
 
     def on_train_begin(self, logs=None):
-        """Makes the folder."""
+        """Creates the folder."""
         self.folder.mkdir(exist_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Draws a hundred samples, of the weights of this moment."""
+        """Draws 100 samples with the current weights."""
         sheet = tile(self.model.sample(100), columns=10)
         path = self.folder / f"epoch_{epoch + 1:03d}.png"
         sheet = np.repeat(sheet, 3, axis=-1) if sheet.shape[-1] == 1 else sheet
@@ -256,7 +256,7 @@ class SampleSheets(keras.callbacks.Callback):
 
 
 def train_judge(data: Split, num_classes: int, epochs: int, seed: int) -> Any:
-    """Trains the CNN of recipes/cnn.py (on the images as they are) to judge samples."""
+    """Trains the CNN of recipes/cnn.py, without augmentation, to judge samples."""
     judge = kit.cnn(
         data.x_train.shape[1:], num_classes, dropout=0.3, batch_normalization=True
     )
@@ -269,7 +269,7 @@ def train_judge(data: Split, num_classes: int, epochs: int, seed: int) -> Any:
 
 
 def vae_samples(x: np.ndarray, num: int, epochs: int, seed: int) -> np.ndarray:
-    """Trains the peer that needs no adversary, and returns samples in [-1, 1]."""
+    """Trains a VAE, the baseline, and returns its samples in [-1, 1]."""
     shape, latent_dim, units = x.shape[1:], 16, (256,)
     vae = VariationalAutoencoder(
         encoder(shape, latent_dim, units, variational=True),
@@ -285,7 +285,7 @@ def vae_samples(x: np.ndarray, num: int, epochs: int, seed: int) -> np.ndarray:
 
 
 def tile(x: np.ndarray, columns: int) -> np.ndarray:
-    """Lays images in [-1, 1] side by side, uint8; grey ones as dark ink on white."""
+    """Arranges images in [-1, 1] in a grid, uint8; grey ones as dark ink on white."""
     rows = len(x) // columns
     _, height, width, channels = x.shape
     x = x[: rows * columns].reshape(rows, columns, height, width, channels)
@@ -301,7 +301,7 @@ def show(axes: Any, sheet: np.ndarray) -> None:
 
 
 def draw_sets(run: Run, sets: dict[str, np.ndarray], figures: dict[str, dict]) -> None:
-    """Draws real images, the autoencoder's samples and the GAN's, beside each other."""
+    """Draws real images, the VAE's samples and the GAN's samples side by side."""
     with run.figure("samples.png", figsize=(12, 4.6)) as figure:
         panels = figure.subplots(1, len(sets))
         for axes, (name, x) in zip(panels, sets.items(), strict=True):
@@ -311,7 +311,7 @@ def draw_sets(run: Run, sets: dict[str, np.ndarray], figures: dict[str, dict]) -
 
 
 def draw_progress(run: Run, gan: GAN, history: keras.callbacks.History) -> None:
-    """Draws both losses, and the scores that the discriminator gives."""
+    """Plots both losses, and the discriminator's mean scores."""
     logs, epochs = history.history, np.array(history.epoch) + 1
     with run.figure("learning_curve.png", figsize=(10, 4)) as figure:
         left, right = figure.subplots(1, 2)
@@ -329,7 +329,7 @@ def draw_progress(run: Run, gan: GAN, history: keras.callbacks.History) -> None:
 def draw_nearest(
     run: Run, samples: np.ndarray, nearest: np.ndarray, distances: np.ndarray
 ) -> None:
-    """Draws the samples that are most like a training image, with that image."""
+    """Draws the samples nearest to a training image, each with that image."""
     first = np.argsort(distances)[:12]
     pairs = np.concatenate([samples[first], nearest[first]])
     height = samples.shape[1]

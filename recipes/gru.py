@@ -1,25 +1,26 @@
 r"""Teaches a GRU to tell who is speaking, while the speech is still arriving.
 
-What there is to learn here: how sequences of different lengths are trained together,
-padded and masked; how normalization and noise go into the model, so that it takes raw
-frames; and how the same model, one frame after the other (`kit.recurrent.step`),
-gives at the end of an utterance the answer that it gives on the whole.
+You will learn: how to train on sequences of different lengths with padding and masking;
+how to put normalization and noise into the model, so that it takes raw frames; and how
+to run the same model one frame at a time (`kit.recurrent.step`): at the end of an
+utterance it gives the same answer as on the whole utterance.
 
     KERAS_BACKEND=jax python recipes/gru.py
     KERAS_BACKEND=torch python recipes/gru.py --units 64 --noise 0.3
 
 The data: nine men say the Japanese vowels "ae", 7 to 29 frames of 12 cepstrum
 coefficients, one frame each 6.4 ms; 270 utterances to train on, 370 to test on. So few
-want much regularization: altered copies, noise, dropout and smoothed labels. They and
+need much regularization: altered copies, noise, dropout and label smoothing. These and
 the number of epochs were chosen by cross-validation on the training part, in folds of
-consecutive utterances: what was recorded together stays together.
+consecutive utterances, so that utterances recorded together stay together.
 
-To expect: 98.1, 98.9 and 98.9 % of the test utterances (JAX, seeds 0 to 2, 20 seconds
-each). A linear model of the mean, spread and extremes of whole utterances gets 98.9 %:
-with 270 short ones to learn from, that is hard to beat. But it has to wait for the end.
+Expected result: 98.1, 98.9 and 98.9 % of the test utterances (JAX, seeds 0 to 2, 20
+seconds each). A linear model of the mean, spread and extremes of whole utterances gets
+98.9 %: with 270 short ones to learn from, that is hard to beat. But it has to wait for
+the end.
 
-Only layers that go forward can listen like this: a Bidirectional one would have to
-wait for the end. Your own data: let `load_data` return lists of arrays `(T, F)`.
+The layers must read forward only: a Bidirectional layer would have to wait for the end.
+To use your own data, let `load_data` return lists of arrays `(T, F)`.
 
 Paper: Cho et al., 2014, https://arxiv.org/abs/1406.1078. Data: Kudo, Toyama and
 Shimbo, 1999, https://doi.org/10.1016/S0167-8655(99)00077-X.
@@ -40,21 +41,21 @@ from sklearn.preprocessing import StandardScaler
 import kit
 from kit.lab.run import Run, command_line
 
-# Marks what isn't there; not 0, which is what digital silence would be. It's the mask
-# that sees it: masked frames never reach the normalization.
+# Marks padded frames; not 0, which digital silence would be. The mask is computed from
+# raw frames, before the normalization.
 PADDING = -1000.0
 FRAME_MILLISECONDS = 6.4
 
 
 class Speech(NamedTuple):
-    """Utterances, each of shape `(T, F)` with its own T, and who speaks, from 0."""
+    """Utterances of shape `(T, F)`, each with its own T; speakers are 0, 1, ..."""
 
     utterances: list[np.ndarray]
     speakers: np.ndarray
 
 
 def load_data() -> tuple[Speech, Speech]:
-    """Returns utterances to train on and to test on. The place to put in your own."""
+    """Returns training and test utterances. Replace it to use your own data."""
     try:
         from sktime.datasets import load_japanese_vowels
     except ImportError as error:
@@ -71,7 +72,7 @@ def load_data() -> tuple[Speech, Speech]:
     return load("train"), load("test")
 
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "GRU",
     "place": 5,
@@ -99,29 +100,29 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains a GRU on speech and tests it, at once and frame by frame.
+    """Trains a GRU on speech; tests it on whole utterances and frame by frame.
 
     Args:
         units: Size of the state of each GRU layer.
-        copies: Altered copies of each training utterance. Their number times that of
-            the epochs is how often an utterance is heard.
-        offset: Standard deviation of what is added to all frames of a copy, one
-            number for each coefficient, in standard deviations of that coefficient.
+        copies: Altered copies of each training utterance. An epoch contains each
+            utterance this often.
+        offset: Standard deviation of the constant that is added to all frames of a
+            copy, in standard deviations of each coefficient.
         frame_dropout: Share of the frames that a copy leaves out.
         noise: Standard deviation of the noise on each normalized frame in training,
             from 0 to 1.
         dropout: Share of each GRU layer's outputs to drop in training.
-        label_smoothing: Share of the certainty that the labels give away.
-        learning_rate: Step size of Adam at the start; it falls to 0 as a cosine does.
+        label_smoothing: Share of each label's probability spread over all speakers.
+        learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
         batch_size: Utterances in a gradient step.
         epochs: Passes over the training part.
-        seed: Seed of everything that is drawn.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/gru-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("gru", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     train, test = load_data()
@@ -146,7 +147,7 @@ def main(
     steps = epochs * -(-len(x_train) // batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(
-        # Gradients through many time steps can explode: their norm is held to 1.
+        # Gradients through many time steps can explode: their norm is clipped to 1.
         optimizer=keras.optimizers.Adam(schedule, clipnorm=1.0),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         metrics=["accuracy"],
@@ -188,7 +189,7 @@ def main(
 
 
 def check_arguments(num_train: int, **config: Any) -> None:
-    """Refuses values that would only be found out in the middle of the run."""
+    """Raises an error for values that would otherwise fail in the middle of the run."""
     for name, low, high in (
         ("copies", 1, 1000),
         ("offset", 0, 10),
@@ -210,7 +211,7 @@ def check_arguments(num_train: int, **config: Any) -> None:
 
 
 def pad(utterances: list[np.ndarray]) -> np.ndarray:
-    """Returns one array (N, T, F): the shorter utterances go on with `PADDING`."""
+    """Returns one array (N, T, F); shorter utterances end with frames of `PADDING`."""
     if any((u == PADDING).all(-1).any() for u in utterances):
         raise ValueError(f"A frame is all {PADDING}: choose another PADDING.")
     return keras.utils.pad_sequences(
@@ -221,29 +222,28 @@ def pad(utterances: list[np.ndarray]) -> np.ndarray:
 def augment(
     speech: Speech, copies: int, offset: float, frame_dropout: float, seed: int
 ) -> Speech:
-    """Returns altered copies, as other days and microphones might have made them.
+    """Returns altered copies, as of other microphones and other speech rates.
 
-    A channel adds a constant to each cepstrum coefficient; with frames left out,
-    one speaks faster.
+    Another microphone adds a constant to each cepstrum coefficient; dropped frames make
+    the speech faster.
     """
     rng = np.random.default_rng(seed)
     scale = offset * np.concatenate(speech.utterances).std(0)
     utterances = []
     for frames in speech.utterances * copies:
         keep = rng.random(len(frames)) >= frame_dropout
-        keep[rng.integers(len(frames))] = True  # one at least
+        keep[rng.integers(len(frames))] = True  # at least one
         constant = rng.normal(size=frames.shape[1]) * scale
         utterances.append((frames[keep] + constant).astype("float32"))
     return Speech(utterances, np.tile(speech.speakers, copies))
 
 
 def listen(model: keras.Sequential, x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Hears one frame after the other.
+    """Runs the model one frame at a time.
 
     Returns:
-        The answers after each frame, `(N, T, speakers)`, and the median of the
-        seconds that a frame takes when one utterance is heard. Padded frames leave
-        the last answer as it was.
+        The probabilities after each frame, `(N, T, speakers)`, and the median seconds
+        per frame for a single utterance. Padded frames repeat the last answer.
     """
 
     @kit.compiled
@@ -263,7 +263,7 @@ def listen(model: keras.Sequential, x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def summarize(utterances: list[np.ndarray]) -> np.ndarray:
-    """Returns the statistics of each utterance, which a linear model can take."""
+    """Returns statistics of each utterance, the inputs of the linear model."""
     return np.stack([
         np.hstack([u.mean(0), u.std(0), u.min(0), u.max(0), u[0], u[-1], len(u)])
         for u in utterances
@@ -271,7 +271,7 @@ def summarize(utterances: list[np.ndarray]) -> np.ndarray:
 
 
 def fit_linear(train: Speech) -> GridSearchCV:
-    """Logistic regression on the statistics, C chosen by cross-validation."""
+    """Fits logistic regression on the statistics; cross-validation chooses C."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     grid = {"logisticregression__C": np.logspace(-3, 2, 11)}
     folds = StratifiedKFold(5, shuffle=True, random_state=1)
@@ -280,7 +280,7 @@ def fit_linear(train: Speech) -> GridSearchCV:
 
 
 def draw(figure, speakers, says, lengths, linear_accuracy) -> None:
-    """Draws who was taken for whom, and how soon it was known."""
+    """Plots the confusion matrix, and the accuracy after each frame."""
     left, right = figure.subplots(1, 2)
     numbers = range(1, speakers.max() + 2)
     matrix = ConfusionMatrixDisplay.from_predictions(

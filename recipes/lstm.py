@@ -1,23 +1,24 @@
-r"""Teaches an LSTM to write: a language model of English, character by character.
+r"""Trains an LSTM to write English: a character-level language model.
 
-What there is to learn here: how text becomes integers and windows, how a recurrent
-network (`kit/recurrent.py`) is trained to guess the next character, why a language
-model is measured in bits per character and against n-grams (`kit/lab/ngram.py`), and
-how text is drawn from it: one compiled loop that carries the state, so that a character
-costs one step however long the text before it.
+You will learn: how text becomes integers and windows, how a recurrent network
+(`kit/recurrent.py`) learns to predict the next character, why language models are
+measured in bits per character and compared with n-grams (`kit/lab/ngram.py`), and how
+to sample text from one: a compiled loop carries the state, so that each character costs
+one step, however long the text before it is.
 
     KERAS_BACKEND=jax python recipes/lstm.py
     KERAS_BACKEND=torch python recipes/lstm.py --units 128 --epochs 4
     KERAS_BACKEND=jax python recipes/lstm.py --text mine.txt --prompt "It was "
 
 The text is Python's own documentation (`kit.data.english_text`), 1.2 million
-characters; whole chapters and modules are held out, and nothing that stands in them
-stands in the training text. The level to get below is that of the best n-gram, a
-16-gram with modified Kneser-Ney smoothing: 1.743 bits per character on Python 3.11. The
-LSTM gets to 1.724 (JAX, seed 0; 1.725 on TensorFlow and PyTorch), in a quarter of an
-hour on two busy cores.
+characters. Whole chapters and modules are held out, and the training text repeats
+nothing from them. The baseline is the best n-gram, a 16-gram with modified Kneser-Ney
+smoothing: 1.743 bits per character on Python 3.11.
 
-The trained model goes on writing elsewhere:
+Expected result: 1.724 bits per character (JAX, seed 0; 1.725 on TensorFlow and
+PyTorch), in a quarter of an hour on two busy cores.
+
+To use the trained model elsewhere:
 
     model = keras.saving.load_model("runs/lstm-jax-0/model.keras")
     vocabulary = kit.data.Characters.load("runs/lstm-jax-0/vocabulary.json")
@@ -26,9 +27,9 @@ The trained model goes on writing elsewhere:
     print(vocabulary.decode(tokens[0]))
 
 Papers: Hochreiter and Schmidhuber, 1997, https://doi.org/10.1162/neco.1997.9.8.1735;
-Graves, 2013, https://arxiv.org/abs/1308.0850. Differences: one layer where Graves
-stacks, Adam with a cosine schedule, and windows that start without a state instead of
-a state carried from batch to batch.
+Graves, 2013, https://arxiv.org/abs/1308.0850. Differences: one layer instead of a
+stack, Adam with a cosine schedule, and windows that start from a zero state instead of
+the state of the batch before.
 """
 
 from pathlib import Path
@@ -42,7 +43,7 @@ from kit.lab import language_model
 from kit.lab.ngram import best_ngram
 from kit.lab.run import Run, command_line
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "LSTM",
     "place": 4,
@@ -72,31 +73,31 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains a character language model, compares it with n-grams, lets it write.
+    """Trains a character language model, compares it with n-grams, samples text.
 
     Args:
-        text: File of UTF-8 text to learn instead; its end is held out. Tens of
-            thousands of characters at least.
-        units: Sizes of the LSTM layers; the first is the embedding's too.
+        text: UTF-8 text file to learn instead, of at least tens of thousands of
+            characters; its end is held out.
+        units: Sizes of the LSTM layers; the first is also the embedding's size.
         dropout: Share of each layer's outputs to drop in training, in [0, 1).
-        sequence_length: Characters in a training window: gradients reach that far.
+        sequence_length: Characters in a training window; gradients reach that far.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
-        learning_rate: Step size of Adam at the start; falls along a cosine to a
+        learning_rate: Step size of Adam at the start; it falls on a half cosine to a
             hundredth of that.
         max_ngram_order: Longest n-grams to try as the baseline.
-        prompt: What the samples begin with.
-        sample_length: Characters to write for each temperature.
-        temperatures: One sample each: below 1 the likely becomes likelier, 0 takes
-            the likeliest.
-        top_k: Samples draw from this many likeliest characters only.
-        seed: Seed of everything that is drawn.
+        prompt: Beginning of the samples.
+        sample_length: Characters to generate per temperature.
+        temperatures: Sampling temperatures, one sample each. Below 1, probable
+            characters become more probable; 0 always takes the most probable one.
+        top_k: Sample from this many most probable characters only.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/lstm-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("lstm", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     train_text, valid_text, test_text = load_text(text)
@@ -104,7 +105,7 @@ def main(
     train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
     language_model.check(len(vocabulary), **run.config)
 
-    # An error, if there is too little text, comes before the n-grams are counted.
+    # If there is too little text, raise the error before counting n-grams.
     language_model.windows(
         train, sequence_length, batch_size, np.random.default_rng(seed)
     )
@@ -122,11 +123,11 @@ def main(
         dropout=dropout,
     )
     kit.initialize_weights(model, seed)
-    # Keras' embeddings begin within 0.05 of zero, where a cell hardly tells one
-    # character from another; ten times that saves it hundreds of steps.
+    # Keras initializes embeddings within 0.05 of zero, where an LSTM hardly
+    # distinguishes characters; a factor of ten saves hundreds of steps.
     (embeddings,) = model.layers[0].get_weights()
     model.layers[0].set_weights([10 * embeddings])
-    # The state is carried along the text that is measured, as when it is read.
+    # Evaluation carries the state along the whole text.
     bits_per_char = language_model.make_bits_by_steps(model)
     history = language_model.fit(
         model,
@@ -166,7 +167,7 @@ def main(
         history=history,
         metrics={"bits_per_char": test_bits, "test_characters": len(test)},
         baselines={"ngram_bits_per_char": ngram_bits, "ngram_order": ngram.order},
-        # Of all but the first epoch, in which the program is compiled.
+        # Without the first epoch, which includes compilation.
         throughput=(
             np.median([row["characters_per_second"] for row in history[1:] or history]),
             "characters/s",

@@ -1,10 +1,9 @@
-r"""Teaches a multilayer perceptron to classify rows of a table, or to predict a number.
+r"""Trains a multilayer perceptron to classify rows of a table, or to predict a number.
 
-What there is to learn here: how preprocessing goes into the model, so that what is
-saved takes raw rows; how cross-validation measures a model on every row without
-testing it on a row that it was trained on; how early stopping finds the number of
-epochs without a look at the test rows; and what the simpler models reach, which on
-tables is often as much.
+You will learn: how to put preprocessing into the model, so that the saved model takes
+raw rows; how cross-validation tests a model on every row, but never on a row that it
+was trained on; how early stopping finds the number of epochs without using the test
+rows; and how well simpler models do, which on tables is often as well.
 
     KERAS_BACKEND=jax python recipes/mlp.py
     KERAS_BACKEND=torch python recipes/mlp.py --dataset diabetes
@@ -18,21 +17,21 @@ tables is often as much.
 | phishing      | is the web page a fraud (44 %)?                | 1,250  | 9       |
 | shuttle       | are the sensors' readings an anomaly (7 %)?    | 49,097 | 9       |
 
-To expect: an accuracy of about 0.98 on `breast_cancer`, as logistic regression and
-scikit-learn's MLPClassifier reach on the same folds. One row is 0.0018, so the order of
-the three changes with the seed.
+Expected result: an accuracy of about 0.98 on `breast_cancer`, the same as logistic
+regression and scikit-learn's MLPClassifier on the same folds. One row is 0.0018, so the
+order of the three changes with the seed.
 
-Accuracy misleads where one class is rare: who calls every reading of `shuttle` normal
-is right 93 % of the time (baseline `majority_class`) and finds no anomaly at all. So
-classifications with two classes also report the balanced accuracy (mean of the shares
-found in either class), the average precision (area under the precision-recall curve)
-and the AUROC (probability that a positive row is scored above a negative one).
-`shuttle` stands for predictive maintenance: sensors of a space shuttle, whose rare
-states are the anomalies. They are no failures that came days later.
-In `phishing`, half of the rows repeat another one, as web pages of few features do.
+Accuracy misleads where one class is rare: calling every reading of `shuttle` normal is
+right 93 % of the time (baseline `majority_class`) and finds no anomaly at all. So with
+two classes, the recipe also reports the balanced accuracy (mean of both classes'
+recall), the average precision (area under the precision-recall curve) and the AUROC
+(probability that a positive row is scored above a negative one).
+`shuttle` is an example of predictive maintenance: sensors of a space shuttle, whose
+rare states are the anomalies. The anomalies are not failures that came days later.
+In `phishing`, half of the rows repeat another one, as web pages have few features.
 
-Your own table: give `load_data` a case that returns its rows as numbers. Columns of
-words become numbers by `keras.layers.StringLookup`, or by `keras.utils.FeatureSpace`.
+To use your own table, add a case to `load_data` that returns its rows as numbers. To
+turn words into numbers, use `keras.layers.StringLookup` or `keras.utils.FeatureSpace`.
 
 Paper: Rumelhart, Hinton and Williams, 1986, https://doi.org/10.1038/323533a0.
 Dropout: Srivastava et al., 2014, https://jmlr.org/papers/v15/srivastava14a.html.
@@ -63,10 +62,10 @@ from kit.lab.run import Run, command_line
 
 
 class Table(NamedTuple):
-    """Rows of numbers, `(N, columns)`, and what is to be told from each, `(N,)`.
+    """Rows of numbers `x`, `(N, columns)`, and targets `y`, `(N,)`.
 
-    `classes` are the names of the classes 0, 1, ...; empty where `y` is a quantity.
-    With two classes, 1 is what one looks for.
+    `classes` are the names of the classes 0, 1, ...; empty if `y` is a quantity. With
+    two classes, class 1 is the positive one.
     """
 
     x: np.ndarray
@@ -75,7 +74,7 @@ class Table(NamedTuple):
 
 
 def load_data(name: str) -> Table:
-    """Returns a table by name. The place to put in your own."""
+    """Returns a table by name. Add a case to use your own data."""
     if name == "breast_cancer":
         x, y = load_breast_cancer(return_X_y=True)
         return _table(x, 1 - y, "benign", "malignant")
@@ -113,7 +112,7 @@ def _table(x: Any, y: Any, *classes: str) -> Table:
     return Table(x, y, classes)
 
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Multilayer perceptron",
     "place": 1,
@@ -145,22 +144,23 @@ def main(
     """Cross-validates an MLP and its baselines, then trains one on all rows.
 
     Args:
-        dataset: The table, see above.
-        folds: Parts of the rows. Each is the test set once, the others train.
+        dataset: Name of the table, see above.
+        folds: Parts of the rows. Each is the test set once; the others are for
+            training.
         units: Sizes of the hidden layers.
         dropout: Share of each hidden layer's outputs to drop in training.
         learning_rate: Step size of Adam.
         batch_size: Rows in a gradient step.
         epochs: Passes over the rows, at most.
-        patience: Epochs without a better validation loss after which to stop.
-        validation_fraction: Share of the training rows kept apart for that.
-        seed: Seed of everything that is drawn, the folds among it.
+        patience: Epochs without a lower validation loss before training stops.
+        validation_fraction: Share of the training rows held out for validation.
+        seed: Seed of all random draws, including the folds.
         output_dir: Folder for the results; runs/mlp-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 a line for each fold, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("mlp", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     check_arguments(**run.config)
@@ -183,17 +183,17 @@ def main(
         "verbose": 2 if verbose == 2 else 0,
     }
 
-    # The same folds for all; each class has its share in each of them.
+    # All models get the same folds, stratified by class.
     kind = StratifiedKFold if classes else KFold
     splits = list(kind(folds, shuffle=True, random_state=seed).split(x, y))
     baselines = make_baselines(classes, seed)
     scores: dict[str, list] = {name: [] for name in ("mlp", *baselines)}
-    # Each row's prediction, by the one model that was not trained on it.
+    # Each row's prediction, from the model that was not trained on it.
     out_of_fold = np.zeros((len(y), len(classes) or 1))
     history = []
     for fold, (train, test) in enumerate(splits, 1):
         for name, estimator in baselines.items():
-            with threadpool_limits(1):  # Its threads wait for each other on busy cores.
+            with threadpool_limits(1):  # Its threads block each other on busy cores.
                 estimator.fit(x[train], y[train])
             predict = estimator.predict_proba if classes else estimator.predict
             scores[name].append(score(y[test], predict(x[test]), classes))
@@ -207,7 +207,7 @@ def main(
             result = ", ".join(f"{k} {v:.4g}" for k, v in scores["mlp"][-1].items())
             print(f"fold {fold} of {folds}: {result}; {len(epochs_log)} epochs")
 
-    # The folds told how good such a model is; the one to use learns from all rows.
+    # The folds measured how good such a model is; the final model learns from all rows.
     model, epochs_log = train_mlp(table, backup=run.backup("all"), **settings)
     model.save(run.output_dir / "model.keras")
     with run.figure("result.png", figsize=(11.5, 4)) as figure:
@@ -244,7 +244,7 @@ def train_mlp(
     backup: kit.BackupAndRestore,
     verbose: int,
 ) -> tuple[keras.Model, list[dict[str, Any]]]:
-    """Returns a model that takes raw rows, and what happened in each epoch."""
+    """Returns a trained model that takes raw rows, and the history of each epoch."""
     x, x_val, y, y_val = train_test_split(
         table.x,
         table.y,
@@ -252,8 +252,8 @@ def train_mlp(
         random_state=seed,
         stratify=table.y if table.classes else None,
     )
-    # Adapted on the rows to learn from: others, above all those to test on, would
-    # tell the model something about themselves.
+    # Adapt to the training rows only: statistics of validation and test rows would
+    # leak information about them.
     normalization = keras.layers.Normalization()
     normalization.adapt(x)
     layers = [
@@ -267,7 +267,7 @@ def train_mlp(
             output_activation="softmax" if table.classes else None,
         ),
     ]
-    if not table.classes:  # the way back, from standard deviations to the unit of y
+    if not table.classes:  # scale outputs back to the unit of y
         y, y_val = y[:, None], y_val[:, None]
         units_of_y = keras.layers.Normalization(invert=True)
         units_of_y.adapt(y)
@@ -296,7 +296,7 @@ def train_mlp(
 
 
 def make_baselines(classes: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Returns scikit-learn's models, each at its best of the usual settings."""
+    """Returns scikit-learn's models, each with the best of its usual settings."""
     if classes:
         return {
             "majority_class": DummyClassifier(),
@@ -304,12 +304,12 @@ def make_baselines(classes: tuple[str, ...], seed: int) -> dict[str, Any]:
                 StandardScaler(), LogisticRegression(max_iter=1000)
             ),
             "gradient_boosting": HistGradientBoostingClassifier(random_state=seed),
-            # Its early stopping made it worse on each of these tables.
+            # No early stopping: it made this model worse on each of these tables.
             "sklearn_mlp": make_pipeline(
                 StandardScaler(), MLPClassifier(max_iter=1000, random_state=seed)
             ),
         }
-    # Without early stopping, it learns the rows of `diabetes` by heart.
+    # Without early stopping, it overfits on `diabetes`.
     sklearn_mlp = MLPRegressor(max_iter=1000, early_stopping=True, random_state=seed)
     return {
         "mean_of_y": DummyRegressor(),
@@ -348,14 +348,14 @@ def draw(
     predicted: np.ndarray,
     classes: tuple[str, ...],
 ) -> None:
-    """Draws each model's score in each fold, and each row as the MLP predicted it."""
+    """Plots each model's score per fold, and the MLP's out-of-fold predictions."""
     shown = [
         key
         for key in ("rmse", "accuracy", "average_precision")
         if key in scores["mlp"][0]
     ]
     *panels, last = figure.subplots(1, len(shown) + 1)
-    # The trivial baseline would set the scale; the table and metrics.json have it.
+    # Leave out the trivial baseline: it would set the scale. metrics.json has it.
     names = [name for name in scores if name not in ("majority_class", "mean_of_y")]
     for axes, key in zip(panels, shown, strict=True):
         for place, name in enumerate(names):
@@ -402,7 +402,7 @@ def draw(
 
 
 def check_arguments(**given: Any) -> None:
-    """Raises ValueError for an argument that would spoil the run later."""
+    """Raises ValueError for an argument that would fail later in the run."""
     limits = {
         "dropout": (0 <= given["dropout"] < 1, "at least 0 and below 1"),
         "learning_rate": (given["learning_rate"] > 0, "above 0"),

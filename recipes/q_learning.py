@@ -1,30 +1,30 @@
-r"""Finds the way across a frozen lake, by a table of Q-values.
+r"""Learns FrozenLake with tabular Q-learning; reaches the optimal policy's value.
 
-What there is to learn here: how an agent that doesn't know its world comes to act
-as well as one that does. The baseline is that other one: value iteration, on the
-transition probabilities that the environment keeps, finds the best policy without
-a step. Both policies are rated alike, exactly: the value of a policy solves a
-system of linear equations, so no luck is in it. `kit/q_learning.py` has the
-algorithm, and SARSA and Expected SARSA, which differ from it in a line.
+You will learn: how an agent that doesn't know its environment learns to act as well as
+one that does. The baseline knows it: value iteration computes the best policy from the
+environment's transition probabilities, without a single step. Both policies are
+evaluated exactly: a policy's value solves a system of linear equations, so chance
+plays no part. `kit/q_learning.py` has the algorithm, and SARSA and Expected SARSA,
+which differ from it in one line.
 
     KERAS_BACKEND=jax python recipes/q_learning.py
     KERAS_BACKEND=jax python recipes/q_learning.py --env FrozenLake8x8-v1
     KERAS_BACKEND=tensorflow python recipes/q_learning.py --env CliffWalking-v1
     KERAS_BACKEND=torch python recipes/q_learning.py --env Taxi-v4
 
-To expect: the value of the best policy to the last digit, but on the 8x8 lake, where
-many policies are nearly as good as the best, up to half a percent less. On two cores
-it takes 5 to 20 seconds with JAX, a minute on the 8x8 lake; two to four times as long
-with TensorFlow and PyTorch, which take longer to begin a step than to make it.
+Expected result: exactly the value of the best policy; on the 8x8 lake, where many
+policies are nearly as good as the best, up to half a percent less. On two cores it
+takes 5 to 20 seconds with JAX, a minute on the 8x8 lake. TensorFlow and PyTorch take
+two to four times as long, as starting a step costs them more than the step itself.
 
-gamma is 0.99 everywhere. Below 1, each policy has a finite value, also one that walks
-in circles along the cliff for ever, at -1 a step; and 100 steps ahead still matter,
+gamma is 0.99 everywhere. Below 1, each policy has a finite value, even one that walks
+in circles along the cliff for ever, at -1 a step. Rewards 100 steps ahead still matter,
 which is about what it takes to cross the larger lake.
 
 Paper: Watkins and Dayan, 1992, https://doi.org/10.1007/BF00992698. The learning rate
 falls with the visits to a state and action, (h + 1) / (h + n), after Jin et al., 2018,
-https://arxiv.org/abs/1807.03765; the exploration is their other half in its simplest
-form: a table that begins too high.
+https://arxiv.org/abs/1807.03765. Exploration is their optimism in its simplest form: a
+table of high initial values.
 """
 
 from pathlib import Path
@@ -38,18 +38,18 @@ import kit
 from kit.lab.run import Run, command_line
 from kit.rl.environments import play_episodes, random_policy
 
-# How many steps each takes, and the most that there is to earn: with it as the value
-# of what wasn't tried, the agent tries everything.
+# Environment steps to train for, and the largest possible return. That is the initial
+# Q-value: optimism makes the agent try every action.
 WORLDS = {
     "FrozenLake-v1": (300_000, 1.0),
     "FrozenLake8x8-v1": (1_000_000, 1.0),
     "CliffWalking-v1": (50_000, 0.0),
     "Taxi-v4": (300_000, 20.0),
 }
-# What the actions do, as pictures have it; P picks the passenger up, D drops him.
+# Symbols of the actions in pictures; P picks the passenger up, D drops them off.
 ACTIONS = {"FrozenLake": "←↓→↑", "CliffWalking": "↑→↓←", "Taxi": "↓↑→←PD"}
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Q-learning",
     "place": 13,
@@ -82,31 +82,33 @@ def main(
     """Learns a table of Q-values and compares its policy with the best one.
 
     Args:
-        env: Id of a Gymnasium environment with numbered states that keeps its
-            transition probabilities: FrozenLake-v1, FrozenLake8x8-v1,
+        env: Id of a Gymnasium environment with numbered states and a table of
+            transition probabilities `P`: FrozenLake-v1, FrozenLake8x8-v1,
             CliffWalking-v1, CliffWalkingSlippery-v1, Taxi-v4.
-        algorithm: What the next state is worth: its best action (q_learning), the
-            next action (sarsa), or the mean over the policy (expected_sarsa).
-        total_timesteps: Environment steps to train for; if not given, as many as
-            the environment takes.
+        algorithm: Value of the next state: that of its best action (q_learning), of
+            the next action (sarsa), or the mean over the policy (expected_sarsa).
+        total_timesteps: Environment steps to train for; if not given, a number that
+            suits the environment.
         gamma: Discount factor.
         learning_rate: Step size alpha at the first visit of a state and action.
-        horizon: For about how many visits it stays so; None is for ever.
-        initial_value: Q-value of what wasn't tried; if not given, the most that the
-            environment has to earn.
+        horizon: Number of visits h after which alpha has about halved; None keeps it
+            constant.
+        initial_value: Initial Q-value; if not given, the environment's largest
+            possible return.
         epsilon_start: Probability of a random action at the start.
         epsilon_end: Probability of a random action after exploration.
-        exploration_fraction: Part of the training in which it falls to that.
-        train_freq: Environment steps between turns of learning.
+        exploration_fraction: Part of the training in which epsilon falls to
+            `epsilon_end`.
+        train_freq: Environment steps between updates.
         eval_episodes: Episodes to play greedily at the end.
-        seed: Seed of everything that is drawn.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/q_learning-<backend>-<seed> if not
             given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run(
         "q_learning", seed=seed, output_dir=output_dir, resume=resume, config=locals()
@@ -122,7 +124,7 @@ def main(
             f"value. Received {gamma}."
         )
 
-    # The baselines. All policies play the same episodes, which aren't the training's.
+    # The baselines. All policies play the same episodes, with seeds unused in training.
     test: Any = {"episodes": eval_episodes, "seed": 10_000 + seed}
     best_policy = value_iteration(*model, gamma)
     start = world.unwrapped.initial_state_distrib
@@ -194,9 +196,9 @@ def main(
 
 
 def make(env: str) -> Any:
-    """Makes the environment; one without a time limit gets one.
+    """Makes the environment, with a time limit in any case.
 
-    A greedy policy may walk in circles for ever, and its episode never end.
+    Without one, the episode of a greedy policy that walks in circles never ends.
     """
     limit = gymnasium.spec(env).max_episode_steps or 1_000
     world = gymnasium.make(env, max_episode_steps=limit)
@@ -211,10 +213,10 @@ def make(env: str) -> Any:
 
 
 def transition_model(world: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what the environment knows about itself, as two arrays.
+    """Returns the environment's transition probabilities and mean rewards.
 
-    They are P(s, a, s'), the probability to go on in s' (it sums to less than 1
-    where an episode may end), and R(s, a), the mean reward.
+    They are P(s, a, s'), the probability to continue in s' (its sum over s' is below 1
+    if the episode may end), and R(s, a), the mean reward.
     """
     num_states, num_actions = world.observation_space.n, world.action_space.n
     transitions = np.zeros((num_states, num_actions, num_states))
@@ -231,7 +233,7 @@ def transition_model(world: Any) -> tuple[np.ndarray, np.ndarray]:
 def value_iteration(
     transitions: np.ndarray, rewards: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """Returns the best policy (S,): repeats V(s) <- max_a R + gamma P V."""
+    """Returns the best policy (S,): iterates V(s) <- max_a R + gamma P V."""
     values, change = np.zeros(len(rewards)), np.inf
     while change > 1e-10:
         q = rewards + gamma * transitions @ values
@@ -242,7 +244,7 @@ def value_iteration(
 def policy_evaluation(
     transitions: np.ndarray, rewards: np.ndarray, policy: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """Returns the exact values (S,) of a policy: V = R + gamma P V, solved."""
+    """Returns the exact values (S,) of a policy: solves V = R + gamma P V."""
     states = np.arange(len(policy))
     system = np.eye(len(policy)) - gamma * transitions[states, policy]
     return np.linalg.solve(system, rewards[states, policy])
@@ -254,9 +256,9 @@ def greedy_policy(agent: kit.QLearning) -> np.ndarray:
 
 
 def state_maps(world: Any, model: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns pictures of the world by title: states and letters on a grid.
+    """Returns maps of the environment by title: grids of states and of letters.
 
-    The state is -1 where nobody ever acts: in a hole, at the goal.
+    The state is -1 where the agent never acts: in a hole, at the goal.
     """
     transitions, _ = model
     inner = world.unwrapped
@@ -264,7 +266,7 @@ def state_maps(world: Any, model: Any) -> dict[str, tuple[np.ndarray, np.ndarray
     for _ in acts:
         acts = acts | (acts @ transitions.any(axis=1))
     states = np.where(acts, np.arange(len(acts)), -1)
-    if hasattr(inner, "decode"):  # Taxi: where the passenger is has a map each
+    if hasattr(inner, "decode"):  # Taxi: a map for each place of the passenger
         letters = inner.desc[1:-1, 1:-1:2].astype(str)
         states = states.reshape(5, 5, 5, 4)  # row, column, passenger, destination
         stands = "RGYB"
@@ -285,7 +287,7 @@ def state_maps(world: Any, model: Any) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def draw_curve(figure: Any, title: str, logs: dict, optimal_value: float) -> None:
-    """Draws the exact value of the greedy policy while it is learned."""
+    """Plots the exact value of the greedy policy during training."""
     axes = figure.add_subplot()
     axes.plot(logs["timesteps"], logs["policy_value"], color="#14508c", linewidth=2)
     axes.axhline(optimal_value, color="#b4470e", linestyle="--", zorder=1)
@@ -302,7 +304,7 @@ def draw_curve(figure: Any, title: str, logs: dict, optimal_value: float) -> Non
 
 
 def figure_size(maps: dict) -> tuple[float, float]:
-    """Returns inches for two maps in each row, with enough room for a number."""
+    """Returns the size in inches for two maps a row, with room for a number a cell."""
     rows = sum(states.shape[0] for states, _ in maps.values())
     columns = max(states.shape[1] for states, _ in maps.values())
     return 1.2 * columns + 2.0, 0.6 * rows + 0.5 * len(maps) + 0.5
@@ -311,7 +313,7 @@ def figure_size(maps: dict) -> tuple[float, float]:
 def draw_policies(
     figure: Any, title: str, maps: dict, policies: dict, signs: str | None
 ) -> None:
-    """Draws what each policy does, on what its states are worth."""
+    """Draws each policy's actions on the values of its states."""
     figure.suptitle(title)
     panels = figure.subplots(len(maps), len(policies), squeeze=False)
     for row, (name, (states, letters)) in zip(panels, maps.items(), strict=True):

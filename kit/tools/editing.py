@@ -1,4 +1,4 @@
-"""Edits Python source at the places that `ast` names, and nowhere else."""
+"""Edits Python source at nodes of its `ast`, and leaves the rest unchanged."""
 
 import ast
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ def edit_nodes(
     Args:
         source: Python source.
         edits: Pairs of a node of `ast.parse(source)` and a function from the node's
-            text to its replacement. Nodes must not lie within each other.
+            text to its replacement. Nodes must not contain each other.
     """
     data = source.encode()
     starts = [0]

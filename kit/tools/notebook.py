@@ -1,9 +1,9 @@
 """Writes a recipe as a Jupyter notebook: docstrings and comments become its prose.
 
-`main` is unrolled: its parameters become a cell of assignments, its body the cells
-after it, and each function stands before the first cell that uses it. A recipe can be
-unrolled if its `main` returns at the end only, and has no variable with the name of
-something that is defined outside of it.
+`main` is unrolled: its parameters become a cell of assignments, its body becomes the
+cells after it, and each function comes before the first cell that uses it. A recipe can
+be unrolled if its `main` returns only at its end, and none of its variables has the
+name of a global one.
 """
 
 import ast
@@ -18,12 +18,12 @@ from kit.tools.scores import declares
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 SCOPES = (*FUNCTIONS, ast.ClassDef, ast.Lambda, *COMPREHENSIONS)
-# Comments for tools, and headings of a file, whose functions stand elsewhere here.
+# Comments to leave out: for tools, and headings of a file, as functions are moved.
 NO_PROSE = re.compile(r"(fmt|isort|mypy|noqa|ruff|type):|---")
 
 
 class Piece(NamedTuple):
-    """Statements that make a cell, and what is said of them."""
+    """Statements that form a cell, and their prose."""
 
     prose: str
     code: str
@@ -35,9 +35,9 @@ def make_notebook(source: str, licence: str, backend: str, install: str) -> str:
 
     Args:
         source: A recipe's source.
-        licence: Comment that says where it is from.
-        backend: The backend that the notebook chooses.
-        install: Commands that install what it needs.
+        licence: Comment with its licence and origin.
+        backend: The backend that the notebook selects.
+        install: Commands that install its requirements.
 
     Raises:
         ValueError: If `main` can't be unrolled.
@@ -57,9 +57,9 @@ def make_notebook(source: str, licence: str, backend: str, install: str) -> str:
         if not text:
             continue
         new = new_markdown_cell if kind == "prose" else new_code_cell
-        # The name by which papermill finds parameters.
+        # papermill finds parameters by this name.
         metadata = {"tags": ["parameters"]} if kind == "parameters" else {}
-        # Numbers, so that one source is one notebook.
+        # Numbered ids, so that the same source gives the same notebook.
         cells.append(new(text, id=f"cell-{len(cells)}", metadata=metadata))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     about = {"kernelspec": kernel, "language_info": {"name": "python"}}
@@ -84,7 +84,7 @@ def cells_of(
     placed: list[Piece] = []
 
     def definitions(names: set[str]) -> Iterator[tuple[str, str]]:
-        """What defines these names, and before it, what that needs in turn."""
+        """Yields the definitions of these names, each after the ones that it needs."""
         for piece in outside:
             if piece not in placed and bound(piece.nodes) & names:
                 placed.append(piece)
@@ -108,7 +108,7 @@ def cells_of(
         "  # or one of jax, tensorflow, torch",
     )
     yield "code", "\n".join(lines[imports[0].lineno - 1 : end(imports[-1])])
-    # What no cell uses comes first, with what the parameters need.
+    # Definitions that no cell uses come first, with those that the parameters need.
     defined = set[str]().union(*(bound(piece.nodes) for piece in outside))
     yield from definitions(defined - reached(outside, used([main])) | used([main.args]))
 
@@ -139,9 +139,9 @@ def cells_of(
 
 
 def unroll(source: str) -> tuple[str, Any]:
-    """Returns a source whose `main` can stand outside of a function, and its `main`.
+    """Returns a source whose `main` works outside of a function, and its `main`.
 
-    `locals()` becomes `config`, and what is returned becomes `record`.
+    `locals()` becomes `config`, and the result becomes `record`.
     """
     main = main_of(source)
     inner = list(walk_scope(main.body))
@@ -175,7 +175,7 @@ def main_of(source: str) -> Any:
 
 
 def walk_scope(nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:
-    """Yields nodes and those within them, but nothing inside of functions."""
+    """Yields nodes and their descendants, except those inside functions."""
     todo = list(nodes)
     while todo:
         node = todo.pop()
@@ -198,13 +198,13 @@ def bound(nodes: Sequence[ast.AST]) -> set[str]:
 
 
 def used(nodes: Sequence[ast.AST]) -> set[str]:
-    """Returns the names that statements use, in functions within them as well."""
+    """Returns the names that statements use, including functions within them."""
     every = (inner for node in nodes for inner in ast.walk(node))
     return {x.id for x in every if isinstance(x, ast.Name)}
 
 
 def reached(pieces: Sequence[Piece], names: set[str]) -> set[str]:
-    """Returns names, those that their definitions use, those that these use, ..."""
+    """Returns names, and all names that their definitions use, recursively."""
     while True:
         more = names.union(*(used(p.nodes) for p in pieces if bound(p.nodes) & names))
         if more == names:
@@ -218,7 +218,7 @@ def is_command(node: ast.stmt) -> bool:
 
 
 def start(node: ast.stmt) -> int:
-    """Returns the number of a statement's first line, its decorators included."""
+    """Returns the number of a statement's first line, including decorators."""
     return min([node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))])
 
 
@@ -230,7 +230,7 @@ def end(node: ast.stmt) -> int:
 def split(
     nodes: Sequence[ast.stmt], lines: Sequence[str], before: ast.stmt
 ) -> Iterator[Piece]:
-    """Divides statements at blank lines and comments, which become prose."""
+    """Splits statements at blank lines and at comments, which become prose."""
     group: list[ast.stmt] = []
     prose, last = "", end(before)
     for node in nodes:
@@ -303,7 +303,7 @@ def comments(lines: Sequence[str]) -> str:
 
 
 def markdown(text: str) -> str:
-    """Returns a docstring as Markdown: what is indented is code."""
+    """Returns a docstring as Markdown: indented blocks become code."""
     parts: list[str] = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         is_code = block.startswith("    ")
@@ -334,7 +334,7 @@ def section(block: str) -> list[str]:
 
 
 def entries(text: str) -> dict[str, str]:
-    """Returns what the lines of a section say of each name."""
+    """Returns the entries of a docstring's section by name."""
     found: dict[str, str] = {}
     for line in textwrap.dedent(text).splitlines():
         if match := re.match(r"(\w+): (.*)", line):
@@ -345,19 +345,19 @@ def entries(text: str) -> dict[str, str]:
 
 
 def docstring_of(main: Any) -> tuple[str, dict[str, str]]:
-    """Returns what `main` says of itself, as Markdown, and of its parameters."""
+    """Returns the docstring of `main` as Markdown, and the texts of its parameters."""
     before, _, rest = (ast.get_docstring(main) or "").partition("\nArgs:\n")
     texts = entries(re.split(r"\n\n(?=\S)", rest)[0])
     return markdown(before), texts
 
 
 def indented(block: str) -> str:
-    """Returns a block of code without the indentation that made it one."""
+    """Returns a block of code without its indentation."""
     return "\n".join(line[4:] for line in block.splitlines())
 
 
 def escaped(text: str) -> str:
-    """Returns text in which Markdown finds nothing but code in backquotes."""
+    """Returns text escaped for Markdown, except code in backquotes."""
     parts = re.split(r"(`[^`]*`)", text)
     parts[::2] = [
         re.sub(r"([*$])", r"\\\1", x).replace("<", "&lt;") for x in parts[::2]

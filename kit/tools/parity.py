@@ -1,13 +1,12 @@
-"""Fifty steps of several trainings from weights and data that are everywhere the same.
+"""Compares backends: fifty steps of several trainings from the same weights and data.
 
     KERAS_BACKEND=jax python -m kit.tools.parity --output-dir reports/runs/parity-jax-0
 
 `kit.initialize_weights` draws the same weights on every backend, `kit.random` the same
-numbers, and the data come from NumPy: the losses differ by rounding only, which grows
-from step to step. `python -m kit compare` runs this under each backend, and
-`python -m kit report` shows the largest differences. There is no dropout in it:
-on JAX and TensorFlow, Keras' `Dropout` draws by the backend's own generator, so
-masks differ.
+numbers, and the data come from NumPy. So the losses differ only by rounding, which
+grows from step to step. `python -m kit compare` runs this under each backend, and
+`python -m kit report` shows the largest differences. It has no dropout: on JAX and
+TensorFlow, Keras' `Dropout` uses the backend's own generator, so masks differ.
 """
 
 import json
@@ -43,7 +42,7 @@ def main(
         output_dir: Folder for the result.
 
     Returns:
-        What `metrics.json` holds.
+        The contents of `metrics.json`.
 
     Raises:
         ValueError: If `steps` is below 1, or a training isn't known.
@@ -82,9 +81,9 @@ def mlp(steps: int, seed: int) -> list[float]:
 def cnn(steps: int, seed: int) -> list[float]:
     """Classifies images, with batch normalization.
 
-    Where rounding decides a ReLU or a window's maximum otherwise, a gradient jumps:
-    losses that differ by 1e-7 differ by 1e-4 to 1e-3 some twenty steps later (seeds 0,
-    2, 3). With tanh and average pooling, they stay within 1e-6.
+    If rounding changes the result of a ReLU or the maximum of a window, a gradient
+    jumps: losses that differ by 1e-7 differ by 1e-4 to 1e-3 some twenty steps later
+    (seeds 0, 2, 3). With tanh and average pooling, they stay within 1e-6.
     """
     rng = np.random.default_rng(seed)
     x = rng.uniform(0, 1, (NUM_BATCHES, BATCH_SIZE, 28, 28, 1))
@@ -119,7 +118,7 @@ def gpt(steps: int, seed: int) -> list[float]:
 
 
 def dqn(steps: int, seed: int) -> list[float]:
-    """Learns from made-up transitions; the target network follows every ten steps."""
+    """Learns from random transitions; updates the target network every ten steps."""
     rng = np.random.default_rng(seed)
     shape = (steps, BATCH_SIZE)
     batch = {  # (G, B, ...)
@@ -144,7 +143,7 @@ def dqn(steps: int, seed: int) -> list[float]:
 
 
 def ppo(steps: int, seed: int) -> list[float]:
-    """Learns from made-up rollouts; the loss is the critic's."""
+    """Learns from random rollouts; the loss is the critic's."""
     rng = np.random.default_rng(seed)
     space = gymnasium.spaces.Discrete(2)
     actor, critic = kit.policy_network((4,), space), kit.value_network((4,))
@@ -189,7 +188,7 @@ def supervised(
     seed: int,
     from_logits: bool = True,
 ) -> list[float]:
-    """Returns the losses of steps of Adam on the batches of `x`, in turn."""
+    """Returns the losses of Adam's steps on the batches of `x`, in turn."""
     kit.initialize_weights(model, seed)
     optimizer = keras.optimizers.Adam(1e-3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits)
@@ -208,7 +207,7 @@ def supervised(
 
 
 def classes(rng: np.random.Generator, x: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns classes that can be learned from `x`: which projection is largest."""
+    """Returns learnable classes of `x`: the index of its largest projection."""
     rows = x.reshape(*x.shape[:2], -1) - x.mean()
     projections: Sequence[Any] = rows @ rng.normal(size=(rows.shape[-1], num_classes))
     return np.argmax(projections, axis=-1)

@@ -1,4 +1,4 @@
-"""Learning curves as a picture inside a page, in the page's own colours."""
+"""Learning curves as SVG inside a page, in the page's own colours."""
 
 import io
 import re
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-# Colours that don't occur otherwise, which the page replaces by its own: they differ
-# in light and dark.
+# Placeholder colours, which are replaced by the page's: they differ in light and dark
+# mode.
 INK, FAINT = "#010203", "#040506"
 COLORS = {"tensorflow": "#070809", "jax": "#0a0b0c", "torch": "#0d0e0f"}
 STYLES: dict[str, Any] = {
@@ -27,14 +27,14 @@ def learning_curves(
     names: Mapping[str, str],
     key: str,
 ) -> str:
-    """Draws each run thin, and the mean over the seeds of each backend thick.
+    """Plots each run as a thin line, and each backend's mean over seeds as a thick one.
 
     Args:
         series: For each backend the curves of its runs, x ascending.
-        x_label: What x is.
-        y_label: What y is.
+        x_label: Label of x.
+        y_label: Label of y.
         names: Names of the backends.
-        key: A name that no other picture of the page has.
+        key: A name that is unique among the page's plots.
 
     Returns:
         An SVG element whose colours are the CSS variables `--ink`, `--faint`,
@@ -88,7 +88,7 @@ def learning_curves(
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Returns the mean of curves, where all of them have points on both sides."""
+    """Returns the mean of curves, over the range that all of them cover."""
     if len(curves) == 1:
         return curves[0]
     low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
@@ -98,7 +98,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def for_page(svg: str) -> str:
-    """Returns the element alone, without size and namespaces, in the page's colours."""
+    """Returns the SVG element without size and namespaces, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # Other pictures have the same ids.

@@ -1,13 +1,14 @@
-"""Tables, pictures and pages of what `kit.tools.compare` ran.
+"""Reports on the runs of `kit.tools.compare`: tables, plots and pages.
 
     python -m kit report                                    # from reports/runs
     python -m kit report --readme README.md                 # from reports/backends.json
     python -m kit report --readme README.md --check
 
-`backends.json` has every figure, `backends.md` and `backends.html` show them; the
-recipe declares which one counts (kit/tools/scores.py). A spread is the standard
-deviation over seeds, an interval Student's t interval of the mean at 95 %. Backends are
-called equal if Welch's t-test doesn't part them: that is no proof that they are.
+`backends.json` has all results, `backends.md` and `backends.html` show them; the recipe
+declares its score (kit/tools/scores.py). A spread is the standard deviation over seeds;
+an interval is the 95 % interval of the mean by Student's t distribution. Backends are
+called equal if Welch's t-test finds no significant difference, which doesn't prove that
+they are equal.
 """
 
 import collections
@@ -42,7 +43,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 Record = dict[str, Any]
 
 SIGNIFICANCE = 0.05  # Backends are called equal from this p-value on.
-ROUNDING = 1e-6  # Relative differences up to this are taken for rounding.
+ROUNDING = 1e-6  # Relative differences up to this are treated as rounding.
 
 
 def report(
@@ -57,17 +58,17 @@ def report(
     markers in that file.
 
     Args:
-        output_dir: Folder that `compare` wrote to.
-        readme: File that has the lines `<!-- compare:begin -->` and
+        output_dir: Output folder of `compare`.
+        readme: File with the lines `<!-- compare:begin -->` and
             `<!-- compare:end -->`.
-        check: Writes nothing; the exit status is 1 if `readme` is out of date.
+        check: Write nothing; the exit status is 1 if `readme` is out of date.
 
     Returns:
         Exit status.
 
     Raises:
-        ValueError: If there are no runs, no backends.json or no markers, or `check`
-            was given without `readme`.
+        ValueError: If there are no runs, no backends.json or no markers, or if `check`
+            is given without `readme`.
         ImportError: If a package of kit's extra `report` is missing.
     """
     require("jinja2", "matplotlib", "scipy")
@@ -102,7 +103,7 @@ KINDS = {
     float: "a number",
     bool: "true or false",
 }
-# The forms of what `kit.lab.run` and `kit.tools.compare` write, as far as it is read.
+# The forms of files from `kit.lab.run` and `kit.tools.compare`, as far as used here.
 METRICS_JSON: Record = {
     "recipe": str,
     "backend": str,
@@ -134,11 +135,11 @@ RUN_JSON: Record = {
 
 
 def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
-    """Returns the runs in a folder, and apart those of kit/tools/parity.py.
+    """Returns the runs in a folder, and separately those of kit/tools/parity.py.
 
-    A run has the content of its `metrics.json`, if it was finished, and of its
-    `run.json`, if `compare` made it. A damaged file is named, and counts as missing;
-    without its figures, a run has failed.
+    A run has the contents of its `metrics.json`, if it was finished, and of its
+    `run.json`, if `compare` started it. A damaged file is reported and treated as
+    missing; a run without metrics has failed.
     """
     runs = []
     for path in sorted(folder.glob("*")):
@@ -179,7 +180,7 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
                 "last_lines": [without_paths(str(line)) for line in lines],
                 "history": read_history(path / "history.csv") if figures else [],
                 "comparison": record.get("comparison") or known_comparison(recipe, job),
-                # Runs are compared that were called alike.
+                # Only runs with the same arguments are compared.
                 "arguments": [str(x) for x in job.get("arguments") or []],
                 "called": json.dumps(
                     [job.get("arguments"), job.get("signature"), job.get("file")]
@@ -193,7 +194,7 @@ def read_runs(folder: Path) -> tuple[list[Record], list[Record]]:
 
 
 def read_record(path: Path) -> tuple[Record, str | None]:
-    """Returns the content of a `run.json`, and what is wrong with it."""
+    """Returns the content of a `run.json`, and a description of its faults."""
     record, fault = read_object(path, RUN_JSON)
     try:
         check_comparison(record.get("comparison") or {})
@@ -203,21 +204,22 @@ def read_record(path: Path) -> tuple[Record, str | None]:
 
 
 def known_comparison(recipe: str, job: Record) -> Record:
-    """Returns what a recipe of the kit declares, for runs that don't tell."""
+    """Returns the declaration of a kit recipe, for runs without one."""
     file = catalog.recipes().get(recipe)
     return read_comparison(file) if file and not job.get("file") else {}
 
 
 def read_object(path: Path, form: Mapping[str, Any]) -> tuple[Record, str | None]:
-    """Returns the object in a JSON file, and what is wrong with it.
+    """Returns the object in a JSON file, and a description of its faults.
 
     Args:
         path: The file.
-        form: What the values of some of its names have to be: a type, or the form of
-            an object. Null is accepted everywhere.
+        form: Expected values by name: a type, or the form of an object. Null is
+            accepted everywhere.
 
     Returns:
-        The object, empty if the file is missing or damaged; a sentence's end, or None.
+        The object, empty if the file is missing or damaged; the end of a sentence that
+        describes the fault, or None.
     """
     try:
         # NaN and infinities, which no JSON has, are no numbers here either.
@@ -239,10 +241,10 @@ def read_object(path: Path, form: Mapping[str, Any]) -> tuple[Record, str | None
 
 
 def fault_of(value: Any, form: Any, name: str) -> str | None:
-    """Returns in words how a value departs from its form; None, if it doesn't."""
+    """Returns a description of how a value departs from its form, or None."""
     kind = dict if isinstance(form, Mapping) else form
     accepted: Any = (int, float) if kind is float else kind
-    # Python takes a Boolean for an integer, JSON doesn't.
+    # In Python, a Boolean is an integer; in JSON it isn't.
     if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
         return f"{name} must be {KINDS[kind]}, received {str(value)[:40]!r}"
     parts: Any = form.items() if isinstance(form, Mapping) else ()
@@ -255,13 +257,13 @@ def fault_of(value: Any, form: Any, name: str) -> str | None:
 
 
 def tell(path: Path, fault: str | None) -> None:
-    """Prints what is wrong with a file, if anything is."""
+    """Prints the fault of a file, if there is one."""
     if fault:
         print(f"{path} is left out: {fault}.")
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a `history.csv`; none, if it is missing or damaged."""
+    """Returns the rows of a `history.csv`; no rows if it is missing or damaged."""
     if not path.is_file():
         return []
     try:
@@ -273,7 +275,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
 
 
 def without_paths(line: str) -> str:
-    """Returns a line of a log without where things lie on this machine."""
+    """Returns a line of a log without this machine's paths."""
     for folder in (str(Path.cwd()), sys.prefix, sys.base_prefix, str(Path.home())):
         if len(folder) > 1:
             line = line.replace(folder + os.sep, "")
@@ -295,15 +297,15 @@ def number(value: Any) -> float | None:
 
 
 def estimate(values: Iterable[Any]) -> Record:
-    """Returns what a few runs tell of a figure; values that are no number are left out.
+    """Returns statistics of a metric over runs, without values that are no numbers.
 
     Args:
-        values: The figure in each run.
+        values: The metric in each run.
 
     Returns:
         `n`, the number of values; `mean`; `sd`, the standard deviation; `low` and
-        `high`, Student's t interval of the mean at 95 %; `values`. With one value,
-        there is no spread and no interval; without any, no mean either.
+        `high`, the 95 % interval of the mean by Student's t distribution; `values`.
+        With one value, there is no spread and no interval; without any, no mean.
     """
     from scipy import stats
 
@@ -323,20 +325,20 @@ def estimate(values: Iterable[Any]) -> Record:
 
 
 def short(value: float) -> float:
-    """Returns a number of at most eight digits, as no figure here has more to say."""
+    """Returns a number rounded to eight digits, more than any result here needs."""
     return float(f"{value:.8g}")
 
 
 def welch(a: Record, b: Record) -> float | None:
-    """Returns the p-value of Welch's t-test: could two means be one?
+    """Returns the p-value of Welch's t-test for the equality of two means.
 
     Args:
-        a: What `estimate` returned, with a mean.
+        a: A result of `estimate` with a mean.
         b: Another one.
 
     Returns:
-        The p-value, two-sided; 1 for means that differ by rounding only. None if it
-        can't be told: one of them is a single value, or neither varies.
+        The two-sided p-value; 1 for means that differ only by rounding. None if there
+        is none: one of them has a single value, or neither varies.
     """
     from scipy import stats
 
@@ -370,9 +372,9 @@ def against_best(estimates: Mapping[str, Record], larger_is_better: bool) -> Rec
 
 
 def leaders(estimates: Mapping[str, Record], larger_is_better: bool) -> list[str]:
-    """Returns the backends that Welch's t-test doesn't part from the best mean.
+    """Returns the backends that don't differ significantly from the best mean.
 
-    Nobody leads, if that can't be told of one of them.
+    If one of them has no p-value, no backend leads.
     """
     found = against_best(estimates, larger_is_better)
     if not found["best"] or None in found["p"].values():
@@ -382,7 +384,7 @@ def leaders(estimates: Mapping[str, Record], larger_is_better: bool) -> list[str
 
 
 def verdict(estimates: Mapping[str, Record], larger_is_better: bool) -> str:
-    """Returns in words who leads."""
+    """Returns a sentence about the leading backends."""
     known = [name for name, x in estimates.items() if x["mean"] is not None]
     found = leaders(estimates, larger_is_better)
     if len(known) < 2:
@@ -402,7 +404,7 @@ def verdict(estimates: Mapping[str, Record], larger_is_better: bool) -> str:
 def summarize(
     runs: Sequence[Record], parity: Sequence[Record]
 ) -> tuple[Record, dict[str, str]]:
-    """Returns what backends.json holds, and a picture for each of its recipes."""
+    """Returns the contents of backends.json, and a plot for each recipe."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for run in runs:
         groups.setdefault((run["recipe"], run["called"]), []).append(run)
@@ -442,7 +444,7 @@ def summarize(
 
 
 def declared_by(runs: Sequence[Record]) -> Record:
-    """Returns what the recipe of these runs declares."""
+    """Returns the declaration of these runs' recipe."""
     return next((run["comparison"] for run in runs if run["comparison"]), {})
 
 
@@ -461,13 +463,13 @@ def machine_of(run: Record) -> str:
 
 
 def versions_of(run: Record) -> str:
-    """Returns the versions of Keras and of the backend that a run was made with."""
+    """Returns a run's versions of Keras and of the backend."""
     versions = run["versions"]
     return ", ".join(f"{x} {versions.get(x)}" for x in ("keras", run["backend"]))
 
 
 def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
-    """Returns the figures of one recipe, called one way, under each backend."""
+    """Returns the results of one recipe, with one set of arguments, by backend."""
     done = [run for run in runs if run["status"] == "finished"]
     declared = declared_by(runs)
     figures: dict[str, None] = {}  # names, in order, of what is a number
@@ -475,7 +477,7 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
         figures |= dict.fromkeys(
             name
             for name, x in run.get("metrics", {}).items()
-            # The main score stays the main score, also where all of them are NaN.
+            # The main score stays the main score, even if all its values are NaN.
             if number(x) is not None or name == declared.get("score")
         )
     score = score_of(runs[0]["recipe"], declared, figures)
@@ -530,16 +532,16 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
 
 
 def baselines_of(run: Record, metric: str) -> list[str]:
-    """Returns the names of the baselines that a metric is to be compared with."""
+    """Returns the names of a metric's baselines."""
     pairs = dict(pair_with_baselines(run.get("metrics", {}), run.get("baselines", {})))
     return pairs.get(metric, [])
 
 
 def estimate_of_seeds(runs: Sequence[Record], baseline: str) -> Record:
-    """Returns what the runs tell of a baseline.
+    """Returns statistics of a baseline over runs.
 
-    Under each backend it was measured anew, mostly with the same result: a seed counts
-    once, with its mean.
+    Each backend's run measured it again, mostly with the same result. So each seed
+    counts once, with its mean.
     """
     by_seed: dict[Any, list[float]] = {}
     for run in runs:
@@ -550,7 +552,7 @@ def estimate_of_seeds(runs: Sequence[Record], baseline: str) -> Record:
 
 
 def summarize_backend(runs: Sequence[Record], metric: str) -> Record:
-    """Returns the figures of one recipe under one backend."""
+    """Returns the results of one recipe under one backend."""
     done = [run for run in runs if run["status"] == "finished"]
     rates = [run.get("throughput") or {} for run in done]
     units = {rate["unit"] for rate in rates if rate.get("unit")}
@@ -585,7 +587,7 @@ def summarize_backend(runs: Sequence[Record], metric: str) -> Record:
 
 
 def state_of(runs: Sequence[Record], done: Sequence[Record]) -> str:
-    """Returns in words how the runs of one backend ended."""
+    """Returns a description of how the runs of one backend ended."""
     if not runs:
         return "not run"
     if len(done) == len(runs):
@@ -628,7 +630,7 @@ def largest_difference(a: Sequence[Any], b: Sequence[Any]) -> float | None:
 
 
 def draw_curves(entry: Record, runs: Sequence[Record]) -> str:
-    """Returns the learning curves of the backends as SVG; nothing without figures."""
+    """Returns the backends' learning curves as SVG; an empty text without data."""
     histories = [run["history"] for run in runs if run["history"]]
     columns = histories[0][0] if histories else {}
     y = next((c for c in (entry["curve"], *CURVES) if c in columns), "")
@@ -656,7 +658,7 @@ def draw_curves(entry: Record, runs: Sequence[Record]) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Returns a page made from a file in kit/templates."""
+    """Returns a page rendered from a file in kit/templates."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -678,7 +680,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """Returns a number as people read it, a dash if there is none."""
+    """Returns a number formatted for people, a dash if there is none."""
     if value is None:
         return "–"
     if value == int(value) or abs(value) >= 10 ** (digits - 1):
@@ -694,7 +696,7 @@ def mean_text(x: Record, digits: int = 4) -> str:
 
 
 def interval_text(x: Record) -> str:
-    """Returns the bounds of an interval; that there is none, with one value."""
+    """Returns the bounds of an interval as text, also if there is none."""
     if x["low"] is None:
         return f"none, n = {x['n']}" if x["n"] else "–"
     return f"{figure(x['low'])} to {figure(x['high'])}"
@@ -711,7 +713,7 @@ def p_text(x: Record) -> str:
 
 
 def update_readme(readme: Path, source: Path, check: bool) -> int:
-    """Writes the table of `source` into a file, or tells whether it is there."""
+    """Writes the table of `source` into a file, or checks that it is up to date."""
     data = read_json(source)
     if not data:
         raise ValueError(

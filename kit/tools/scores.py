@@ -1,7 +1,7 @@
-"""What a recipe declares for the comparison, and what the report makes of it.
+"""Reads a recipe's declaration for comparisons: its score, curve and published figures.
 
-A recipe is judged by the first figure of its `metrics.json`, unless it declares more,
-above its `main`:
+A recipe's score is the first metric in its `metrics.json`, unless it declares another
+one above its `main`:
 
 ```python
 COMPARISON = {
@@ -14,28 +14,28 @@ COMPARISON = {
 }
 ```
 
-The value is read without running the recipe: it is a literal, made of strings, numbers,
-Booleans, None, lists, tuples and dicts. Every key may be left out:
+The value is read without running the recipe: it must be a literal of strings, numbers,
+Booleans, None, lists, tuples and dicts. All keys are optional:
 
 - `title`: name of the algorithm.
-- `place`: place in the report. Recipes with small numbers come first, recipes without
-  one last.
-- `score` and `larger_is_better`: the figure of `metrics.json` by which the recipe is
-  judged. A run without it is judged by its first figure.
-- `curve`: column of `history.csv` that tells how learning went.
-- `curve_rows`: columns of `history.csv` and the value that rows of that curve have, as
+- `place`: position in the report. Recipes with small numbers come first, recipes
+  without one last.
+- `score` and `larger_is_better`: the metric in `metrics.json` that is the recipe's
+  score. The score of a run without it is its first metric.
+- `curve`: column of `history.csv` with the learning curve.
+- `curve_rows`: columns of `history.csv` and the value that rows of the curve have, as
   text; None is the value of the last row.
-- `quick`: what `compare --quick` passes: about a minute on two cores, so that
-  everything is seen to work and backends can be told apart. The scores are not what the
-  recipe reaches.
-- `published`: published figures. Each has the figure, with its spread; who published
-  it, and under which conditions it was made; and, if it doesn't hold for all of them,
-  the arguments of the recipe that it holds for. A string stands for every value that
-  begins with it: `"Acrobot"` for `Acrobot-v1`.
+- `quick`: arguments of `compare --quick`, for about a minute on two cores: enough to
+  see that everything works and to tell backends apart. The scores are lower than those
+  of a full run.
+- `published`: published figures. Each has the figure, with its spread; its source and
+  conditions; and, if it doesn't apply to all runs, the recipe's arguments to which it
+  applies. A string stands for every value that begins with it: `"Acrobot"` for
+  `Acrobot-v1`.
 
-`compare` keeps the declaration in each run's `run.json`, where the report finds it even
-when the recipe is gone. After a change, call `compare` again: it brings `run.json` up
-to date, and repeats no finished run for it.
+`compare` stores the declaration in each run's `run.json`, where the report finds it
+even if the recipe no longer exists. After a change, run `compare` again: it updates
+`run.json` without repeating finished runs.
 """
 
 import ast
@@ -62,16 +62,16 @@ KEYS: Keys = {
     "published": ((list,), "a list"),
 }
 
-# Of a figure whose recipe doesn't say so, by how its name ends: smaller is better.
+# If a recipe doesn't declare it: smaller is better for metrics that end in these names.
 LOWER_IS_BETTER: tuple[str, ...] = (
     *("loss", "error", "mae", "mse", "rmse", "distance"),
     *("bits_per_char", "perplexity", "seconds", "elbo"),
 )
 
-# Of a recipe that declares no curve: the first of these that `history.csv` has.
+# If a recipe declares no curve: the first of these columns in `history.csv`.
 CURVES = ("return", "val_accuracy", "accuracy", "val_loss", "loss")
 
-# Baselines that are bounds, which nothing can be better than: no "best baseline".
+# Baselines that are bounds: no model can beat them, so none is the "best baseline".
 BOUNDS = ("optimal_", "real_")
 
 
@@ -79,7 +79,7 @@ BOUNDS = ("optimal_", "real_")
 
 
 def read_comparison(file: Path) -> Comparison:
-    """Returns what a recipe declares, without running it; nothing if it doesn't.
+    """Returns a recipe's declaration, without running it; empty if there is none.
 
     Raises:
         ValueError: If the declaration isn't a literal, or a key or value is wrong.
@@ -163,7 +163,7 @@ def _check_values(
 
 
 def _check_value(value: Any, name: str, kinds: tuple[type, ...], words: str) -> None:
-    # Python takes a Boolean for an integer.
+    # In Python, a Boolean is an integer.
     known = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
     if not known:
         raise ValueError(f"{name} must be {words}, got {value!r}.")
@@ -174,12 +174,12 @@ def _check_value(value: Any, name: str, kinds: tuple[type, ...], words: str) -> 
 
 @dataclass(frozen=True)
 class Score:
-    """The figure of `metrics.json` by which a recipe is judged.
+    """The metric in `metrics.json` that is a recipe's score.
 
     Args:
         title: Name of the algorithm.
-        metric: Name of the figure; empty if there is none.
-        larger_is_better: Whether larger is better; lower is, otherwise.
+        metric: Name of the metric; empty if there is none.
+        larger_is_better: Whether larger is better; otherwise smaller is.
     """
 
     title: str
@@ -188,15 +188,15 @@ class Score:
 
 
 def score_of(recipe: str, declared: Comparison, figures: Iterable[str]) -> Score:
-    """Returns the main score of a recipe whose runs have these figures.
+    """Returns the main score of a recipe whose runs have these metrics.
 
-    A recipe that declares none, or has other figures than the declared one, is judged
-    by its first figure.
+    If it declares none, or its metrics don't contain the declared one, the score is its
+    first metric.
 
     Args:
         recipe: Name of the recipe.
-        declared: What it declares.
-        figures: Names of figures in `metrics.json`, in its order.
+        declared: Its declaration.
+        figures: Names of metrics in `metrics.json`, in its order.
     """
     names = list(figures)
     title = declared.get("title", recipe)
@@ -209,7 +209,7 @@ def score_of(recipe: str, declared: Comparison, figures: Iterable[str]) -> Score
 
 
 def references(declared: Comparison, config: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the published figures that hold for a run with these arguments."""
+    """Returns the published figures that apply to a run with these arguments."""
     return [
         {"figure": figure, "source": source}
         for figure, source, *conditions in declared.get("published", [])
