@@ -3,6 +3,7 @@
 Keras is imported where it is needed: not in the process that only hands out tests.
 """
 
+import collections
 import gc
 import importlib.util
 import os
@@ -24,6 +25,7 @@ import pytest
 CHEAP_TO_COMPILE = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 # The same examples in each run, few of them, and no limit for the one that compiles.
@@ -63,20 +65,22 @@ def pytest_addoption(parser):
         "--part", metavar="I/N", help="run the I-th of N parts of the files"
     )
     parser.addoption(
-        "--no-tools", action="store_true", help="leave out what is marked as tools"
+        "--no-repeats",
+        action="store_true",
+        help="leave out what is marked as once, and variants but the first",
     )
 
 
 @pytest.hookimpl(trylast=True)  # after the choice by markers
 def pytest_collection_modifyitems(config, items):
-    """Leaves the files of a part, and what isn't of the tools.
+    """Leaves the files of a part, and what isn't tested under another backend.
 
     XLA keeps what it compiled, some two hundred memory maps for a model, and a process
     on Linux may have 65,530: the whole suite in one process is aborted.
     """
     chosen = items
-    if config.getoption("no_tools"):
-        chosen = [x for x in chosen if not x.get_closest_marker("tools")]
+    if config.getoption("no_repeats"):
+        chosen = list(without_repeats(chosen))
     if part := config.getoption("part"):
         number, count = map(int, part.split("/"))
         files = sorted({item.path for item in chosen})[number - 1 :: count]
@@ -84,6 +88,19 @@ def pytest_collection_modifyitems(config, items):
     if left_out := set(items) - set(chosen):
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = chosen
+
+
+def without_repeats(items):
+    """Yields what depends on the backend, and of variants the first ones."""
+    seen = collections.Counter()
+    for item in items:
+        if item.get_closest_marker("once"):
+            continue
+        if marker := item.get_closest_marker("variants"):
+            seen[item.function] += 1
+            if seen[item.function] > (marker.args or (1,))[0]:
+                continue
+        yield item
 
 
 def pytest_sessionfinish(session, exitstatus):

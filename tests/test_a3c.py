@@ -282,6 +282,7 @@ def test_no_worker_waits_for_another(eager):
     assert sorted(agent.pushes.values()) == [1, 5]
 
 
+@pytest.mark.once
 def test_environments_with_several_inside_count_all_their_steps():
     agent = make_agent(obs_shape=(4,))
     make_env = functools.partial(gymnasium.make_vec, "CartPole-v1", num_envs=3)
@@ -290,6 +291,7 @@ def test_environments_with_several_inside_count_all_their_steps():
     assert agent.updates == 5
 
 
+@pytest.mark.once
 def test_nobody_pushes_while_callbacks_run(eager):
     weights = []
 
@@ -306,6 +308,7 @@ def test_nobody_pushes_while_callbacks_run(eager):
     assert not np.array_equal(weights[0][0], weights[2][0])
 
 
+@pytest.mark.once
 def test_callbacks_can_end_it(eager):
     agent = make_agent()
 
@@ -322,6 +325,7 @@ def test_callbacks_can_end_it(eager):
     assert agent.updates == 4 and history.history["timesteps"][-1] == 20
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_errors_end_the_workers(eager, error):
     def fail(agent):
@@ -469,7 +473,7 @@ class Telling(gymnasium.Wrapper):
         super().close()
 
 
-@pytest.mark.tools  # arrays of NumPy go between the processes, on every backend
+@pytest.mark.once  # arrays of NumPy go between the processes, on every backend
 def test_ray_replaces_a_process_that_is_killed(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     # Workers import this file by the name that it has here.

@@ -134,6 +134,7 @@ def test_n_step_returns_by_hand():
     np.testing.assert_allclose(batch["returns"], expected, rtol=1e-4)
 
 
+@pytest.mark.once
 def test_normalized_advantages_forget_the_size_of_rewards():
     weights = []
     for scale in (1.0, 50.0):
@@ -159,6 +160,7 @@ def test_optimizers_of_a_saved_agent_go_on(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.once
 def test_both_optimizers_end_on_their_averages():
     env, weights = Identity(), []
     for steps in (4, 12):
@@ -197,6 +199,7 @@ def test_wrong_optimizers_are_refused():
         agent.compile("sgd", "sgd")
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     "options", [{}, {"shared": True}, {"critic_learning_rate": 1e-3}]
 )

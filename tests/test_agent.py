@@ -98,6 +98,7 @@ def weights_of(agent):
 # --- Seeds ----------------------------------------------------------------------
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_fit_has_other_draws(kind):
     runs = []
@@ -112,6 +113,7 @@ def test_a_second_fit_has_other_draws(kind):
     assert np.diff(others).min() > 1000
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_that_is_given_is_that_of_the_environment(kind):
     agent = make_agent(kind)
@@ -160,7 +162,7 @@ LATER = [
     ("ppo", {}, {"num_epochs": 1, "num_minibatches": 1}, False),
     # Whether a program is made anew is decided in Python.
     *(
-        pytest.param("ppo", *case, False, marks=pytest.mark.tools)
+        pytest.param("ppo", *case, False, marks=pytest.mark.once)
         for case in (
             ({"target_kl": 0.0}, {"target_kl": None}),
             ({}, {"clip_coef": SCHEDULE}),
@@ -170,6 +172,7 @@ LATER = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("kind", "options", "later", "same_program"),
     LATER,
@@ -267,6 +270,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("kind", "name", "value"), WRONG)
 def test_a_wrong_option_is_refused_wherever_it_is_set(kind, name, value):
     agent = make_agent(kind)
@@ -366,6 +370,7 @@ def test_what_a_class_must_define_is_named():
 # --- Actions --------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_action_is_what_the_environment_takes(kind, tmp_path):
     agent = make_agent(kind, start=5)

@@ -21,7 +21,7 @@ from kit.rl.env_state import (
 )
 from kit.rl.environments import Environments, stacks_frames
 
-pytestmark = pytest.mark.tools  # of environments, and of what recipes choose for them
+pytestmark = pytest.mark.once  # of environments, and of what recipes choose for them
 pytest.importorskip("ale_py", reason="ale-py isn't installed (the extra `atari`)")
 pytest.importorskip("cv2", reason="OpenCV isn't installed (the extra `atari`)")
 
@@ -39,7 +39,7 @@ def play(env, steps, seed=0):
             env.reset()
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_agents_see_the_last_four_frames():
     env = make_atari(BREAKOUT)
     assert stacks_frames(env)
@@ -59,7 +59,7 @@ def test_agents_see_the_last_four_frames():
     assert len({frame.tobytes() for frame in frames}) > 10
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_lives_are_episodes_in_training_only():
     training = list(play(make_atari(BREAKOUT, training=True), 400))
     lives = [info["lives"] for *_, info in training]
@@ -81,7 +81,7 @@ def test_lives_are_episodes_in_training_only():
     assert sum(ends) >= 1
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_a_life_begins_with_fire():
     env = make_atari(BREAKOUT)
     env.reset(seed=0)
@@ -118,7 +118,7 @@ class Console(gymnasium.Env):
         return self.at, 1.0, lives == 0, False, {"lives": lives}
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_lives_by_hand():
     console = Console([2, 2, 2, 1, 1, 1, 0])
     env = Lives(console, ends_episodes=True)
@@ -148,7 +148,7 @@ def test_lives_by_hand():
     assert console.calls == ["reset", 1, "reset"]
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_rewards_are_cut_in_training_only():
     game = "ALE/Seaquest-v5"  # a diver is 20 points
     _, cut, *_ = zip(*play(make_atari(game, training=True), 300), strict=True)
@@ -157,7 +157,7 @@ def test_rewards_are_cut_in_training_only():
     assert max(whole) >= 20
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("game", [BREAKOUT, PONG])
 @pytest.mark.parametrize("vector", [False, True])
 def test_games_go_on_where_they_were(game, vector):
@@ -193,7 +193,7 @@ def test_games_go_on_where_they_were(game, vector):
     assert first.episodes == second.episodes
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_the_state_of_a_game_that_takes_actions_again_is_not_whole():
     env = make_atari(PONG, repeat_action_probability=0.25)
     with pytest.raises(NotReadableError, match="ALEInterface"):
@@ -202,7 +202,7 @@ def test_the_state_of_a_game_that_takes_actions_again_is_not_whole():
     assert make_readable(game := make_atari(PONG)) is game
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_what_is_missing_is_named(monkeypatch):
     with pytest.raises(ValueError, match="`env` .*ALE/Pnog-v5"):
         make_atari("ALE/Pnog-v5")
@@ -265,7 +265,7 @@ def _keeping(cli, found):
     return run
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("recipe", list(TINY))
 def test_other_environments_have_the_defaults_of_the_signature(
     load_recipe, recipe, monkeypatch

@@ -336,6 +336,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     ("variant", "metrics", "baselines"),
     [

@@ -85,7 +85,7 @@ def test_backups_change_nothing_and_go_at_the_end(undisturbed, tmp_path):
     assert not folder.exists()
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_restore_false_begins_anew(undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, 3)
@@ -105,7 +105,7 @@ def test_restore_false_begins_anew(undisturbed, tmp_path, monkeypatch):
     assert not differing(undisturbed("a2c"), train("a2c", [every_step(tmp_path)]))
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("number", "ending"),
     [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
@@ -218,7 +218,7 @@ def test_options_that_callbacks_change_are_restored(tmp_path, monkeypatch):
     assert not differing(train("a2c", [Anneal()]), resumed)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_a_run_that_is_another_one_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, 3)
@@ -359,7 +359,7 @@ def test_values_are_what_they_were():
         backups._pack(object(), {})
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("harm", ["truncate", "flip a bit", "delete"])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "arrays.npz"])
 def test_a_damaged_backup_is_passed_over(harm, name, tmp_path):
@@ -395,7 +395,7 @@ def damage(path, harm):
     path.write_bytes(content)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_another_format_is_refused(tmp_path, monkeypatch):
     write(tmp_path, [1])
     monkeypatch.setattr(backups, "FORMAT", 2)
@@ -403,7 +403,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
         read(tmp_path)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("function", ["os.replace", "os.fsync", "numpy.savez"])
 def test_whatever_happens_while_a_backup_is_written_the_last_one_stays(
     function, tmp_path, monkeypatch
@@ -440,7 +440,7 @@ def test_whatever_happens_while_a_backup_is_written_the_last_one_stays(
     assert read(tmp_path) == number + 1
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_two_backups_are_kept_and_nothing_else(tmp_path):
     (tmp_path / ".123-backup-000001").mkdir()  # of a process that was killed
     write(tmp_path, range(5))
@@ -450,7 +450,7 @@ def test_two_backups_are_kept_and_nothing_else(tmp_path):
     ]
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_nothing_is_unpickled(tmp_path):
     write(tmp_path, [1, 2])
     path = tmp_path / "backup-000002" / "arrays.npz"
@@ -462,7 +462,7 @@ def test_nothing_is_unpickled(tmp_path):
 # --- Disks ------------------------------------------------------------------------
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_a_full_disk_costs_backups_and_not_the_training(
     undisturbed, tmp_path, monkeypatch
 ):
@@ -498,7 +498,7 @@ def test_a_full_disk_costs_backups_and_not_the_training(
         train("a2c", [every_step(tmp_path)])
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_free_space_is_asked_for_at_the_start(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -506,7 +506,7 @@ def test_free_space_is_asked_for_at_the_start(tmp_path, monkeypatch):
         train("dqn", [every_step(tmp_path)])
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -553,7 +553,7 @@ def test_what_keras_refuses_to_save_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
@@ -579,7 +579,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_replacing_a_folder(tmp_path):
     with replacing(tmp_path / "folder") as folder:
         folder.mkdir()
@@ -594,7 +594,7 @@ def test_replacing_a_folder(tmp_path):
 # --- The replay buffer ------------------------------------------------------------
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("seed", range(5))
 def test_a_replay_buffer_is_what_it_was(seed, tmp_path):
     rng = np.random.default_rng(seed)
@@ -628,7 +628,7 @@ def test_a_replay_buffer_is_what_it_was(seed, tmp_path):
     assert len(list(tmp_path.glob("buffer-*"))) < 10
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_a_buffer_whose_environment_began_anew_ends_nothing():
     buffer = ReplayBuffer(10, (1,), "float32")
     buffer.reset(np.array([[0.0]]))
@@ -699,13 +699,13 @@ def check_goes_on(first, second, steps=150):
         first.set_state(state)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("name", SINGLE)
 def test_environments_go_on_where_they_were(name):
     check_goes_on(Environments(make(name)), Environments(make(name)))
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 @pytest.mark.parametrize("name", ["CartPole-v1", "LunarLander-v3"])
 def test_vector_environments_go_on_where_they_were(name, mode):
@@ -725,7 +725,7 @@ def test_vector_environments_go_on_where_they_were(name, mode):
     check_goes_on(first, second)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_environments_in_one_array_go_on_where_they_were():
     check_goes_on(
         *(
@@ -739,7 +739,7 @@ def test_environments_in_one_array_go_on_where_they_were():
     )
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_running_means_of_a_wrapper_are_restored():
     def envs():
         env = gymnasium.make("CartPole-v1")
@@ -761,7 +761,7 @@ class Elsewhere(gymnasium.Wrapper):
         return obs + next(self.kept), *rest
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*The obs returned by:UserWarning")
 def test_what_cannot_be_restored_begins_anew_and_says_so():
     first, second = (

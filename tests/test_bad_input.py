@@ -1434,6 +1434,7 @@ def test_cases_name_all_arguments(name):
     assert names == set(made.arguments())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", [*CASES, *METHODS])
 def test_bad_arguments_get_clear_errors(name):
     function, made = _find(name)

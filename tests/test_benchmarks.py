@@ -33,6 +33,7 @@ def load(name):
     return module
 
 
+@pytest.mark.once
 def test_core_times_every_contestant(monkeypatch, tmp_path):
     core = load("core")
     monkeypatch.setattr(core, "NETWORKS", {"4-8-2": ((4, 8, 2), 16)})
@@ -66,7 +67,7 @@ def test_ratios_are_those_within_a_round():
     assert row["keras_of_it"] == 4.0  # of 2, 8, 4
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize("who", ["kit", "sb3", "sbx"])
 def test_dqn(who, monkeypatch, tmp_path):
     dqn = load("dqn")
@@ -85,7 +86,7 @@ def test_dqn(who, monkeypatch, tmp_path):
     assert json.loads(output.read_text()) == [row]
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("algorithm", "who", "steps"),
     [

@@ -86,6 +86,7 @@ def test_recipe_leaves_what_it_promises(recipe, folder, tmp_path):
     assert accuracy == pytest.approx(metrics["test_accuracy"])
 
 
+@pytest.mark.once
 def test_the_classifier_starts_as_the_probe(recipe, folder):
     from sklearn.linear_model import LogisticRegression
 

@@ -13,7 +13,7 @@ import kit
 from kit import __main__
 from kit.tools import catalog
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[1]
 

@@ -246,6 +246,7 @@ def test_learns_what_keras_own_fit_learns():
     assert own["loss"][-1] < own["loss"][0]
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("sequential", [kit.Sequential, keras.Sequential])
 def test_learns_from_changed_images(sequential):
     change = RandomAffine(translation_factor=0.1, elastic_stddev=0.2, seed=0)

@@ -20,7 +20,7 @@ from kit.tools.compare import BACKENDS, compare, main_signature
 from kit.tools.report import report
 from kit.tools.scores import read_comparison
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 BACKEND = keras.backend.backend()
 OTHER = next(name for name in BACKENDS if name != BACKEND)

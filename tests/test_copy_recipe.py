@@ -13,7 +13,7 @@ from kit.tools import catalog, copy_recipe
 from kit.tools.scores import NAME as COMPARISON
 from kit.tools.scores import read_comparison
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 BACKEND = keras.backend.backend()
 RECIPES = list(catalog.recipes())

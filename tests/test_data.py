@@ -11,7 +11,7 @@ import pytest
 
 from kit.data.vision import DATASETS, images
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 
 def test_digits_are_split_evenly():

@@ -301,6 +301,7 @@ def test_pretraining_learns_the_one_rbm_and_then_the_other(trained):
     )
 
 
+@pytest.mark.once
 def test_the_second_rbm_learns_from_what_the_first_one_makes_of_the_data(trained):
     _, x, _ = trained
     stack = DBN([RBM(8, seed=0), RBM(5, seed=1)])

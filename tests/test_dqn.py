@@ -375,6 +375,7 @@ def test_a_final_observation_is_what_is_learned_from(mode):
     assert set(np.unique(obs)) == {0, 1, 2}
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_the_action_space_may_start_at_one(num_envs):
     envs = [Corridor(start=1) for _ in range(num_envs)]
@@ -497,6 +498,7 @@ def test_one_environment_takes_exactly_total_timesteps(total):
     assert history.history["timesteps"][-1] == total
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
 def test_vector_environments_train_and_round_the_steps(mode):
     envs = [Still() for _ in range(3)]
@@ -811,6 +813,7 @@ def test_config_has_every_argument():
     ]
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("dueling", [False, True])
 def test_saved_and_loaded_it_goes_on_learning(tmp_path, dueling):
     loss = keras.losses.LogCosh() if dueling else "mse"
@@ -1156,6 +1159,7 @@ class WrongSign(kit.DQN):
         return -super()._td_target(batch)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "broken",
     [

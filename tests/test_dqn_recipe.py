@@ -20,6 +20,7 @@ DQN_TINY = {
 }
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1"])
 def test_dqn_leaves_what_it_promises(load_recipe, env, tmp_path, capsys):
     load_recipe("dqn").main(env=env, output_dir=tmp_path, seed=1, **DQN_TINY)
@@ -39,6 +40,7 @@ def test_dqn_leaves_what_it_promises(load_recipe, env, tmp_path, capsys):
     assert agent.act(obs) in range(agent.num_actions)
 
 
+@pytest.mark.once
 def test_dqn_records_a_video(load_recipe, tmp_path):
     pytest.importorskip("moviepy")
     load_recipe("dqn").main(render="video", output_dir=tmp_path, **DQN_TINY)
@@ -60,6 +62,7 @@ def test_an_episode_of_a_game_of_the_kit_is_recorded(tmp_path):
         assert animation.info["duration"] == 100
 
 
+@pytest.mark.once
 def test_an_animated_picture_is_small_enough(tmp_path, monkeypatch):
     assert agent_recipe.MOST_BYTES == 1_000_000
     rng = np.random.default_rng(0)

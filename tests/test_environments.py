@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from kit.rl.environments import Environments, play_episodes, random_policy
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 MODES = [None, *AutoresetMode]
 MODE_IDS = ["env", *(mode.name.lower() for mode in AutoresetMode)]

@@ -347,7 +347,7 @@ def test_wrong_maps_are_refused(desc):
         envs.FrozenLake(desc=desc)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_import_of_kit_leaves_environments_alone():
     import subprocess
     import sys

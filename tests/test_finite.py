@@ -243,6 +243,7 @@ def compiled_agent():
     return functools.cache(lambda name: AGENTS[name]("sgd"))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize(
     ("what", "match"),

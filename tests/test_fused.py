@@ -155,6 +155,7 @@ def test_mistakes_in_an_environment_are_named(env, message):
         play(env, start, lambda obs, action: action, noise, 2, kit.random.key(0))
 
 
+@pytest.mark.once
 def test_an_environment_is_not_changed_once_it_is_compiled():
     env = CartPole(2)
     env.gravity = 1.6
@@ -163,6 +164,7 @@ def test_an_environment_is_not_changed_once_it_is_compiled():
         env.gravity = 9.8
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["dqn", "ppo"])
 def test_a_backup_is_for_environments_with_the_same_settings(name, tmp_path):
     def fit(env):
@@ -446,6 +448,7 @@ def test_what_is_reported():
     assert result["return"] > 5
 
 
+@pytest.mark.once
 def test_options_count_that_are_set_between_two_fits():
     agent = on_policy_agent(kit.PPO)
     agent.compile("sgd")
@@ -467,6 +470,7 @@ def test_a_turn_is_some_updates_and_not_longer_than_an_epoch():
     assert updates_per_call(agent, 10_000, 10, 1_000) == 100
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["dqn", "ppo", "a2c"])
 @pytest.mark.parametrize("argument", ["total_timesteps", "steps_per_epoch"])
 @pytest.mark.parametrize("value", [0, -5, "a"])
@@ -477,7 +481,7 @@ def test_numbers_of_steps_that_are_none(name, argument, value):
 
 
 @pytest.mark.parametrize(
-    "name", [*(pytest.param(x, marks=pytest.mark.tools) for x in ("dqn", "ppo")), "a2c"]
+    "name", [*(pytest.param(x, marks=pytest.mark.once) for x in ("dqn", "ppo")), "a2c"]
 )
 def test_both_seeds_count(name):
     def weights(agent_seed, env_seed):
@@ -544,8 +548,8 @@ def test_the_recipe_leaves_what_it_promises(load_recipe, tmp_path, capsys):
 @pytest.mark.parametrize(
     "env",
     [
-        pytest.param("Freeway-v1", marks=pytest.mark.tools),  # with convolutions
-        pytest.param("kit/Pendulum-v1", marks=pytest.mark.tools),
+        pytest.param("Freeway-v1", marks=pytest.mark.once),  # with convolutions
+        pytest.param("kit/Pendulum-v1", marks=pytest.mark.once),
         "FrozenLake-v1",
     ],
 )
@@ -557,6 +561,7 @@ def test_the_recipe_takes_environments_of_the_kit(load_recipe, env, tmp_path):
     assert record["metrics"]["eval_episodes"] == 1
 
 
+@pytest.mark.once
 def test_a_trained_agent_is_saved_before_it_is_evaluated(
     load_recipe, tmp_path, monkeypatch
 ):

@@ -147,6 +147,7 @@ def test_each_step_moves_one_part_and_leaves_the_other(loss):
         assert moved(second[0], third[0])[4:6] == [True, True]
 
 
+@pytest.mark.once
 def test_the_steps_are_as_many_as_asked_for():
     gan = sgd(small(discriminator_steps=3))
     gan.fit(X, batch_size=8, epochs=2, verbose=0)

@@ -45,6 +45,7 @@ def text_file(tmp_path):
 # The text
 
 
+@pytest.mark.once
 def test_english_text_is_long_prose_and_held_out_in_two_parts(texts):
     train, valid, test = texts
     assert len(train) > 800_000
@@ -229,6 +230,7 @@ def test_windows_are_cut_at_other_places_each_time(load_recipe):
     assert len(starts) > 5
 
 
+@pytest.mark.once
 def test_each_epoch_cuts_at_other_places(monkeypatch):
     model = kit.gru((None,), 5, (4,), return_sequences=True, vocabulary_size=5)
     given, fit = [], type(model).fit

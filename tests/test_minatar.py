@@ -348,9 +348,7 @@ def compare(name, games, program, num_draws, rng, actions):
 
 
 # The games themselves are Python's, and take longest; backends are to play alike.
-@pytest.mark.parametrize(
-    "ramping", [pytest.param(True, marks=pytest.mark.tools), False]
-)
+@pytest.mark.parametrize("ramping", [pytest.param(True, marks=pytest.mark.once), False])
 @pytest.mark.parametrize("name", GAMES)
 def test_random_transitions_are_the_packages(name, ramping):
     num = NUM if ramping else NUM // 10
@@ -366,6 +364,7 @@ def test_random_transitions_are_the_packages(name, ramping):
     assert ends.sum() > num / 100
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", GAMES)
 def test_whole_games_are_the_packages(name):
     num, num_steps = 20, 250

@@ -79,6 +79,7 @@ def check_recipe(record, folder, scores, baselines):
     assert len(rows) == 1 + 2 * 2  # folds, epochs
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     ("dataset", "scores"),
     [("breast_cancer", BINARY), ("wine", CLASSIFICATION)],

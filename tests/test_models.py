@@ -490,6 +490,7 @@ def generator(x, y):
         yield x[4 * i : 4 * i + 4], y[4 * i : 4 * i + 4]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "case",
     ["generator", "dataset", "frame", "opt_out", "eager", "later", "steps", "list"],
@@ -585,6 +586,7 @@ class Recorder(keras.callbacks.Callback):
         return hook
 
 
+@pytest.mark.once
 def test_callbacks_hear_what_they_hear_from_keras(data, monkeypatch):
     x, y = data
     heard = []
@@ -798,6 +800,7 @@ def lines(text):
     ]
 
 
+@pytest.mark.once
 def test_progress_is_printed_as_by_keras(data, capsys):
     model = dense()
     model.compile("sgd", "mse", metrics=["mae"])
@@ -1012,6 +1015,7 @@ def test_compiling_an_agent_anew_releases_its_programs():
 # --- Saving, copying, deriving ------------------------------------------------
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("kind", ["sequential", "functional", "derived"])
 def test_round_trip_goes_on_training(kind, data, tmp_path, monkeypatch):
     if kind == "sequential":
@@ -1177,6 +1181,7 @@ def build(model):
 # --- Errors -------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -1445,6 +1450,7 @@ def test_refused_for_a_distribution(data):
 # --- One batch by itself ------------------------------------------------------
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("how", ["auto", "eager", "keras", "unbuilt", "after fit"])
 def test_one_batch_by_itself_is_one_batch_of_fit(how, data):
     arguments = {

@@ -281,6 +281,7 @@ RATES = {"a2c": 0.02, "ppo": 0.003}
 WORLDS = ("discrete", "multi-discrete", "continuous")
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("kind", AGENTS)
 @pytest.mark.parametrize(
     ("world", "shared"), [*((world, False) for world in WORLDS), ("discrete", True)]
@@ -313,6 +314,7 @@ def bfloat16():
     keras.config.set_dtype_policy(before)
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("kind", AGENTS)
 @pytest.mark.parametrize("world", ["discrete", "continuous"])
 def test_agents_learn_in_bfloat16(kind, world, bfloat16):
@@ -397,6 +399,7 @@ def test_no_two_networks_of_two_seeds_have_the_same_weights(
 # --- Files --------------------------------------------------------------------
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", AGENTS)
 def test_saved_agents_act_alike_and_go_on(kind, shared, tmp_path):

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_a_recipe_from_the_command_line_to_the_report(tmp_path):
     path = tmp_path / "real.py"
     path.write_text(REAL)

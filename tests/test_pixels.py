@@ -35,7 +35,7 @@ def recipe(load_recipe):
 
 
 # Five programs to compile; tests/test_exchange.py trains on every backend.
-@pytest.mark.tools
+@pytest.mark.once
 def test_pixels_leaves_what_it_promises(recipe, tmp_path, capsys):
     recipe.main(output_dir=tmp_path, seed=1, **TINY)
     names = {"history.csv", "curves.png", "seeing.png", "metrics.json", "model.keras"}
@@ -72,6 +72,7 @@ def test_pixels_leaves_what_it_promises(recipe, tmp_path, capsys):
     assert agent.act(np.zeros((10, 10, 4), bool)) in range(6)
 
 
+@pytest.mark.once
 def test_several_seeds_are_compared_by_their_means(recipe, tmp_path):
     options = {**TINY, "ways": ("linear",), "seeds": 2}
     record = recipe.main(output_dir=tmp_path, seed=3, **options)
@@ -83,7 +84,7 @@ def test_several_seeds_are_compared_by_their_means(recipe, tmp_path):
     assert names == {"model.keras", "linear-3.keras", "linear-4.keras"}
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_a_resumed_comparison_has_the_same_figures(recipe, tmp_path, monkeypatch):
     init = backups.Session.__init__
     monkeypatch.setattr(
@@ -120,7 +121,7 @@ def learned(recipe):
 
 
 @pytest.mark.parametrize(
-    "way", ["frozen", pytest.param("fine_tuned", marks=pytest.mark.tools)]
+    "way", ["frozen", pytest.param("fine_tuned", marks=pytest.mark.once)]
 )
 def test_rewards_change_a_code_unless_it_is_frozen(recipe, learned, way):
     encoder = learned["autoencoder"].encoder

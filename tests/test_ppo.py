@@ -193,6 +193,7 @@ def test_target_kl_ends_the_passes():
     assert [int(x.iterations) for x in optimizers] == [2, 10, 10, 10]
 
 
+@pytest.mark.once
 def test_clip_range_may_follow_a_schedule(tmp_path):
     falls = keras.optimizers.schedules.PiecewiseConstantDecay([8], [0.05, 1e9])
     agents = [
@@ -340,6 +341,7 @@ def test_more_minibatches_than_steps_are_refused():
 # --- The recipe ---------------------------------------------------------------
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1"])
 def test_recipe_leaves_what_it_promises(load_recipe, env, tmp_path):
     load_recipe("ppo").main(env=env, output_dir=tmp_path, seed=1, **TINY)

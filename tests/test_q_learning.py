@@ -291,6 +291,7 @@ def test_only_terminated_cuts_the_bootstrap(terminates, worth):
     np.testing.assert_allclose(table_of(agent)[0], worth, rtol=1e-4)
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
 @pytest.mark.parametrize("terminates", [False, True])
 def test_vector_environments(mode, terminates):
@@ -538,6 +539,7 @@ def test_an_uncompiled_agent_can_be_saved(tmp_path):
 # --- Learning ---------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_along_the_cliff_or_at_a_distance():
     """Sutton and Barto's example 6.6: Q-learning goes along the edge."""
     lengths = {}
@@ -591,6 +593,7 @@ def test_policy_evaluation_and_value_iteration_by_hand(recipe):
     assert recipe.value_iteration(*model, 0.1)[0] == 0
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("env", ["FrozenLake-v1", "CliffWalking-v1", "Taxi-v4"])
 def test_the_recipe_leaves_what_it_promises(recipe, env, tmp_path, capsys):
     recipe.main(

@@ -373,7 +373,7 @@ def test_all_options_learn_the_corridor():
     assert agent.evaluate(Corridor(), 1)["return"] == 1
 
 
-@pytest.mark.tools  # test_backups.py resumes every agent on every backend
+@pytest.mark.once  # test_backups.py resumes every agent on every backend
 @pytest.mark.parametrize("env", [CartPole(2), None], ids=["fused", "gymnasium"])
 def test_resumed_it_is_the_same_to_the_last_bit(tmp_path, monkeypatch, env):
     env = env or gymnasium.make("CartPole-v1")

@@ -13,7 +13,7 @@ from kit.rl.environments import Environments, stacks_frames
 from kit.rl.observations import FrameStacks, Observations
 from kit.rl.replay import PrioritizedReplayBuffer, ReplayBuffer
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 
 class NaiveBuffer:

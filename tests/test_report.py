@@ -25,7 +25,7 @@ from kit.tools.report import (
 )
 from kit.tools.scores import read_comparison, references, score_of
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(__file__).parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")

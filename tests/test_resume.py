@@ -52,13 +52,8 @@ def each_step(monkeypatch):
 
 
 # Backups are compared on every backend by test_backups.py.
-@pytest.mark.parametrize(
-    "name",
-    [
-        "q_learning",
-        *(pytest.param(x, marks=pytest.mark.tools) for x in ("dbn", "lstm")),
-    ],
-)
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["q_learning", "dbn", "lstm"])
 def test_a_resumed_recipe_has_the_same_figures(
     name, load_recipe, tmp_path, monkeypatch, each_step
 ):
@@ -115,12 +110,9 @@ def test_a_run_that_begins_anew_deletes_what_was_there(tmp_path):
     assert run.backup("a").backups.folder == tmp_path / "backups" / "a"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGINT, 130),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.tools),
-    ],
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
 def test_signals_end_a_recipe_with_a_backup_and_a_line(number, code, tmp_path):
     # A process in the background may ignore Ctrl-C.

@@ -312,7 +312,7 @@ def test_labels_keep_clear_of_each_other(heights, expected):
     np.testing.assert_allclose(_spread(heights), expected)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_importing_it_loads_nothing_that_keras_does_not():
     code = """
 import keras, numpy, sys

@@ -200,6 +200,7 @@ def test_agents_learn_together_what_they_learn_alone(name):
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.once
 def test_numbers_and_learning_rates_may_differ():
     settings = [
         {"learning_rate": 1e-2, "gamma": 0.99},
@@ -218,6 +219,7 @@ def test_numbers_and_learning_rates_may_differ():
     agree(histories, agents, alone)
 
 
+@pytest.mark.once
 def test_a_second_training_goes_on():
     agents = [dqn_agent(seed) for seed in (0, 1)]
     kit.fit_together(agents, make_env("dqn"), 64, verbose=0)
@@ -249,6 +251,7 @@ def test_optimizers_that_do_not_fit_together():
         kit.fit_together(agents, make_env("dqn"), 64, verbose=0)
 
 
+@pytest.mark.once
 def test_the_first_loss_that_is_not_finite_ends_all_trainings():
     agents = [on_policy_agent(kit.A2C, seed) for seed in (5, 6)]
     agents[1].optimizer.learning_rate = 1e38
@@ -277,6 +280,7 @@ def test_no_curve_where_a_run_has_ended_no_episode():
     assert (len(x), y.shape, len(mean), len(half)) == (0, (2, 0), 0, 0)
 
 
+@pytest.mark.once
 def test_the_recipe_trains_several_seeds(load_recipe, tmp_path):
     options = {"total_timesteps": 600, "units": (8,), "num_epochs": 2}
     record = load_recipe("fused").main(

@@ -103,6 +103,7 @@ def test_the_model_by_hand():
     np.testing.assert_allclose(logits[0], expected, atol=1e-4)
 
 
+@pytest.mark.once
 def test_padding_of_the_source_changes_nothing(model):
     source, target = np.array([[3, 5, 2]]), np.array([[1, 6, 4]])
     padded = np.pad(source, ((0, 0), (0, 4)))
@@ -111,6 +112,7 @@ def test_padding_of_the_source_changes_nothing(model):
     )
 
 
+@pytest.mark.once
 def test_the_loss_leaves_padding_out(model):
     x = {"source": np.array([[3, 5]]), "target": np.array([[1, 6, 4]])}
     y = np.array([[6, 4, 2]])
@@ -136,6 +138,7 @@ def test_greedy_writing_is_the_models_own_choice_at_each_step(model):
         assert not row[end:].any()
 
 
+@pytest.mark.once
 def test_a_beam_never_ends_on_something_less_likely_than_all_others(model):
     """The best of a beam as wide as the vocabulary: exact for two tokens."""
     source = np.array([[3, 5, 2, 4], [6, 1, 0, 0]])
@@ -155,6 +158,7 @@ def test_a_beam_never_ends_on_something_less_likely_than_all_others(model):
         np.testing.assert_array_equal(row, pairs[totals.argmax()])
 
 
+@pytest.mark.once
 def test_exact_match_is_what_greedy_writing_gets(model):
     # A trained model doesn't want to write padding, which writing never does.
     dense = model.get_layer("decoder").get_layer("logits")

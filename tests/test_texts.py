@@ -5,7 +5,7 @@ import pytest
 
 from kit.data import texts
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")

@@ -226,6 +226,7 @@ def test_decoder_block_with_a_context_has_a_third_sublayer():
 # Models
 
 
+@pytest.mark.variants
 @every_position
 def test_gpt_does_not_look_ahead(positions):
     model, x = small_gpt(positions), tokens(2, 9)
@@ -237,6 +238,7 @@ def test_gpt_does_not_look_ahead(positions):
     assert np.abs(before[:, 6:] - after[:, 6:]).max() > 1e-2
 
 
+@pytest.mark.variants
 @every_position
 def test_gpt_knows_the_order(positions):
     model, x = small_gpt(positions), tokens(1, 9)
@@ -246,6 +248,7 @@ def test_gpt_knows_the_order(positions):
     assert np.abs(last[0] - last[1]).max() > 1e-3
 
 
+@pytest.mark.variants
 @every_position
 def test_cached_logits_are_those_of_the_whole_text(positions):
     model, x = small_gpt(positions), tokens(2, 12)
@@ -369,6 +372,7 @@ def test_blocks_refuse_a_context_that_they_were_not_built_for():
         looks.start(1, 5)
 
 
+@pytest.mark.once
 def test_texts_with_padding_are_not_continued():
     model = small_gpt(mask_zero=True)
     with pytest.raises(ValueError, match="`prompt` holds token 0, which is padding"):
@@ -436,6 +440,7 @@ def greedy_by_hand(expect, text, length):
     return text[:, -length:]
 
 
+@pytest.mark.variants
 @every_position
 def test_generates_the_likeliest(positions):
     model, prompt = small_gpt(positions), tokens(2, 3)
@@ -444,6 +449,7 @@ def test_generates_the_likeliest(positions):
     np.testing.assert_array_equal(written, greedy_by_hand(make_next(model), prompt, 9))
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_without_the_cache_the_same_is_written(temperature):
     model, prompt = small_gpt(), tokens(2, 3)
@@ -454,6 +460,7 @@ def test_without_the_cache_the_same_is_written(temperature):
     np.testing.assert_array_equal(cached, uncached)
 
 
+@pytest.mark.once
 def test_writes_beyond_its_length_from_the_last_half():
     model, prompt = small_gpt(), tokens(1, 5)  # reads 12 at once
     expect = make_next(model)
@@ -500,6 +507,7 @@ def test_translate_greedily_is_the_models_choice():
     assert ended.any() and (written[1, 5:] == 0).all()
 
 
+@pytest.mark.once
 def test_wider_beams_find_likelier_sequences():
     model, source = small_translator(), tokens(8, 6)
 
@@ -588,6 +596,7 @@ def test_writing_refuses_other_models():
 # Language models
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("stride", [None, 5])
 def test_bits_by_windows_counts_every_character_once(stride):
     model, text = small_gpt(), tokens(50)

@@ -73,6 +73,7 @@ def play(env, seed, num_steps=5):
     return [np.array(x) for x in seen]
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("id", IDS)
 def test_make_vec(id):
     env = gymnasium.make_vec(id, num_envs=3)
@@ -90,6 +91,7 @@ def test_make_vec(id):
     env.close()
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("id", IDS)
 @pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend")
 @pytest.mark.filterwarnings("ignore:.*A Box observation space")
@@ -170,7 +172,7 @@ def test_others_are_refused():
         kit.envs.as_vector_env(gymnasium.make("CartPole-v1"))
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_gymnasium_imports_the_module():
     program = (
         "import gymnasium\n"
