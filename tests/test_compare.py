@@ -331,6 +331,15 @@ def test_a_run_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     assert all_ended(tmp_path / "reports/runs" / name)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Has Ctrl-C heard also in the background, where shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_after_an_interruption_the_same_command_goes_on(tmp_path, number):
     first = write_recipe(tmp_path, "first")
@@ -357,6 +366,7 @@ def test_after_an_interruption_the_same_command_goes_on(tmp_path, number):
     assert [x.split("-")[0] for x in calls(tmp_path)] == ["first", "second", "second"]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_while_a_run_is_started_ends_it(tmp_path, monkeypatch, number):
     pids = []
