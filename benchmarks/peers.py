@@ -1,7 +1,7 @@
 """What the benchmarks of agents share: contestants in processes, clocks, a table.
 
-Each contestant trains CartPole-v1 in a process of its own, one after the other, with
-its library's default threads.
+Each contestant trains in a process of its own, one after the other, with its library's
+default threads; those that are asked how they play do so on CartPole-v1.
 """
 
 import importlib.metadata
@@ -69,25 +69,32 @@ def serve(main: Callable, train_kit: Callable, train_peer: Callable) -> None:
     job = json.loads(sys.argv[2])
     train = train_kit if job["who"] == "kit" else train_peer
     marks, act = train(**job)
-    print(json.dumps(row_of(job["who"], marks, act, job["episodes"])))
+    print(json.dumps(row_of(job["who"], marks, act, job.get("episodes", 0))))
 
 
-def row_of(who: str, marks: Marks, act: Callable, episodes: int) -> Row:
-    """Returns a contestant's row: speeds from its marks, and how it plays."""
+def row_of(who: str, marks: Marks, act: Callable | None, episodes: int) -> Row:
+    """Returns a contestant's row: speeds from its marks, and how it plays.
+
+    Without `act`, it has no return.
+    """
     (_, start), (steps, end) = marks[0], marks[-1]
     later = [mark for mark in marks[:-1] if mark[0] >= steps / 5] or marks[:1]
-    returns = play(act, episodes)
+    returns = play(act, episodes) if act else []
     backend = [sys.modules["keras"].backend.backend()] if who == "kit" else []
-    return {
+    row = {
         "contestant": who + "".join(f" ({name})" for name in backend),
         "steps": steps,
         "seconds": end - start,
         "steps_per_second": steps / (end - start),
         "steps_per_second_later": (steps - later[0][0]) / (end - later[0][1]),
-        "return": float(np.mean(returns)),
-        "return_std": float(np.std(returns)),
         "versions": {p: importlib.metadata.version(p) for p in SHOWN[who] + backend},
     }
+    if returns:
+        row["return"], row["return_std"] = (
+            float(np.mean(returns)),
+            float(np.std(returns)),
+        )
+    return row
 
 
 def clock_kit(agent: Any, env: Any, total_timesteps: int, seed: int) -> Marks:
@@ -157,7 +164,7 @@ def print_table(title: str, rows: list[Row]) -> None:
         table.add_row(
             row["contestant"],
             *speeds,
-            f"{row['return']:.1f} ± {row['return_std']:.1f}",
+            f"{row['return']:.1f} ± {row['return_std']:.1f}" if "return" in row else "",
             f"{row['seconds']:.1f}",
         )
     Console().print(table)

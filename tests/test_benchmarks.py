@@ -87,6 +87,19 @@ def test_dqn(who, monkeypatch, tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("who", ["kit", "sb3", "sbx"])
+def test_pixels(who, monkeypatch):
+    pytest.importorskip("ale_py")
+    pixels = load("pixels")
+    if importlib.util.find_spec(pixels.PACKAGES[who]) is None:
+        pytest.skip(f"{who} is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (row,) = pixels.main(contestants=(who,), total_timesteps=220)
+    assert row["contestant"].startswith(who) and row["steps"] == 220
+    assert row["steps_per_second_later"] > 0 and "return" not in row
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("algorithm", "who", "steps"),
     [
