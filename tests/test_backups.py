@@ -150,7 +150,16 @@ def test_a_callback_that_keras_own_loop_runs_says_so(tmp_path):
         )
 
 
-def test_a3c_goes_on_from_the_shared_weights_and_counts(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "engine", ["threads", pytest.param("ray", marks=pytest.mark.once)]
+)
+def test_a3c_goes_on_from_the_shared_weights_and_counts(engine, tmp_path, monkeypatch):
+    if engine == "ray":
+        pytest.importorskip("ray")
+        # As in tests/test_a3c.py: nothing of Ray's stands back, or is killed.
+        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        monkeypatch.setenv("RAY_worker_niceness", "0")
+
     def fit():
         actor = kit.policy_network((4,), gymnasium.spaces.Discrete(2), units=(8,))
         critic = kit.value_network((4,), units=(8,))
@@ -160,6 +169,7 @@ def test_a3c_goes_on_from_the_shared_weights_and_counts(tmp_path, monkeypatch):
             lambda: gymnasium.make("CartPole-v1"),
             200,
             num_workers=2,
+            engine=engine,
             callbacks=[every_step(tmp_path)],
             verbose=0,
         )
