@@ -1,16 +1,21 @@
-"""Times PPO on CartPole in one program: the kit, the kit's ordinary way, native JAX.
+"""Times PPO on CartPole in one program: the kit beside native JAX and other libraries.
 
+    pip install -e ".[jax,recipes,bench]"
     KERAS_BACKEND=jax python benchmarks/fused.py
     KERAS_BACKEND=torch python benchmarks/fused.py --num-envs 4 64
 
 The native program is written by hand in JAX alone, in the manner of PureJaxRL:
 environment, rollout, advantages, minibatches and Adam in one `jax.jit`; it takes part
 wherever JAX is installed, and is compiled on the same machine. "gymnasium" is the kit's
-agent with Gymnasium's own vector of CartPoles, which Python steps. All have the same
-sizes, four passes in four minibatches over 128 steps of each environment. They run in
-turns (see rounds.py); compilation is timed apart.
+agent with Gymnasium's own vector of CartPoles, which Python steps. Stable-Baselines3
+(PyTorch) and SBX (JAX) take part where they are installed, with the environments that
+they make by default, one after the other. All have the same sizes, four passes in four
+minibatches over 128 steps of each environment. They run in turns (see rounds.py);
+compilation is timed apart. KERAS_BACKEND concerns the kit alone.
 """
 
+import functools
+import importlib
 import importlib.util
 import statistics
 import time
@@ -20,12 +25,14 @@ from typing import Any
 
 import keras
 import numpy as np
+from peers import PACKAGES, clock_peer
 from rounds import write_report
 
 import kit
 import kit.envs
 from kit.lab.agent_recipe import make_envs
 
+PEERS = ("sb3", "sbx")
 NUM_STEPS, NUM_EPOCHS, NUM_MINIBATCHES = 128, 4, 4
 RATE, GAMMA, LAMBDA, CLIP, ENTROPY, VALUE, NORM = (
     2.5e-4,
@@ -42,6 +49,7 @@ def main(
     *,
     num_envs: tuple[int, ...] = (4, 64, 1024),
     steps: int = 200_000,
+    peer_steps: int = 16_384,
     rounds: int = 3,
     output: Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -50,6 +58,8 @@ def main(
     Args:
         num_envs: Numbers of environments, one after the other.
         steps: Environment steps of a contestant's turn in a round, at least.
+        peer_steps: The same for Stable-Baselines3 and SBX, which need minutes for as
+            many.
         rounds: Number of rounds.
         output: JSON file for the results.
 
@@ -61,6 +71,9 @@ def main(
         makers: dict[str, Callable] = {"kit": kit_fused, "gymnasium": kit_ordinary}
         if importlib.util.find_spec("jax"):
             makers["native JAX"] = native_jax
+        for who in PEERS:
+            if importlib.util.find_spec(PACKAGES[who]):
+                makers[who] = functools.partial(peer, PACKAGES[who])
         contestants, seconds = {}, {}
         for who, make in makers.items():
             start = time.perf_counter()
@@ -70,7 +83,7 @@ def main(
         speeds: dict[str, list[float]] = {who: [] for who in contestants}
         for _ in range(rounds):
             for who, run in contestants.items():
-                speeds[who].append(run(steps))
+                speeds[who].append(run(peer_steps if who in PEERS else steps))
         for who, found in speeds.items():
             pairs = zip(speeds["kit"], found, strict=True)
             rows.append(
@@ -150,6 +163,40 @@ def fit(env: Any) -> Callable[[int], float]:
         agent.fit(env, total, steps_per_epoch=total, callbacks=[clock], verbose=0)
         (begun, start), (ended, end) = marks[0], marks[-1]
         return (ended - begun) / (end - start)
+
+    return run
+
+
+# --- Others -------------------------------------------------------------------------
+
+
+def peer(library: str, num_envs: int) -> Callable[[int], float]:
+    """Returns the same for an agent of Stable-Baselines3's kind."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    turn = NUM_STEPS * num_envs
+    agent = importlib.import_module(library).PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=num_envs, seed=0),
+        n_steps=NUM_STEPS,
+        batch_size=turn // NUM_MINIBATCHES,
+        n_epochs=NUM_EPOCHS,
+        gamma=GAMMA,
+        gae_lambda=LAMBDA,
+        clip_range=CLIP,
+        clip_range_vf=CLIP,
+        ent_coef=ENTROPY,
+        vf_coef=VALUE,
+        max_grad_norm=NORM,
+        learning_rate=RATE,
+        seed=0,
+        device="cpu",
+    )
+
+    def run(steps: int) -> float:
+        marks, _ = clock_peer(agent, max(steps, turn))
+        (_, start), (steps, end) = marks[0], marks[-1]
+        return steps / (end - start)
 
     return run
 
