@@ -87,6 +87,17 @@ def test_dqn(who, monkeypatch, tmp_path):
 
 
 @pytest.mark.once
+def test_fused(monkeypatch, tmp_path):
+    fused = load("fused")
+    monkeypatch.setattr(fused, "PEERS", ())
+    output = tmp_path / "fused.json"
+    rows = fused.main(num_envs=(2,), steps=300, rounds=1, output=output)
+    assert {"kit", "gymnasium"} <= {row["contestant"] for row in rows}
+    assert all(row["steps_per_second"] > 0 for row in rows)
+    assert json.loads(output.read_text())["rows"] == rows
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("who", ["kit", "sb3", "sbx"])
 def test_pixels(who, monkeypatch):
     pytest.importorskip("ale_py")
