@@ -586,7 +586,8 @@ class DQN(WithParts, Agent):
                 self.epsilon_end,
                 self.exploration_fraction,
             )
-            uniform = random.uniform(self.random, (2, steps, env.num_envs))
+            shape = (2, steps, env.num_envs)
+            uniform = random.uniform(self.random, shape, dtype="float32")
             explore = uniform[0] < epsilon[:, None]  # (T, N)
             random_action = ops.cast(uniform[1] * self.num_actions, "int32")
             if self.is_noisy:
@@ -688,10 +689,12 @@ class DQN(WithParts, Agent):
             next_q = ops.max(next_q, axis=-1)
         steps = batch.get("steps")
         discount = self.gamma if steps is None else self.gamma**steps
-        discount = discount * (1.0 - ops.cast(batch["terminated"], next_q.dtype))
+        goes_on = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
+        discount = ops.multiply(discount, goes_on)  # of any two types, as below
+        reward = batch["reward"]
         if self.is_distributional:
-            return batch["reward"][:, None] + discount[:, None] * next_q
-        return batch["reward"] + discount * next_q
+            reward, discount = reward[:, None], discount[:, None]
+        return ops.add(reward, ops.multiply(discount, next_q))
 
     def _check_single(self, loss):
         """Raises an error unless the loss has a value for each transition."""

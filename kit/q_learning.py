@@ -401,7 +401,8 @@ class QLearning(Agent):
 
     def _uniform(self, env):
         """Draws a turn's random numbers for exploration: (T, 2, N)."""
-        return random.uniform(self.random, (self.train_freq, 2, env.num_envs))
+        shape = (self.train_freq, 2, env.num_envs)
+        return random.uniform(self.random, shape, dtype="float32")
 
     def _choose_in_program(self, obs, epsilon, uniform):
         q = ops.take(self.table, obs - self.state_start, axis=0)

@@ -79,8 +79,8 @@ MUTANTS = [
     # --- DQN ------------------------------------------------------------------
     M(
         "dqn.py",
-        "discount = discount * (1.0 -",
-        "discount = discount + 0.0 * (1.0 -",
+        "ops.multiply(discount, goes_on)",
+        "ops.multiply(discount, ops.ones_like(goes_on))",
         "a final state has a value",
         "dqn: td_target_by_hand",
     ),
@@ -881,8 +881,8 @@ MUTANTS = [
     ),
     M(
         "rl/policies.py",
-        "return mean + ops.exp(log_std) * noise",
-        "return mean + ops.exp(0.5 * log_std) * noise",
+        "ops.multiply(ops.exp(log_std), noise)",
+        "ops.multiply(ops.exp(0.5 * log_std), noise)",
         "Gaussian: the logarithm is taken for that of a variance",
         "policies: samples_are_distributed_as_they_say",
     ),
@@ -1970,8 +1970,8 @@ MUTANTS = [
     ),
     M(
         "dqn.py",
-        "uniform = random.uniform(self.random, (2, steps",
-        "uniform = random.uniform(key, (2, steps",
+        'uniform = random.uniform(self.random, shape, dtype="float32")',
+        'uniform = random.uniform(key, shape, dtype="float32")',
         "in one program: the agent's seed doesn't count",
         "fused: dqn_learns_as_from_its_buffer",
     ),

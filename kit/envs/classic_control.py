@@ -44,7 +44,7 @@ class CartPole(FunctionalEnv):
 
     def reset(self, key, num):
         """Begins near the middle, the pole almost upright."""
-        return random.uniform(key, (num, 4), -0.05, 0.05)
+        return random.uniform(key, (num, 4), -0.05, 0.05, dtype="float32")
 
     def observe(self, state):
         """Returns the state."""
@@ -102,7 +102,7 @@ class Acrobot(FunctionalEnv):
 
     def reset(self, key, num):
         """Begins almost at rest, hanging down."""
-        return random.uniform(key, (num, 4), -0.1, 0.1)
+        return random.uniform(key, (num, 4), -0.1, 0.1, dtype="float32")
 
     def observe(self, state):
         """Returns cosines and sines of the angles, and the angular velocities."""
@@ -177,7 +177,7 @@ class MountainCar(FunctionalEnv):
 
     def reset(self, key, num):
         """Begins at rest, near the bottom of the valley."""
-        position = random.uniform(key, (num,), -0.6, -0.4)
+        position = random.uniform(key, (num,), -0.6, -0.4, dtype="float32")
         return ops.stack([position, ops.zeros_like(position)], axis=1)
 
     def observe(self, state):
@@ -254,7 +254,7 @@ class Pendulum(FunctionalEnv):
     def reset(self, key, num):
         """Begins at any angle, and turning with at most 1 rad/s."""
         limit = ops.convert_to_tensor([math.pi, 1.0], "float32")
-        return random.uniform(key, (num, 2), -1.0, 1.0) * limit
+        return random.uniform(key, (num, 2), -1.0, 1.0, dtype="float32") * limit
 
     def observe(self, state):
         """Returns cosine and sine of the angle, and the angular velocity."""

@@ -96,7 +96,7 @@ class NoisyDense(keras.layers.Layer):
             key: See `kit.random`.
         """
         for noise in (self.noise_in, self.noise_out):
-            drawn = random.normal(key, tuple(noise.shape))
+            drawn = random.normal(key, tuple(noise.shape), dtype="float32")
             noise.assign(ops.sign(drawn) * ops.sqrt(ops.abs(drawn)))
 
     def get_config(self):

@@ -151,7 +151,7 @@ class Categorical(Distribution):
 
     def sample(self, outputs, noise):
         """Actions `(B,)`, numbered from 0."""
-        return self.mode(outputs + noise)
+        return self.mode(ops.add(outputs, noise))  # of any two types
 
     def mode(self, outputs):
         """The most probable actions `(B,)`, numbered from 0."""
@@ -226,7 +226,7 @@ class MultiCategorical(Distribution):
 
     def sample(self, outputs, noise):
         """Actions `(B, K)`, numbered from 0."""
-        return self.mode(outputs + noise)
+        return self.mode(ops.add(outputs, noise))  # of any two types
 
     def mode(self, outputs):
         """The most probable actions `(B, K)`, numbered from 0."""
@@ -356,7 +356,7 @@ class Gaussian(Distribution):
     def sample(self, outputs, noise):
         """Actions `(B, A)`: mean + std * noise."""
         mean, log_std = self._split(outputs)
-        return mean + ops.exp(log_std) * noise
+        return ops.add(mean, ops.multiply(ops.exp(log_std), noise))
 
     def mode(self, outputs):
         """The means `(B, A)`."""

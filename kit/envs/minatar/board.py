@@ -101,7 +101,8 @@ class BoardGame(FunctionalEnv):
     def reset(self, key, num):
         """Begins games."""
         # Draw at least one number, as `begin` takes the number of games from its shape.
-        state = self.begin(random.uniform(key, (num, max(self.num_draws[0], 1))))
+        shape = (num, max(self.num_draws[0], 1))
+        state = self.begin(random.uniform(key, shape, dtype="float32"))
         return {**state, "last_action": ops.zeros((num,), "int32")}
 
     def step(self, state, action, key):
@@ -109,7 +110,8 @@ class BoardGame(FunctionalEnv):
         action = ops.cast(action, "int32")
         if len(self.actions) < 6:
             action = ops.take(self.actions, action)
-        drawn = random.uniform(key, (action.shape[0], 1 + self.num_draws[1]))
+        shape = (action.shape[0], 1 + self.num_draws[1])
+        drawn = random.uniform(key, shape, dtype="float32")
         repeats = drawn[:, 0] < self.sticky_action_prob
         action = ops.where(repeats, state["last_action"], action)
         after, reward, over = self.act(state, action, drawn[:, 1:])
