@@ -77,6 +77,12 @@ def test_an_agent_trains_alike_on_every_backend():
     np.testing.assert_allclose(parity.dqn(5, seed=0), losses, rtol=1e-5)
 
 
+def test_an_agent_in_one_program_trains_alike_on_every_backend():
+    losses = [21.463699, 14.680798, 19.317544, 21.569992, 23.492244]
+    found = parity.ppo_in_one_program(5, seed=0)
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+
+
 def test_unknown_trainings_are_named(tmp_path):
     with pytest.raises(ValueError, match="trainings: 'cmm' is none of mlp, cnn"):
         parity.main(trainings=("cmm",), output_dir=tmp_path)

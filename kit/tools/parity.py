@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 import kit
+from kit.envs import CartPole
 from kit.lab.run import versions
 
 # B batch, T time, N environments, G gradient steps
@@ -145,13 +146,7 @@ def dqn(steps: int, seed: int) -> list[float]:
 def ppo(steps: int, seed: int) -> list[float]:
     """Learns from random rollouts; the loss is the critic's."""
     rng = np.random.default_rng(seed)
-    space = gymnasium.spaces.Discrete(2)
-    actor, critic = kit.policy_network((4,), space), kit.value_network((4,))
-    seeds = kit.random.split_seed(seed)
-    for network, network_seed in zip((actor, critic), seeds, strict=True):
-        kit.initialize_weights(network, network_seed)
-    agent = kit.PPO(actor, critic, num_epochs=1, num_minibatches=1, seed=seed)
-    agent.compile(keras.optimizers.Adam(1e-3, global_clipnorm=0.5))
+    agent = ppo_agent(seed)
     shape, losses = (16, 4), []  # (T, N)
     for _ in range(steps):
         terminated = rng.random(shape) < 0.1
@@ -169,6 +164,33 @@ def ppo(steps: int, seed: int) -> list[float]:
     return losses
 
 
+def ppo_in_one_program(steps: int, seed: int) -> list[float]:
+    """Plays CartPole and learns from it in one program; the loss is the critic's.
+
+    Rounding decides nothing until an action is drawn that is as likely as another one,
+    or an episode ends a step sooner: then the trainings part.
+    """
+    env = CartPole(4)
+    agent = ppo_agent(seed, num_steps=16)
+    turn = agent.num_steps * env.num_envs
+    history = agent.fit(env, steps * turn, steps_per_epoch=turn, verbose=0, seed=seed)
+    return history.history["value_loss"]
+
+
+def ppo_agent(seed: int, **options: Any) -> kit.PPO:
+    """Returns an agent for CartPole that makes one gradient step a turn."""
+    space = gymnasium.spaces.Discrete(2)
+    actor, critic = kit.policy_network((4,), space), kit.value_network((4,))
+    seeds = kit.random.split_seed(seed)
+    for network, network_seed in zip((actor, critic), seeds, strict=True):
+        kit.initialize_weights(network, network_seed)
+    agent = kit.PPO(
+        actor, critic, num_epochs=1, num_minibatches=1, seed=seed, **options
+    )
+    agent.compile(keras.optimizers.Adam(1e-3, global_clipnorm=0.5))
+    return agent
+
+
 TRAININGS: dict[str, Callable[[int, int], list[float]]] = {
     "mlp": mlp,
     "cnn": cnn,
@@ -177,6 +199,7 @@ TRAININGS: dict[str, Callable[[int, int], list[float]]] = {
     "gpt": gpt,
     "dqn": dqn,
     "ppo": ppo,
+    "ppo_in_one_program": ppo_in_one_program,
 }
 
 
