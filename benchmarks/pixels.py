@@ -75,7 +75,7 @@ def train_kit(
     import kit
     from kit.rl.atari import make_atari
 
-    game = make_atari(env, training=True)
+    game: Any = make_atari(env, training=True)
     network = kit.q_network(
         game.observation_space, int(game.action_space.n), network="nature"
     )

@@ -586,8 +586,8 @@ class DQN(WithParts, Agent):
                 self.epsilon_end,
                 self.exploration_fraction,
             )
-            shape = (2, steps, env.num_envs)
-            uniform = random.uniform(self.random, shape, dtype="float32")
+            draws = (2, steps, env.num_envs)
+            uniform = random.uniform(self.random, draws, dtype="float32")
             explore = uniform[0] < epsilon[:, None]  # (T, N)
             random_action = ops.cast(uniform[1] * self.num_actions, "int32")
             if self.is_noisy:

@@ -1970,8 +1970,8 @@ MUTANTS = [
     ),
     M(
         "dqn.py",
-        'uniform = random.uniform(self.random, shape, dtype="float32")',
-        'uniform = random.uniform(key, shape, dtype="float32")',
+        'uniform = random.uniform(self.random, draws, dtype="float32")',
+        'uniform = random.uniform(key, draws, dtype="float32")',
         "in one program: the agent's seed doesn't count",
         "fused: dqn_learns_as_from_its_buffer",
     ),
