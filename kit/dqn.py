@@ -689,9 +689,9 @@ class DQN(WithParts, Agent):
             next_q = ops.max(next_q, axis=-1)
         steps = batch.get("steps")
         discount = self.gamma if steps is None else self.gamma**steps
-        goes_on = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
-        discount = ops.multiply(discount, goes_on)  # of any two types, as below
-        reward = batch["reward"]
+        not_terminated = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
+        # Not `*` and `+`: on TensorFlow, these refuse float64 networks and float32 data.
+        discount, reward = ops.multiply(discount, not_terminated), batch["reward"]
         if self.is_distributional:
             reward, discount = reward[:, None], discount[:, None]
         return ops.add(reward, ops.multiply(discount, next_q))

@@ -79,8 +79,8 @@ MUTANTS = [
     # --- DQN ------------------------------------------------------------------
     M(
         "dqn.py",
-        "ops.multiply(discount, goes_on)",
-        "ops.multiply(discount, ops.ones_like(goes_on))",
+        "ops.multiply(discount, not_terminated)",
+        "ops.multiply(discount, ops.ones_like(not_terminated))",
         "a final state has a value",
         "dqn: td_target_by_hand",
     ),

@@ -151,7 +151,7 @@ class Categorical(Distribution):
 
     def sample(self, outputs, noise):
         """Actions `(B,)`, numbered from 0."""
-        return self.mode(ops.add(outputs, noise))  # of any two types
+        return self.mode(ops.add(outputs, noise))
 
     def mode(self, outputs):
         """The most probable actions `(B,)`, numbered from 0."""
@@ -226,7 +226,7 @@ class MultiCategorical(Distribution):
 
     def sample(self, outputs, noise):
         """Actions `(B, K)`, numbered from 0."""
-        return self.mode(ops.add(outputs, noise))  # of any two types
+        return self.mode(ops.add(outputs, noise))
 
     def mode(self, outputs):
         """The most probable actions `(B, K)`, numbered from 0."""
