@@ -690,7 +690,7 @@ class DQN(WithParts, Agent):
         steps = batch.get("steps")
         discount = self.gamma if steps is None else self.gamma**steps
         not_terminated = 1.0 - ops.cast(batch["terminated"], next_q.dtype)
-        # Not `*` and `+`: on TensorFlow, these refuse float64 networks and float32 data.
+        # Not `*` and `+`: TensorFlow's refuse a float64 network and float32 rewards.
         discount, reward = ops.multiply(discount, not_terminated), batch["reward"]
         if self.is_distributional:
             reward, discount = reward[:, None], discount[:, None]
