@@ -113,6 +113,8 @@ class A2C(OnPolicy):
     the critic's value of their final observation.
     """
 
+    log_names = LOGS
+
     def __init__(
         self,
         actor: keras.Model,

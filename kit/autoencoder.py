@@ -182,7 +182,9 @@ class Autoencoder(WithParts, Model):
     Example:
 
     ```python
-    model = kit.Autoencoder(kit.encoder((28, 28)), kit.decoder((28, 28)))
+    from kit.autoencoder import decoder, encoder
+
+    model = kit.Autoencoder(encoder((28, 28)), decoder((28, 28)))
     model.compile("adam", "binary_crossentropy")
     model.fit(np.random.rand(100, 28, 28), epochs=2)
     model.reconstruction_error(np.random.rand(5, 28, 28))  # high for anomalies
@@ -279,7 +281,9 @@ class DenoisingAutoencoder(Autoencoder):
     Example:
 
     ```python
-    model = kit.DenoisingAutoencoder(kit.encoder(), kit.decoder(), noise_stddev=0.3)
+    from kit.autoencoder import decoder, encoder
+
+    model = kit.DenoisingAutoencoder(encoder(), decoder(), noise_stddev=0.3)
     model.compile("adam")
     model.fit(np.random.rand(100, 784), epochs=2)  # clean examples
     ```
@@ -357,7 +361,9 @@ class VariationalAutoencoder(Autoencoder):
     Example:
 
     ```python
-    model = kit.VariationalAutoencoder(kit.encoder(variational=True), kit.decoder())
+    from kit.autoencoder import decoder, encoder
+
+    model = kit.VariationalAutoencoder(encoder(variational=True), decoder())
     model.compile("adam")  # the loss is the model's own
     model.fit(np.random.rand(100, 784), epochs=2)
     model.sample(16, seed=1)  # new examples, shape (16, 784)

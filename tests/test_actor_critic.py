@@ -2,6 +2,7 @@
 
 import json
 
+import gymnasium
 import keras
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from keras import ops
 from worlds import Identity
 
 import kit
-from kit.actor_critic import policy_gradient_loss, value_loss
+from kit.actor_critic import LOGS, policy_gradient_loss, value_loss
+from kit.envs import CartPole
 from kit.rl.rollouts import prepare_batch
 
 TINY = {
@@ -115,6 +117,18 @@ def test_a_turn_is_one_gradient_step(two):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     expected = np.square(batch["advantage"]).mean() / 2
     assert logs["value_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["ordinary", "one program"])
+def test_fit_reports_what_the_file_says(fused):
+    env = CartPole(2) if fused else gymnasium.make("CartPole-v1")
+    actor = kit.policy_network((4,), Discrete(2), (8,))
+    agent = kit.A2C(actor, kit.value_network((4,), (8,)), num_steps=8)
+    agent.compile()
+    history = agent.fit(env, 32, steps_per_epoch=16, verbose=0).history
+    assert set(LOGS) <= set(history)
+    for name in LOGS:
+        assert len(history[name]) == 2 and np.isfinite(history[name]).all()
 
 
 def test_n_step_returns_by_hand():
