@@ -16,6 +16,8 @@ def model(request):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[seq2seq.ExactMatch()],
     )
+    # Keras warns of a saved optimizer that has nothing yet.
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
