@@ -66,7 +66,7 @@ class OnPolicy(WithParts, Agent):
         log_names: Names of the logs of `update`.
     """
 
-    log_names: tuple[str, ...] = ()
+    log_names: tuple[str, ...]
     parts = ("actor", "critic")
     ranges = RANGES
     fixed = ("normalize_observations", "normalize_rewards")
