@@ -234,11 +234,7 @@ class Run:
             axes = figure.subplots(1, 2)
         ```
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(**{"dpi": 150, "layout": "constrained", **options})
-        FigureCanvasAgg(figure)  # Needs no window system, whatever backend is set.
+        figure = _new_figure(**options)
         yield figure
         with replacing(self.output_dir / name) as file:
             figure.savefig(file)
@@ -481,6 +477,16 @@ def _fill(values: np.ndarray) -> np.ndarray:
     return np.interp(at, at[seen], values[seen]) if seen.any() else values
 
 
+def _new_figure(**options: Any) -> Any:
+    """Returns a figure that needs no window system, whatever backend is set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(**{"dpi": 150, "layout": "constrained", **options})
+    FigureCanvasAgg(figure)
+    return figure
+
+
 @contextmanager
 def _curve_figure(
     path: str | Path,
@@ -494,11 +500,7 @@ def _curve_figure(
     A label is a height, a text and a colour. Two dashed lines mark the returns of the
     random policy and of the trained one.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # Needs no window system, whatever backend is set.
+    figure = _new_figure(figsize=(8, 4.5))
     axes = figure.add_subplot()
     labels: list[tuple[float, str, str]] = []
     yield axes, labels
