@@ -12,8 +12,8 @@ saved.
     KERAS_BACKEND=jax python recipes/dqn.py --env ALE/Pong-v5
 
 Expected result: a return of about 500 (the maximum) on CartPole-v1 after 50,000 steps,
-in 20 to 30 seconds on two cores; about -80 on Acrobot-v1, in a minute. README.md has
-the scores over seeds. `--env` takes any Gymnasium environment with discrete actions and
+in 20 to 30 seconds on two cores; about -80 on Acrobot-v1, in a minute. docs/scores.md
+has the scores over seeds. `--env` takes any Gymnasium environment with discrete actions and
 any observation space.
 
 For Atari games (`--env ALE/...`, the kit's extra `atari`), the agent sees four grey

@@ -122,6 +122,7 @@ def test_a_seed_that_is_given_is_that_of_the_environment(kind):
     assert seeds == [expected, expected]
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_agent_goes_on_with_the_draws(kind, tmp_path):
     agent = make_agent(kind)

@@ -61,7 +61,17 @@ def undisturbed():
     return get
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Each way to train under each backend, the others under JAX.
+EVERYWHERE = ("dqn", "ppo", "ppo_fused", "q_learning", "classifier", "gan")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in EVERYWHERE else pytest.mark.once)
+        for kind in KINDS
+    ],
+)
 def test_resumed_trainings_are_the_same_to_the_last_bit(
     kind, undisturbed, tmp_path, monkeypatch
 ):
@@ -186,6 +196,7 @@ def test_a3c_goes_on_from_the_shared_weights_and_counts(engine, tmp_path, monkey
     assert agent.optimizer.iterations == agent.updates
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("kind", ["dqn", "a2c", "q_learning"])
 def test_what_was_learned_is_saved_before_an_environments_error(
     kind, tmp_path, monkeypatch, capsys
@@ -216,6 +227,7 @@ def test_what_was_learned_is_saved_before_an_environments_error(
     assert reported[count] - learned == reported[1] - reported[0]
 
 
+@pytest.mark.once
 def test_options_that_callbacks_change_are_restored(tmp_path, monkeypatch):
     class Anneal(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -303,6 +315,7 @@ def test_save_load_fit_is_fit_twice(tmp_path):
 # --- Processes that are killed ----------------------------------------------------
 
 
+@pytest.mark.once
 def test_a_process_that_is_killed_is_resumed(undisturbed, tmp_path):
     folder = Path(__file__).parent
     paths = [str(folder.parent), os.environ.get("PYTHONPATH", "")]

@@ -39,6 +39,7 @@ def recipe(load_recipe, data, monkeypatch):
     return module
 
 
+@pytest.mark.once  # test_exchange.py runs it under each backend
 def test_recipe_leaves_what_it_promises(recipe, folder, tmp_path):
     record = recipe.main(
         path=folder,

@@ -481,6 +481,7 @@ def small_convolutions(monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "small", small)
 
 
+@pytest.mark.once  # test_exchange.py runs it under each backend
 @pytest.mark.usefixtures("small_convolutions")
 def test_recipe_leaves_what_it_promises(load_recipe, tmp_path, few_digits):
     record = load_recipe("capsnet").main(

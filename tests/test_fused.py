@@ -335,6 +335,7 @@ class RowByRow:
         return self.draw()
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("algorithm", ["q_learning", "sarsa", "expected_sarsa"])
 def test_a_table_is_learned_as_in_the_ordinary_way(algorithm, monkeypatch):
     monkeypatch.setattr(kit.q_learning, "UniformRows", RowByRow)
@@ -412,6 +413,7 @@ AGENTS = {
 }
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_reward_that_is_not_finite_ends_the_training(name):
     agent = AGENTS[name]()
@@ -480,9 +482,8 @@ def test_numbers_of_steps_that_are_none(name, argument, value):
         AGENTS[name]().fit(Walk4(2), **arguments, verbose=0)
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(x, marks=pytest.mark.once) for x in ("dqn", "ppo")), "a2c"]
-)
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["dqn", "ppo", "a2c"])
 def test_both_seeds_count(name):
     def weights(agent_seed, env_seed):
         agent = AGENTS[name](seed=agent_seed)

@@ -450,6 +450,7 @@ def recipe(load_recipe, monkeypatch):
     return module
 
 
+@pytest.mark.once  # test_exchange.py runs it under each backend
 def test_the_recipe_leaves_what_it_promises(recipe, tmp_path, capsys):
     recipe.main(conditional=True, output_dir=tmp_path, seed=1, **TINY)
     names = {"model.keras", "history.csv", "metrics.json"}

@@ -188,6 +188,7 @@ def agree(histories, agents, alone):
         assert len({tuple(x) for x in state}) == 1
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("name", AGENTS)
 def test_agents_learn_together_what_they_learn_alone(name):
     options = {"verbose": 0, "steps_per_epoch": 48}

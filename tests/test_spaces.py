@@ -387,6 +387,7 @@ def test_networks_that_do_not_fit_are_refused():
 # --- Agents -----------------------------------------------------------------------
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("kind", [kit.DQN, kit.PPO, kit.A2C, kit.A3C])
 def test_agents_learn_from_everything_at_once(kind, tmp_path):
     agent = make_agent(kind, EVERYTHING)

@@ -655,6 +655,7 @@ def text_file(tmp_path):
     return path
 
 
+@pytest.mark.once  # test_exchange.py runs it under each backend
 def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys):
     folder = tmp_path / "run"
     load_recipe("transformer").main(text=text_file, output_dir=folder, seed=1, **TINY)

@@ -47,6 +47,7 @@ def never_trains(recipe, monkeypatch):
         )
 
 
+@pytest.mark.once  # test_exchange.py runs it under each backend
 def test_leaves_what_it_promises(folder):
     assert {path.name for path in folder.iterdir()} == {
         "model.keras",

@@ -393,7 +393,9 @@ def rename_paths(source: str, package: str, recipe: str, modules: Iterable[str])
         path = path_of(module)
         source = source.replace(f"`kit/{path}`", f"`{package}/{path}`")
     # Files that aren't copied are named as the kit's.
-    return re.sub(r"\b(recipes/\w+\.py|README\.md)", rf"{PROJECT}'s \1", source)
+    return re.sub(
+        r"\b(recipes/\w+\.py|README\.md|docs/[\w/]+\.md)", rf"{PROJECT}'s \1", source
+    )
 
 
 def make_init(names: Iterable[str], package: str = "") -> str:

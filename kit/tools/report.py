@@ -1,8 +1,8 @@
 """Reports on the runs of `kit.tools.compare`: tables, plots and pages.
 
-    python -m kit report                                    # from reports/runs
-    python -m kit report --readme README.md                 # from reports/backends.json
-    python -m kit report --readme README.md --check
+    python -m kit report                                # from reports/runs
+    python -m kit report --readme docs/comparison.md    # from reports/backends.json
+    python -m kit report --readme docs/comparison.md --check
 
 `backends.json` has all results, `backends.md` and `backends.html` show them; the recipe
 declares its score (kit/tools/scores.py). A spread is the standard deviation over seeds;
