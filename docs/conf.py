@@ -20,7 +20,19 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
+default_role = "literal"
+exclude_patterns = ["steps"]  # The gallery has pages of them.
+sphinx_gallery_conf = {
+    "examples_dirs": "steps",
+    "gallery_dirs": "auto_steps",
+    "filename_pattern": "plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_signature": False,
+}
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"

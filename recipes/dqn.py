@@ -13,8 +13,8 @@ saved.
 
 Expected result: a return of about 500 (the maximum) on CartPole-v1 after 50,000 steps,
 in 20 to 30 seconds on two cores; about -80 on Acrobot-v1, in a minute. docs/scores.md
-has the scores over seeds. `--env` takes any Gymnasium environment with discrete actions and
-any observation space.
+has the scores over seeds. `--env` takes any Gymnasium environment with discrete
+actions and any observation space.
 
 For Atari games (`--env ALE/...`, the kit's extra `atari`), the agent sees four grey
 frames of 84x84, and the options that you don't set are those of CleanRL: 10 million
