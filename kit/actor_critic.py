@@ -255,7 +255,9 @@ class A2C(OnPolicy):
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
         # Running discounted returns, whose spread normalizes rewards.
-        parts["rewards"] = rewards = Values(discounted=ops.zeros((envs.num_envs,)))
+        parts["rewards"] = rewards = Values(
+            discounted=ops.zeros((envs.num_envs,), "float32")
+        )
         for turn in progress:
             # 1. Play T steps in each environment with the current policy.
             rollout = rollouts.play()
@@ -321,8 +323,8 @@ class A2C(OnPolicy):
         logs = {name: weighted_mean(x, valid_mask) for name, x in logs.items()}
         loss = (
             logs["policy_loss"]
-            + self.vf_coef * logs["value_loss"]
-            - self.ent_coef * logs["entropy"]
+            + ops.multiply(self.vf_coef, logs["value_loss"])
+            - ops.multiply(self.ent_coef, logs["entropy"])
         )
         return loss, logs
 

@@ -579,7 +579,9 @@ class DQN(WithParts, Agent):
             key, play_key = ops.unstack(random.split(position["key"]))
             # 1. With probability epsilon a random action, otherwise the best one;
             # execute it, and store the transition.
-            at = ops.cast(begun + env.num_envs * ops.arange(steps), "float32")
+            at = ops.cast(
+                begun + env.num_envs * ops.arange(steps, dtype="int32"), "float32"
+            )
             epsilon = linear_epsilon(
                 at / position["total_timesteps"],
                 self.epsilon_start,

@@ -70,6 +70,7 @@ def clipped_policy_loss(log_prob, old_log_prob, advantage, clip_coef):
     """
     checks.check("clipped_policy_loss", locals(), ACCEPTED)
     ratio = ops.exp(ops.subtract(log_prob, old_log_prob))
+    clip_coef = ops.cast(clip_coef, ratio.dtype)
     clipped = ops.clip(ratio, 1.0 - clip_coef, 1.0 + clip_coef)
     # NumPy arrays are accepted, too, which can't be multiplied with PyTorch tensors.
     return -ops.minimum(
@@ -93,6 +94,7 @@ def clipped_value_loss(value, old_value, returns, clip_coef):
     """
     checks.check("clipped_value_loss", locals(), ACCEPTED)
     value, old_value, returns = map(ops.convert_to_tensor, (value, old_value, returns))
+    clip_coef = ops.cast(clip_coef, value.dtype)
     near = old_value + ops.clip(value - old_value, -clip_coef, clip_coef)
     return 0.5 * ops.maximum(ops.square(value - returns), ops.square(near - returns))
 
@@ -296,7 +298,9 @@ class PPO(OnPolicy):
         )
         rollouts = Rollouts(self, envs, self.num_steps, self.env_seed(seed))
         # Running discounted returns, whose spread normalizes rewards.
-        parts["rewards"] = rewards = Values(discounted=ops.zeros((envs.num_envs,)))
+        parts["rewards"] = rewards = Values(
+            discounted=ops.zeros((envs.num_envs,), "float32")
+        )
         for turn in progress:
             # 1. Play T steps in each environment with the current policy.
             rollout = rollouts.play()
@@ -401,7 +405,7 @@ class PPO(OnPolicy):
         # mean estimates the KL divergence.
         log_ratio = log_prob - batch["log_prob"]
         approx_kl = ops.exp(log_ratio) - 1.0 - log_ratio
-        beyond = ops.abs(ops.exp(log_ratio) - 1.0) > clip_coef
+        beyond = ops.greater(ops.abs(ops.exp(log_ratio) - 1.0), clip_coef)
         logs = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
@@ -414,8 +418,8 @@ class PPO(OnPolicy):
         # The sum of all (equation 9), with the opposite sign, as it is minimized.
         loss = (
             logs["policy_loss"]
-            + self.vf_coef * logs["value_loss"]
-            - self.ent_coef * logs["entropy"]
+            + ops.multiply(self.vf_coef, logs["value_loss"])
+            - ops.multiply(self.ent_coef, logs["entropy"])
         )
         return loss, logs
 

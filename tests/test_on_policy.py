@@ -342,6 +342,39 @@ def test_agents_learn_in_bfloat16(kind, world, bfloat16):
     assert agent.evaluate(env, 16, seed=1)["return"] >= wanted
 
 
+@pytest.fixture
+def float64():
+    """Has Keras make and compute all variables in float64."""
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="has float64 only if the process asks"
+)
+@pytest.mark.parametrize("kind", AGENTS)
+def test_agents_train_in_float64(kind, float64):
+    env = SyncVectorEnv(
+        [lambda: Identity("continuous")] * 2, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    agent = make_agent(
+        kind,
+        env.single_action_space,
+        env.single_observation_space.shape,
+        num_steps=8,
+        normalize_observations=True,
+        normalize_rewards=True,
+    )
+    agent.compile("adam")
+    before = agent.critic.get_weights()
+    agent.fit(env, 64, verbose=0)
+    assert {x.dtype for x in agent.critic.weights} == {"float64"}
+    for old, new in zip(before, agent.critic.weights, strict=True):
+        assert (old != ops.convert_to_numpy(new)).any()
+
+
 @pytest.mark.parametrize("kind", AGENTS)
 def test_normalized_agents_learn(kind):
     env = gymnasium.wrappers.TransformReward(

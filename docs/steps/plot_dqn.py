@@ -158,10 +158,16 @@ def learner(step_fn, after=lambda step: None):
 
 q, optimizer = network(), keras.optimizers.Adam(1e-3)
 step_fn = kit.compiled(lambda batch: update(q, q, optimizer, batch))
-curves["2 with replay"] = play(greedy(q), learner(step_fn))
+values = {"2 with replay": []}
+curves["2 with replay"] = play(
+    greedy(q),
+    learner(lambda batch: values["2 with replay"].append(float(step_fn(batch)))),
+)
 show(curves, "Step 2: a minibatch of old transitions")
 
 # %%
+# Replay alone doesn't help here. Step 3 shows why.
+#
 # Step 3: a target network
 # ------------------------
 #
@@ -173,7 +179,7 @@ show(curves, "Step 2: a minibatch of old transitions")
 def with_target(double=False):
     q, target = network(), network()
     optimizer = keras.optimizers.Adam(1e-3)
-    values = []
+    estimates = []
 
     @kit.compiled
     def step_fn(batch):
@@ -185,13 +191,28 @@ def with_target(double=False):
 
     returns = play(
         greedy(q),
-        learner(lambda batch: values.append(float(step_fn(batch))), copy_weights),
+        learner(lambda batch: estimates.append(float(step_fn(batch))), copy_weights),
     )
-    return q, returns, values
+    return returns, estimates
 
 
-q, curves["3 with target network"], values = with_target()
+name = "3 with target network"
+curves[name], values[name] = with_target()
 show(curves, "Step 3: targets that stand still")
+
+# %%
+# No state is worth more than 1 + gamma + gamma² + ... = 100. Without the target
+# network, the estimates run away from their own targets:
+
+figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+for name, series in values.items():
+    axis.plot(series, label=name)
+axis.axhline(
+    1 / (1 - GAMMA), color="gray", linestyle=":", label="largest possible value"
+)
+axis.set(xlabel="gradient step", ylabel="mean Q of the minibatch", yscale="symlog")
+axis.set_title("Step 3: estimates without and with a target network")
+axis.legend()
 
 # %%
 # Step 4: the right value of an end
@@ -218,20 +239,33 @@ axis.legend()
 # Step 5: double DQN
 # ------------------
 #
-# The maximum of noisy estimates is too large on average. In double DQN, the network
-# chooses the action and the target network evaluates it. No state is worth more than
-# 100 here, so what lies above the line is an overestimate.
+# The maximum of noisy estimates is too large on average: it chooses the action whose
+# estimate erred upwards. Suppose that all actions are worth 0, and each estimate has an
+# error of standard deviation 1. In double DQN, one network chooses the action, and
+# another one, whose errors are others, evaluates it.
 
-_, curves["5 double"], double_values = with_target(double=True)
-figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-for name, series in (("maximum", values), ("double", double_values)):
-    axis.plot(np.convolve(series, np.ones(100) / 100, mode="valid"), label=name)
-axis.axhline(
-    1 / (1 - GAMMA), color="gray", linestyle=":", label="largest possible value"
-)
-axis.set(xlabel="gradient step", ylabel="mean Q of the minibatch")
-axis.set_title("Step 5: double DQN estimates lower values")
+rng = np.random.default_rng(0)
+numbers = np.array([2, 4, 8, 16, 32])
+single, double = [], []
+for number in numbers:
+    chooses, evaluates = rng.normal(size=(2, 2_000, number))
+    best = chooses.argmax(axis=1)[:, None]
+    single.append(np.take_along_axis(chooses, best, axis=1).mean())
+    double.append(np.take_along_axis(evaluates, best, axis=1).mean())
+figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+axis.plot(numbers, single, marker="o", label="maximum")
+axis.plot(numbers, double, marker="o", label="double")
+axis.axhline(0, color="gray", linestyle=":", label="true value")
+axis.set(xlabel="number of actions", ylabel="mean estimate")
+axis.set_title("Step 5: the maximum overestimates")
 axis.legend()
+
+# %%
+# The target network shares most of its errors with the network, so that the effect is
+# smaller in practice. With two actions it can hardly be seen, but it costs little:
+
+curves["5 double"], _ = with_target(double=True)
+show(curves, "Step 5: with double DQN")
 
 # %%
 # Step 6: many gradient steps in one program

@@ -19,7 +19,7 @@ import kit
 train_text, valid_text, _ = kit.data.english_text()  # Python's documentation
 vocabulary = kit.data.Characters.of(train_text)
 train_tokens, valid_tokens = map(vocabulary.encode, (train_text, valid_text))
-V, T, D, BATCH, STEPS = len(vocabulary), 32, 48, 32, 300
+V, T, D, BATCH, STEPS = len(vocabulary), 32, 48, 32, 800
 print(len(train_tokens), "characters,", V, "different ones")
 
 # %%
@@ -46,10 +46,10 @@ def bits(model, tokens):
     return ops.mean(losses) / np.log(2)
 
 
-def train(model, seed=0):
+def train(model, learning_rate=5e-3, seed=0):
     """Trains for STEPS steps; returns the loss in bits on training and unseen text."""
     kit.initialize_weights(model, seed)
-    optimizer = keras.optimizers.Adam(2e-3)
+    optimizer = keras.optimizers.Adam(learning_rate)
 
     @kit.compiled
     def step(tokens):
@@ -70,7 +70,7 @@ def tokens_in():
 
 inputs = tokens_in()
 bigram = keras.Model(inputs, keras.layers.Embedding(V, V)(inputs))
-curves = {"1 one character": train(bigram)}
+curves = {"1 one character": train(bigram, learning_rate=0.05)}
 
 
 def show(curves, title):
@@ -253,6 +253,6 @@ for use_cache in (True, False):
 print(vocabulary.decode(np.asarray(tokens)[0]))
 
 # %%
-# 300 gradient steps are a beginning: `recipes/transformer.py` trains longer, with a
+# 800 gradient steps are a beginning: `recipes/transformer.py` trains longer, with a
 # larger network, and reaches 1.7 bits. :doc:`Its page </algorithms/transformer>` says
 # what each setting does.

@@ -246,7 +246,7 @@ class OnPolicy(WithParts, Agent):
         self, env: FunctionalEnv, keys: Tensor, total_timesteps: Tensor
     ) -> Nested:
         """Starts episodes; part of a compiled program."""
-        return keys[0], begin(env, keys[1]), ops.zeros((env.num_envs,))
+        return keys[0], begin(env, keys[1]), ops.zeros((env.num_envs,), "float32")
 
     def play_and_learn(self, plan: Plan, position: Nested) -> tuple:
         """Makes several updates in sequence; part of a compiled program."""

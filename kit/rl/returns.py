@@ -70,6 +70,10 @@ def generalized_advantages(
     checks.check("generalized_advantages", locals(), ACCEPTED)
     # NumPy arrays are accepted, too, which can't be multiplied with PyTorch tensors.
     reward, value, next_value = map(ops.convert_to_tensor, (reward, value, next_value))
+    # The critic's dtype, which is float64 where the network's is.
+    reward, next_value, gamma, gae_lambda = (
+        ops.cast(x, value.dtype) for x in (reward, next_value, gamma, gae_lambda)
+    )
     not_terminated = 1.0 - ops.cast(terminated, value.dtype)
     same_episode = 1.0 - ops.cast(ended, value.dtype)
     delta = reward + gamma * not_terminated * next_value - value  # (T, N)

@@ -153,7 +153,7 @@ def prepare_batch(
         "value": value,
         "advantage": advantage,
         "returns": advantage + value,
-        "valid_mask": ops.cast(flatten_steps(rollout["valid"]), "float32"),
+        "valid_mask": ops.cast(flatten_steps(rollout["valid"]), value.dtype),
     }
 
 
