@@ -539,8 +539,8 @@ MUTANTS = [
     ),
     M(
         "ppo.py",
-        '- self.ent_coef * logs["entropy"]',
-        '+ self.ent_coef * logs["entropy"]',
+        '- ops.multiply(self.ent_coef, logs["entropy"])',
+        '+ ops.multiply(self.ent_coef, logs["entropy"])',
         "entropy is punished",
         "ppo: one_pass_is_one_gradient_step_on_all_that_was_seen",
     ),
@@ -595,8 +595,8 @@ MUTANTS = [
     ),
     M(
         "ppo.py",
-        "beyond = ops.abs(ops.exp(log_ratio) - 1.0) > clip_coef",
-        "beyond = ops.exp(log_ratio) - 1.0 > clip_coef",
+        "beyond = ops.greater(ops.abs(ops.exp(log_ratio) - 1.0), clip_coef)",
+        "beyond = ops.greater(ops.exp(log_ratio) - 1.0, clip_coef)",
         "ratios that were clipped below aren't reported",
         "ppo: what_is_reported_by_hand",
     ),
@@ -752,8 +752,8 @@ MUTANTS = [
     ),
     M(
         "actor_critic.py",
-        '- self.ent_coef * logs["entropy"]',
-        '+ self.ent_coef * logs["entropy"]',
+        '- ops.multiply(self.ent_coef, logs["entropy"])',
+        '+ ops.multiply(self.ent_coef, logs["entropy"])',
         "entropy is punished",
         "actor_critic: a_turn_is_one_gradient_step",
     ),
