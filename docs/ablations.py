@@ -42,8 +42,9 @@ def networks(seed, *models):
 
 def dqn(seed, **options):
     (network,) = networks(seed, kit.q_network((4,), 2, (120, 84)))
-    agent = kit.DQN(network, **{"seed": seed, "learning_starts": 1_000, **options})
-    agent.compile(keras.optimizers.Adam(1e-3))
+    frequent = {"gradient_steps": 5, "batch_size": 64, "buffer_size": 50_000}
+    agent = kit.DQN(network, **{"seed": seed, **frequent, **options})
+    agent.compile(keras.optimizers.Adam(5e-4))
     return agent
 
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from kit import checks
 from kit.backend import (

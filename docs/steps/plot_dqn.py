@@ -210,7 +210,8 @@ for name, series in values.items():
 axis.axhline(
     1 / (1 - GAMMA), color="gray", linestyle=":", label="largest possible value"
 )
-axis.set(xlabel="gradient step", ylabel="mean Q of the minibatch", yscale="symlog")
+axis.set(xlabel="gradient step", ylabel="mean Q of the minibatch")
+axis.set(yscale="log", ylim=(1, None))
 axis.set_title("Step 3: estimates without and with a target network")
 axis.legend()
 
