@@ -336,8 +336,8 @@ show(curves, "Step 6: four passes in four minibatches")
 # `kit.PPO` also has an entropy bonus, clips the critic and the gradients, and makes all
 # gradient steps of an update in one program. In an environment that is part of the
 # program, seconds suffice for several seeds. The settings are those of
-# `recipes/fused.py`: short rollouts, twenty passes, and a learning rate that falls to 0,
-# which calms the policy at the end.
+# `recipes/fused.py`: short rollouts, twenty passes, and a learning rate that falls to
+# 0, which calms the policy at the end.
 
 import kit.envs  # noqa: E402
 
@@ -379,9 +379,8 @@ histories = kit.fit_together(
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
 for history in histories:
     axis.plot(history.history["timesteps"], history.history["return"], alpha=0.6)
-axis.set(
-    xlabel="environment step", ylabel="return", title="Step 7: kit.PPO, eight seeds"
-)
+axis.set(xlabel="environment step", ylabel="return")
+axis.set_title("Step 7: kit.PPO, eight seeds")
 
 # %%
 # Next: `recipes/ppo.py`, and :doc:`its page </algorithms/ppo>`.
