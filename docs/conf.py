@@ -6,6 +6,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 # Imported for its docstrings only, which are the same on each backend.
@@ -17,7 +20,6 @@ copyright = author
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
@@ -36,6 +38,7 @@ sphinx_gallery_conf = {
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "kit: algorithms in Keras 3, written once"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -92,6 +95,22 @@ def escaped(prose):
     return "".join(parts)
 
 
+def write_inline_math(writer, node):
+    """Writes a formula as MathML, which browsers typeset without a script."""
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_math_block(writer, node):
+    """Writes a formula on lines of its own."""
+    formula = convert(node.astext(), display="block")
+    writer.body.append(f'<div class="math" style="overflow-x: auto">{formula}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.add_html_math_renderer(
+        "mathml", (write_inline_math, None), (write_math_block, None)
+    )
     app.connect("autodoc-process-docstring", to_rst, priority=400)
