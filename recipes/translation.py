@@ -161,7 +161,8 @@ def main(
         )
     x, y = {}, {}
     for name, part in parts.items():
-        x[name], y[name] = arrays(part, source, target, lengths)
+        if part:  # no text may be held out by its length
+            x[name], y[name] = arrays(part, source, target, lengths)
 
     model = transformer.encoder_decoder(
         len(source),

@@ -47,7 +47,6 @@ def never_trains(recipe, monkeypatch):
         )
 
 
-@pytest.mark.once  # test_exchange.py runs it under each backend
 def test_leaves_what_it_promises(folder):
     assert {path.name for path in folder.iterdir()} == {
         "model.keras",
@@ -75,6 +74,14 @@ def test_leaves_what_it_promises(folder):
     assert {"epoch", "val_exact_match", "recurrent_loss"} <= set(header.split(","))
     assert len(rows) == 2
     assert "GRU with attention" in (folder / "examples.txt").read_text("utf-8")
+
+
+@pytest.mark.once
+def test_no_length_is_held_out(recipe, tmp_path):
+    recipe.main(output_dir=tmp_path, unseen_length=0, **TINY | {"epochs": 1})
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "exact_match" in str(metrics) and "unseen" not in str(metrics["metrics"])
+    assert "unseen" not in (tmp_path / "examples.txt").read_text()
 
 
 def test_the_saved_model_translates_elsewhere(folder):
