@@ -19,12 +19,11 @@ from typing import Any
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.stats
 
 import kit
-import kit.envs
 from kit.envs.classic_control import CartPole
 from kit.envs.grid_worlds import FrozenLake
+from kit.lab.run import mean_and_interval
 
 IMAGES = Path(__file__).parent / "images"
 SEEDS = range(30, 35)
@@ -60,7 +59,7 @@ def on_policy(kind, rate, seed, **options):
 
 def q_learning(seed, **options):
     agent = kit.QLearning(16, 4, **{"seed": seed, **options})
-    agent.compile(options.pop("optimizer", None) or keras.optimizers.SGD(0.1))
+    agent.compile(keras.optimizers.SGD(0.1))
     return agent
 
 
@@ -75,35 +74,27 @@ def returns(make_agent: Callable, env: Any, steps: int, **options):
 
 
 def digits():
+    """Returns images and labels to train on, and to validate on."""
     data = kit.data.images()
     x, y = data.x_train / np.float32(255), data.y_train
     return (x[:3200], y[:3200]), (x[3200:], y[3200:])
 
 
-def validation_curve(model, loss, metric, x, y, valid, epochs):
-    model.compile(keras.optimizers.Adam(1e-3), loss, metrics=[metric])
-    history = model.fit(x, y, epochs=epochs, validation_data=valid, verbose=0)
-    return history.history[f"val_{metric}" if metric else "val_loss"]
-
-
 def cnn(seed, **options):
     (x, y), valid = digits()
-    model = kit.cnn(**{"filters": (16, 32, 32), **options})
-    networks(seed, model)
-    return validation_curve(
-        model, "sparse_categorical_crossentropy", "accuracy", x, y, valid, 10
-    )
+    (model,) = networks(seed, kit.cnn(**{"filters": (16, 32, 32), **options}))
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    history = model.fit(x, y, epochs=10, validation_data=valid, verbose=0)
+    return history.history["val_accuracy"]
 
 
 def autoencoder(seed, **options):
-    (x, _), (x_valid, _) = digits()
-    flat = [images.reshape(-1, 784) for images in (x, x_valid)]
-    model = kit.autoencoder((784,), **{"latent_dim": 32, "units": (256,), **options})
-    networks(seed, model)
+    x, x_valid = (images.reshape(-1, 784) for images, _ in digits())
+    sizes = {"latent_dim": 32, "units": (256,), **options}
+    (model,) = networks(seed, kit.autoencoder((784,), **sizes))
     model.compile(keras.optimizers.Adam(1e-3), "mse")
-    history = model.fit(
-        flat[0], flat[0], epochs=20, validation_data=(flat[1], flat[1]), verbose=0
-    )
+    history = model.fit(x, x, epochs=20, validation_data=(x_valid, x_valid), verbose=0)
     return history.history["val_loss"]
 
 
@@ -167,9 +158,7 @@ def draw(name: str) -> dict[str, Any]:
     for axis, (option, values) in zip(axes, changed.items(), strict=True):
         for value in values:
             x, curves = train(**{option: value})
-            mean = np.nanmean(curves, axis=0)
-            error = np.nanstd(curves, axis=0, ddof=1) / np.sqrt(len(curves))
-            half = scipy.stats.t.ppf(0.975, len(curves) - 1) * error
+            x, _, mean, half = mean_and_interval(x, curves)
             line = axis.plot(
                 x, mean, label=f"{value:g}" if np.isscalar(value) else str(value)
             )

@@ -68,9 +68,9 @@ def generalized_advantages(
     Reference: Schulman et al., 2015, https://arxiv.org/abs/1506.02438, equation 16.
     """
     checks.check("generalized_advantages", locals(), ACCEPTED)
+    # All are tensors of the critic's dtype, which is float64 where the network's is.
     # NumPy arrays are accepted, too, which can't be multiplied with PyTorch tensors.
-    reward, value, next_value = map(ops.convert_to_tensor, (reward, value, next_value))
-    # The critic's dtype, which is float64 where the network's is.
+    value = ops.convert_to_tensor(value)
     reward, next_value, gamma, gae_lambda = (
         ops.cast(x, value.dtype) for x in (reward, next_value, gamma, gae_lambda)
     )
