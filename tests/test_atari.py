@@ -236,7 +236,9 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("recipe", list(TINY))
+@pytest.mark.parametrize(
+    "recipe", ["dqn", pytest.param("ppo", marks=pytest.mark.thorough)]
+)
 def test_recipes_learn_from_pixels(load_recipe, recipe, tmp_path, monkeypatch):
     """By the command line, whose options win over those of Atari."""
     module, found = load_recipe(recipe), {}

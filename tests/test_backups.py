@@ -161,7 +161,7 @@ def test_a_callback_that_keras_own_loop_runs_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "engine", ["threads", pytest.param("ray", marks=pytest.mark.once)]
+    "engine", ["threads", pytest.param("ray", marks=pytest.mark.thorough)]
 )
 def test_a3c_goes_on_from_the_shared_weights_and_counts(engine, tmp_path, monkeypatch):
     if engine == "ray":

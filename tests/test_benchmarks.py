@@ -33,7 +33,7 @@ def load(name):
     return module
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_core_times_every_contestant(monkeypatch, tmp_path):
     core = load("core")
     monkeypatch.setattr(core, "NETWORKS", {"4-8-2": ((4, 8, 2), 16)})
@@ -67,7 +67,7 @@ def test_ratios_are_those_within_a_round():
     assert row["keras_of_it"] == 4.0  # of 2, 8, 4
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.parametrize("who", ["kit", "sb3", "sbx"])
 def test_dqn(who, monkeypatch, tmp_path):
     dqn = load("dqn")
@@ -86,7 +86,7 @@ def test_dqn(who, monkeypatch, tmp_path):
     assert json.loads(output.read_text()) == [row]
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_fused(monkeypatch, tmp_path):
     fused = load("fused")
     monkeypatch.setattr(fused, "PEERS", ())
@@ -97,7 +97,7 @@ def test_fused(monkeypatch, tmp_path):
     assert json.loads(output.read_text())["rows"] == rows
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.parametrize("who", ["kit", "sb3", "sbx"])
 def test_pixels(who, monkeypatch):
     pytest.importorskip("ale_py")
@@ -110,7 +110,7 @@ def test_pixels(who, monkeypatch):
     assert row["steps_per_second_later"] > 0 and "return" not in row
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("algorithm", "who", "steps"),
     [
