@@ -9,6 +9,7 @@ saved.
     KERAS_BACKEND=tensorflow python recipes/dqn.py --env Acrobot-v1 \
         --total-timesteps 60000 --learning-rate 6.3e-4 --batch-size 128 \
         --train-freq 64 --gradient-steps 64 --target-update-freq 250
+    KERAS_BACKEND=jax python recipes/dqn.py --env kit/Breakout-v1
     KERAS_BACKEND=jax python recipes/dqn.py --env ALE/Pong-v5
 
 Expected result: a return of about 500 (the maximum) on CartPole-v1 after 50,000 steps,
@@ -35,7 +36,9 @@ import gymnasium
 import keras
 
 import kit
-from kit.lab.agent_recipe import finish_agent, make_env
+from kit.envs import MINATAR as GAMES
+from kit.envs import gymnasium_id, make
+from kit.lab.agent_recipe import finish_agent, make_env, make_envs
 from kit.lab.run import Run, command_line
 from kit.rl.encoders import default_units
 
@@ -77,11 +80,28 @@ ATARI = {
     "exploration_fraction": 0.1,
     "double": False,
 }
+# For MinAtar's games.
+MINATAR = {
+    "fused": True,
+    "num_envs": 8,
+    "total_timesteps": 1_000_000,
+    "learning_rate": 2.5e-4,
+    "final_learning_rate": 2.5e-4,
+    "learning_starts": 5_000,
+    "train_freq": 16,
+    "gradient_steps": 4,
+    "target_update_freq": 1_000,
+    "epsilon_end": 0.05,
+    "exploration_fraction": 0.1,
+}
+BY_ENV = {"ALE/": ATARI, GAMES: MINATAR}
 
 
 def main(
     *,
     env: str = "CartPole-v1",
+    fused: bool = False,
+    num_envs: int = 1,
     total_timesteps: int = 50_000,
     learning_rate: float = 2.3e-3,
     final_learning_rate: float = 1e-4,
@@ -115,7 +135,10 @@ def main(
     Args:
         env: Id of a Gymnasium environment with discrete actions. For a game of Atari,
             the command line has other defaults.
-        total_timesteps: Environment steps to train for.
+        fused: Play and learn in one compiled program, for environments of the kit
+            (`kit/envs/registration.py`).
+        num_envs: Number of parallel environments.
+        total_timesteps: Environment steps to train for, all environments together.
         learning_rate: Step size of Adam at the start.
         final_learning_rate: The same at the end; it falls linearly.
         units: Sizes of the hidden layers; if not given, 256 and 256, or that of the
@@ -125,7 +148,7 @@ def main(
         buffer_size: Transitions to remember.
         batch_size: Transitions in a gradient step.
         learning_starts: Environment steps before the first gradient step.
-        train_freq: Environment steps between turns of learning.
+        train_freq: Steps of each environment between turns of learning.
         gradient_steps: Gradient steps in a turn.
         target_update_freq: Environment steps between target network updates.
         tau: How far the target network goes to the network in an update.
@@ -149,14 +172,21 @@ def main(
         What metrics.json holds.
     """
     run = Run("dqn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
-    train_env = make_env(env, training=True)
+    # To use your own environment, create it here.
+    if fused:
+        train_env, env = make(env, num_envs), gymnasium_id(env)
+        test_env = make_envs(env, num_envs=10)
+    else:
+        several = num_envs > 1
+        train_env = make_envs(env, num_envs, True) if several else make_env(env, True)
+        test_env = gymnasium.vector.SyncVectorEnv([lambda: make_env(env)] * 10)
 
-    space = train_env.observation_space
+    space = test_env.single_observation_space
     if units is None:
         units = default_units(space, network, (256, 256))
     q_network = kit.q_network(
         space,
-        getattr(train_env.action_space, "n", 1),
+        getattr(test_env.single_action_space, "n", 1),
         units=units,
         dueling=dueling,
         num_quantiles=num_quantiles,
@@ -182,14 +212,13 @@ def main(
         prioritized=prioritized,
         seed=seed,
     )
-    updates = max(1, (total_timesteps - learning_starts) // train_freq * gradient_steps)
+    turns = max(1, (total_timesteps - learning_starts) // (train_freq * num_envs))
     schedule = keras.optimizers.schedules.PolynomialDecay(
-        learning_rate, updates, final_learning_rate
+        learning_rate, turns * gradient_steps, final_learning_rate
     )
     agent.compile(optimizer=keras.optimizers.Adam(schedule))
 
     # A Q-network's policy goes on changing: the best of regular evaluations stays.
-    test_env = gymnasium.vector.SyncVectorEnv([lambda: make_env(env)] * 10)
     (test_seed,) = kit.random.split_seed(seed, 1)
     keep_best = [
         kit.Evaluation(test_env, episodes=10, seed=test_seed),
@@ -215,4 +244,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main, {"ALE/": ATARI})
+    command_line(main, BY_ENV)

@@ -29,12 +29,13 @@ one JAX program.
 """
 
 from pathlib import Path
+from typing import Literal
 
-import gymnasium
 import keras
 
 import kit
-from kit.envs import make
+from kit.envs import MINATAR as GAMES
+from kit.envs import gymnasium_id, make
 from kit.lab.agent_recipe import finish_agent, finish_agents
 from kit.lab.run import Run, command_line
 
@@ -49,6 +50,24 @@ COMPARISON = {
     "published": [("490 ± 6", "CleanRL, 500,000 steps", {"env": "CartPole"})],
 }
 
+# What the command line has in place of the defaults for MinAtar's games.
+MINATAR = {
+    "total_timesteps": 5_000_000,
+    "num_envs": 64,
+    "num_steps": 128,
+    "num_minibatches": 8,
+    "num_epochs": 4,
+    "learning_rate": 2e-3,
+    "units": (128, 128),
+    "activation": "relu",
+    "network": "mlp",
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "clip_value_loss": True,
+    "ent_coef": 0.01,
+}
+BY_ENV = {GAMES: MINATAR}
+
 
 def main(
     *,
@@ -60,9 +79,12 @@ def main(
     num_epochs: int = 20,
     learning_rate: float = 1e-3,
     units: tuple[int, ...] | None = None,
+    activation: str = "auto",
+    network: Literal["nature", "impala", "minatar", "mlp"] | None = None,
     gamma: float = 0.98,
     gae_lambda: float = 0.8,
     clip_coef: float = 0.2,
+    clip_value_loss: bool = False,
     ent_coef: float = 0.0,
     vf_coef: float = 0.5,
     max_grad_norm: float = 0.5,
@@ -85,10 +107,13 @@ def main(
         learning_rate: Step size of Adam at the start; it falls linearly to 0.
         units: Sizes of the hidden layers of actor and critic. If not given, 64 and 64,
             or the default of the network for images.
+        activation: Activation of these layers. "auto" is tanh, or relu for images.
+        network: Network for images. If not given, it is chosen by their size.
         gamma: Discount factor.
         gae_lambda: Lambda of generalized advantage estimation.
         clip_coef: Initial clip range of the probability ratio around 1; it falls
             linearly to 0.
+        clip_value_loss: Keep the critic near its last one as well.
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the critic's loss, half the squared error.
         max_grad_norm: Largest global norm of gradients, beyond which they are clipped.
@@ -114,11 +139,13 @@ def main(
         return keras.optimizers.schedules.PolynomialDecay(start, gradient_steps, 0.0)
 
     def make_agent(seed):
-        actor = kit.policy_network(space, envs.action_space, units)
-        critic = kit.value_network(space, units)
+        actor = kit.policy_network(
+            space, envs.action_space, units, activation, network=network
+        )
+        critic = kit.value_network(space, units, activation, network)
         network_seeds = kit.random.split_seed(seed)
-        for network, network_seed in zip((actor, critic), network_seeds, strict=True):
-            kit.initialize_weights(network, network_seed)
+        for model, network_seed in zip((actor, critic), network_seeds, strict=True):
+            kit.initialize_weights(model, network_seed)
         agent = kit.PPO(
             actor,
             critic,
@@ -128,7 +155,7 @@ def main(
             num_minibatches=num_minibatches,
             num_epochs=num_epochs,
             clip_coef=falling(clip_coef),
-            clip_value_loss=False,
+            clip_value_loss=clip_value_loss,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             seed=seed,
@@ -140,8 +167,7 @@ def main(
         )
         return agent
 
-    # If Gymnasium has the environment, the agent is evaluated in that version.
-    name = env if env in gymnasium.registry else f"kit/{env.removeprefix('kit/')}"
+    name = gymnasium_id(env)  # If Gymnasium has it, its version is for evaluation.
     if seeds > 1:
         agents = [make_agent(seed + i) for i in range(seeds)]
         histories = kit.fit_together(agents, envs, total_timesteps, verbose=verbose)
@@ -156,4 +182,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, BY_ENV)

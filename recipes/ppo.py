@@ -97,6 +97,7 @@ ATARI = {
     "vf_coef": 0.5,
     "max_grad_norm": 0.5,
 }
+BY_ENV = {"ALE/": ATARI}
 
 
 def main(
@@ -223,4 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main, {"ALE/": ATARI})
+    command_line(main, BY_ENV)

@@ -1,13 +1,17 @@
 """The recipes: each runs with tiny arguments, and learns with its own."""
 
+import inspect
 import json
+import sys
 
 import keras
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 from kit.lab import agent_recipe
+from kit.lab.run import command_line
 
 DQN_TINY = {
     "total_timesteps": 300,
@@ -38,6 +42,39 @@ def test_dqn_leaves_what_it_promises(load_recipe, env, tmp_path, capsys):
     agent = keras.saving.load_model(tmp_path / "model.keras")
     obs = np.zeros(agent.q_network.input_shape[1:], "float32")
     assert agent.act(obs) in range(agent.num_actions)
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "layer"),
+    [
+        ("CartPole-v1", {"num_envs": 2}, "dense"),
+        ("CartPole-v1", {"num_envs": 2, "fused": True}, "dense"),
+        ("kit/Breakout-v1", {"num_envs": 2, "fused": True}, "conv2d"),
+    ],
+    ids=["environments", "fused", "game"],
+)
+@pytest.mark.variants
+def test_dqn_plays_several_environments_at_once(
+    load_recipe, env, options, layer, tmp_path
+):
+    record = load_recipe("dqn").main(env=env, output_dir=tmp_path, **DQN_TINY | options)
+    assert record["metrics"]["total_timesteps"] == 300
+    assert record["config"]["env"] == env
+    assert np.isfinite(record["metrics"]["eval_return"])
+    agent = keras.saving.load_model(tmp_path / "model.keras")
+    names = [x.name for x in agent.network_for_obs().layers]
+    assert any(name.startswith(layer) for name in names)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("recipe", ["dqn", "fused"])
+def test_games_of_minatar_have_defaults_of_their_own(load_recipe, recipe, monkeypatch):
+    module, chosen = load_recipe(recipe), {}
+    monkeypatch.setattr(tyro, "cli", lambda main: chosen.update(main=main))
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--env", "kit/Seaquest-v1"])
+    command_line(module.main, module.BY_ENV)
+    assert chosen["main"].keywords == module.MINATAR
+    inspect.signature(module.main).bind(**module.MINATAR)  # all are its options
 
 
 @pytest.mark.once

@@ -16,10 +16,11 @@ from kit.envs.classic_control import (
 )
 from kit.envs.grid_worlds import CliffWalking, FrozenLake, TabularEnv, Taxi, one_hot
 from kit.envs.minatar import Asterix, Breakout, Freeway, Seaquest, SpaceInvaders
-from kit.envs.registration import make
+from kit.envs.registration import MINATAR, gymnasium_id, make
 from kit.rl.vector_env import as_vector_env
 
 __all__ = [
+    "MINATAR",
     "Acrobot",
     "Asterix",
     "Breakout",
@@ -37,6 +38,7 @@ __all__ = [
     "as_vector_env",
     "from_func_env",
     "from_gymnax",
+    "gymnasium_id",
     "make",
     "one_hot",
 ]

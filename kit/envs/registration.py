@@ -34,6 +34,11 @@ IDS: dict[str, Callable[..., FunctionalEnv]] = {
     "SpaceInvaders-v1": SpaceInvaders,
     "Taxi-v3": Taxi,
 }
+# MinAtar's games, as Gymnasium calls them.
+MINATAR = tuple(
+    f"kit/{game.__name__}-v1"
+    for game in (Asterix, Breakout, Freeway, Seaquest, SpaceInvaders)
+)
 
 
 def make(env: str, num_envs: int = 1, **settings: Any) -> FunctionalEnv:
@@ -57,6 +62,19 @@ def make(env: str, num_envs: int = 1, **settings: Any) -> FunctionalEnv:
             "agent; write one as a kit.rl.functional.FunctionalEnv."
         )
     return kind(num_envs, **settings)
+
+
+def gymnasium_id(env: str) -> str:
+    """Returns Gymnasium's id of an environment: its own version's, if it has one.
+
+    Args:
+        env: Id for `make`, such as `"CartPole-v1"` or `"Breakout-v1"`.
+
+    Raises:
+        TypeError: If `env` isn't a string.
+    """
+    checks.check("gymnasium_id", {"env": env}, {"env": checks.TEXT})
+    return env if env in gymnasium.registry else f"kit/{env.removeprefix('kit/')}"
 
 
 def make_single_env(

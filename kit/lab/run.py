@@ -289,7 +289,8 @@ class Run:
 
 
 def command_line(
-    main: Callable[..., Any], by_env: Mapping[str, Mapping[str, Any]] | None = None
+    main: Callable[..., Any],
+    by_env: Mapping[str | tuple[str, ...], Mapping[str, Any]] | None = None,
 ) -> None:
     """Runs a recipe with the command line's options, parsed by tyro.
 
@@ -298,8 +299,8 @@ def command_line(
 
     Args:
         main: The recipe's function; its signature and docstring define the options.
-        by_env: Other default values, for environments whose id has a prefix:
-            `{"ALE/": {"batch_size": 32}}`. Defaults to none.
+        by_env: Other default values, for environments whose id has a prefix, or one of
+            several: `{"ALE/": {"batch_size": 32}}`. Defaults to none.
     """
     import tyro
 
