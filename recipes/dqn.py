@@ -30,7 +30,7 @@ policy of regular greedy evaluations. The score is measured on other episodes.
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 import keras
@@ -94,7 +94,6 @@ MINATAR = {
     "epsilon_end": 0.05,
     "exploration_fraction": 0.1,
 }
-BY_ENV = {"ALE/": ATARI, GAMES: MINATAR}
 
 
 def main(
@@ -174,7 +173,8 @@ def main(
     run = Run("dqn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     # To use your own environment, create it here.
     if fused:
-        train_env, env = make(env, num_envs), gymnasium_id(env)
+        train_env: Any = make(env, num_envs)
+        env = gymnasium_id(env)
         test_env = make_envs(env, num_envs=10)
     else:
         several = num_envs > 1
@@ -244,4 +244,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main, BY_ENV)
+    command_line(main, {"ALE/": ATARI, GAMES: MINATAR})

@@ -66,7 +66,6 @@ MINATAR = {
     "clip_value_loss": True,
     "ent_coef": 0.01,
 }
-BY_ENV = {GAMES: MINATAR}
 
 
 def main(
@@ -182,4 +181,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main, BY_ENV)
+    command_line(main, {GAMES: MINATAR})

@@ -97,7 +97,6 @@ ATARI = {
     "vf_coef": 0.5,
     "max_grad_norm": 0.5,
 }
-BY_ENV = {"ALE/": ATARI}
 
 
 def main(
@@ -224,4 +223,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command_line(main, BY_ENV)
+    command_line(main, {"ALE/": ATARI})

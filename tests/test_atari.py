@@ -247,7 +247,7 @@ def test_recipes_learn_from_pixels(load_recipe, recipe, tmp_path, monkeypatch):
     words += [f"--output-dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *words])
     monkeypatch.setattr(tyro, "cli", _keeping(tyro.cli, found))
-    command_line(module.main, module.BY_ENV)
+    command_line(module.main, {"ALE/": module.ATARI})
     config = json.loads((tmp_path / "metrics.json").read_text())["config"]
     assert found["result"]["config"] == config
     expected = {"env": BREAKOUT, **module.ATARI, **TINY[recipe]}
@@ -276,5 +276,5 @@ def test_other_environments_have_the_defaults_of_the_signature(
     monkeypatch.setattr(tyro, "cli", lambda main: chosen.update(main=main))
     for words in ([], ["--env", "Acrobot-v1"], ["--env=Breakout-v1"]):
         monkeypatch.setattr(sys, "argv", ["recipe.py", *words])
-        command_line(module.main, module.BY_ENV)
+        command_line(module.main, {"ALE/": module.ATARI})
         assert chosen["main"] is module.main

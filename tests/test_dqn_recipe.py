@@ -10,6 +10,7 @@ import pytest
 import tyro
 from PIL import Image
 
+from kit.envs import MINATAR as GAMES
 from kit.lab import agent_recipe
 from kit.lab.run import command_line
 
@@ -72,7 +73,7 @@ def test_games_of_minatar_have_defaults_of_their_own(load_recipe, recipe, monkey
     module, chosen = load_recipe(recipe), {}
     monkeypatch.setattr(tyro, "cli", lambda main: chosen.update(main=main))
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--env", "kit/Seaquest-v1"])
-    command_line(module.main, module.BY_ENV)
+    command_line(module.main, {GAMES: module.MINATAR})
     assert chosen["main"].keywords == module.MINATAR
     inspect.signature(module.main).bind(**module.MINATAR)  # all are its options
 
