@@ -492,9 +492,10 @@ def show_examples(
             examples.add_row("", "the same" if text == target else text, name)
         examples.add_section()
 
-    for console in (Console(), Console(record=True, width=160, file=io.StringIO())):
+    record = Console(record=True, width=160, file=io.StringIO())
+    for console in (run.console, record):
         console.print(lengths, examples)
-    console.save_text(str(run.output_dir / "examples.txt"))
+    record.save_text(str(run.output_dir / "examples.txt"))
 
 
 def merge(histories: dict[str, dict]) -> list[dict]:

@@ -551,7 +551,7 @@ def test_the_recipe_leaves_what_it_promises(load_recipe, tmp_path, capsys):
     assert metrics["steps_per_second_1_workers"] > 0
     assert set(record["baselines"]) == {"random_return", "a2c_eval_return"}
     assert record["throughput"]["unit"] == "env steps/s"
-    assert "a2c_eval_return" in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
     agent = keras.saving.load_model(tmp_path / "model.keras")
     assert type(agent) is kit.A3C
     assert agent.act(np.zeros(4, "float32")) in (0, 1)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from keras import ops
 
 import kit
+from kit.rl.progress import Progress, with_progress
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 LOGS = {
@@ -750,11 +752,51 @@ def test_verbose(verbose, capsys):
     agent.fit(Still(), 40, steps_per_epoch=20, verbose=verbose)
     captured = capsys.readouterr()
     assert captured.err == ""
+    lines = captured.out.splitlines()
     if verbose == 0:
-        assert captured.out == ""
+        assert lines == []
+    elif verbose == 2:
+        assert "Epoch 2/2" in lines
+        assert "return: 5.0" in lines[-1] and "q_value" in lines[-1]
     else:
-        assert "Epoch 2/2" in captured.out
-        assert "return: 5.0" in captured.out
+        shown = [bare(x) for x in captured.out.split("\r") if x.strip("\b ")]
+        assert shown[-1].startswith("40/40 ━━━━")
+        assert shown[-1].endswith(" - return: 5.0000")
+        assert captured.out.count("\n") == 1  # one bar, for all epochs
+
+
+def bare(text):
+    """Without colours, and what is deleted again."""
+    return re.sub(r"\x1b\[\d+m|\x08", "", text).strip()
+
+
+def test_progress_fits_into_80_columns_and_says_what_is_left(capsys, monkeypatch):
+    now = iter(range(0, 10**9, 5_000))
+    monkeypatch.setattr("time.time", lambda: next(now))
+    bar = Progress(10_000_000)
+    bar.set_params({"verbose": 1, "epochs": 3, "steps": 2})
+    bar.on_train_begin()
+    for epoch, logs in enumerate(({"return": 1.0}, {"eval_return": -1234.5})):
+        bar.on_epoch_begin(epoch)
+        for batch in range(2):
+            steps = 1_000_000 * (2 * epoch + batch + 1)
+            bar.on_train_batch_end(batch, {"timesteps": steps})
+        bar.on_epoch_end(epoch, {"return": math.nan, **logs})
+    bar.on_train_batch_end(0, {"timesteps": 12_000_000})  # whole turns
+    bar.on_train_end()
+    shown = [bare(x) for x in capsys.readouterr().out.split("\r")[1:]]
+    assert max(map(len, shown)) <= 80
+    assert "return" not in shown[0]
+    assert re.search(r" \d+:\d\d:\d\d \d+ms/step - return: 1.0000", shown[2])
+    assert shown[-1].startswith("10000000/10000000 ")
+    assert shown[-1].endswith(" - return: -1234.5000")
+
+
+def test_a_progress_bar_of_the_users_is_the_only_one():
+    own = keras.callbacks.ProgbarLogger()
+    assert with_progress([own], 10, verbose=1) == [own]
+    assert with_progress(None, 10, verbose=2) == []
+    assert [type(x) for x in with_progress(None, 10, verbose=1)] == [Progress]
 
 
 def test_tensorboard(tmp_path):
@@ -1083,6 +1125,7 @@ LOAD = """
 import json, sys
 import keras, numpy as np
 import kit
+from kit.rl.progress import Progress, with_progress
 agent = keras.saving.load_model(sys.argv[1])
 obs = np.array(json.loads(sys.argv[2]), "float32")
 q = keras.ops.convert_to_numpy(agent(obs)).tolist()

@@ -464,7 +464,7 @@ def test_the_recipe_leaves_what_it_promises(recipe, tmp_path, capsys):
     assert {"real_frechet_distance", "vae_frechet_distance"} <= set(baselines)
     assert metrics["frechet_distance"] > baselines["real_frechet_distance"]
     assert record["throughput"]["unit"] == "samples/s"
-    assert "frechet_distance" in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
     gan = keras.saving.load_model(tmp_path / "model.keras")
     assert gan.sample(2).shape == (2, 28, 28, 1)
 

@@ -91,7 +91,7 @@ def test_recipe_classifies(load_recipe, dataset, scores, tmp_path, capsys):
     baselines += ["gradient_boosting", "sklearn_mlp"]
     check_recipe(record, tmp_path, scores, baselines)
     assert record["baselines"]["logistic_regression_test_accuracy"] > 0.9
-    assert "logistic_regression" in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
 
     # What is saved takes raw rows, and standardizes them by itself.
     model = keras.saving.load_model(tmp_path / "model.keras")

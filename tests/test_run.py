@@ -228,6 +228,16 @@ def test_table_shows_each_claim_beside_its_baseline(tmp_path, capsys, monkeypatc
     assert f"Results in {tmp_path}" in out
 
 
+def test_texts_are_written_and_printed_unless_verbose_is_0(tmp_path, capsys):
+    for verbose, words in ((1, ["a title", "some words"]), (0, [])):
+        run = Run("gpt", output_dir=tmp_path, config={"verbose": verbose})
+        run.write_texts("samples.txt", {"a title": "some words"})
+        assert (tmp_path / "samples.txt").read_text() == "# a title\nsome words\n"
+        run.finish(**FIGURES)
+        out = capsys.readouterr().out
+        assert all(x in out for x in words) and bool(out) == bool(words)
+
+
 def test_a_baseline_belongs_to_the_metric_that_shares_most_last_words():
     metrics = ["test_accuracy", "transformed_accuracy", "test_rmse", "epochs"]
     baselines = [

@@ -125,6 +125,13 @@ class Run:
         Run.latest = self
 
     @property
+    def console(self) -> Any:
+        """The `rich.console.Console` to print to; silent where `verbose` is 0."""
+        from rich.console import Console
+
+        return Console(quiet=self.config.get("verbose") == 0)
+
+    @property
     def _backups(self):
         return self.output_dir / "backups"
 
@@ -176,7 +183,8 @@ class Run:
         compile_seconds: float | None = None,
         history: keras.callbacks.History | Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
-        """Writes `history.csv` and `metrics.json`, and prints them as a table.
+        """Writes `history.csv` and `metrics.json`, and prints them as a table,
+        unless `verbose` is 0.
 
         Args:
             metrics: The results of this run: numbers, named as in the other recipes.
@@ -246,18 +254,16 @@ class Run:
             name: File name, `"samples.txt"`.
             texts: Texts by title.
         """
-        from rich.console import Console
         from rich.panel import Panel
         from rich.text import Text
 
         for title, text in texts.items():
-            Console().print(Panel(Text(text), title=title, title_align="left"))
+            self.console.print(Panel(Text(text), title=title, title_align="left"))
         parts = [f"# {title}\n{text}\n" for title, text in texts.items()]
         with replacing(self.output_dir / name) as file:
             file.write_text("\n".join(parts), encoding="utf-8")
 
     def _print(self, record: dict[str, Any]) -> None:
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(title=f"{self.recipe} · {self.backend} · seed {self.seed}")
@@ -273,7 +279,7 @@ class Run:
                 right = _number(record["baselines"][name]) if name else ""
                 table.add_row(*left, name, right)
                 left = ["", ""]
-        console = Console()
+        console = self.console
         console.print(table)
         rate = record["throughput"]
         facts = [

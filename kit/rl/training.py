@@ -16,6 +16,7 @@ from kit.finite import Guard
 from kit.rl.environments import env_name
 from kit.rl.functional import FunctionalEnv
 from kit.rl.hanging import watched
+from kit.rl.progress import with_progress
 
 if TYPE_CHECKING:
     from kit.rl.agent import Agent
@@ -104,7 +105,8 @@ def turns(
         steps_per_epoch: Environment steps in an epoch, rounded to turns. Defaults
             to a fiftieth of `total_timesteps`.
         callbacks: Keras callbacks.
-        verbose: 0 silent, 1 progress bar, 2 a line an epoch; `"auto"` is 1.
+        verbose: 0 silent, 1 a progress bar of the whole training, 2 a line an epoch
+            with all logs; `"auto"` is 1.
         check_finite: Whether to stop at the first loss that isn't finite.
         parts: Further parts by name whose state a backup needs, such as a replay
             buffer. It is read when the first turn is requested.
@@ -175,7 +177,7 @@ def _turns(
     per_epoch = max(1, round(steps_per_epoch / turn_steps))
     epochs = math.ceil(num_turns / per_epoch)
     progress: Any = keras.callbacks.CallbackList(
-        callbacks,
+        with_progress(callbacks, total_timesteps, verbose),
         add_history=True,
         add_progbar=verbose != 0,
         model=agent,
