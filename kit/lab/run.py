@@ -183,8 +183,9 @@ class Run:
         compile_seconds: float | None = None,
         history: keras.callbacks.History | Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
-        """Writes `history.csv` and `metrics.json`, and prints them as a table,
-        unless `verbose` is 0.
+        """Writes `history.csv` and `metrics.json`, and prints a table of the results.
+
+        Nothing is printed if `verbose` is 0.
 
         Args:
             metrics: The results of this run: numbers, named as in the other recipes.
