@@ -38,7 +38,13 @@ import keras
 import kit
 from kit.envs import MINATAR as GAMES
 from kit.envs import gymnasium_id, make
-from kit.lab.agent_recipe import finish_agent, make_env, make_envs
+from kit.lab.agent_recipe import (
+    MOST_STEPS,
+    finish_agent,
+    make_env,
+    make_envs,
+    spaces_of,
+)
 from kit.lab.run import Run, command_line
 from kit.rl.encoders import default_units
 
@@ -85,14 +91,15 @@ MINATAR = {
     "fused": True,
     "num_envs": 8,
     "total_timesteps": 1_000_000,
-    "learning_rate": 2.5e-4,
-    "final_learning_rate": 2.5e-4,
+    "learning_rate": 1e-3,
+    "final_learning_rate": 1e-4,
     "learning_starts": 5_000,
     "train_freq": 16,
     "gradient_steps": 4,
     "target_update_freq": 1_000,
     "epsilon_end": 0.05,
     "exploration_fraction": 0.1,
+    "n_step": 3,
 }
 
 
@@ -171,22 +178,14 @@ def main(
         What metrics.json holds.
     """
     run = Run("dqn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
-    # To use your own environment, create it here.
-    if fused:
-        train_env: Any = make(env, num_envs)
-        env = gymnasium_id(env)
-        test_env = make_envs(env, num_envs=10)
-    else:
-        several = num_envs > 1
-        train_env = make_envs(env, num_envs, True) if several else make_env(env, True)
-        test_env = gymnasium.vector.SyncVectorEnv([lambda: make_env(env)] * 10)
+    train_env, test_env = make_environments(env, num_envs, fused)
+    space, action_space = spaces_of(train_env)
 
-    space = test_env.single_observation_space
     if units is None:
         units = default_units(space, network, (256, 256))
     q_network = kit.q_network(
         space,
-        getattr(test_env.single_action_space, "n", 1),
+        getattr(action_space, "n", 1),
         units=units,
         dueling=dueling,
         num_quantiles=num_quantiles,
@@ -240,7 +239,20 @@ def main(
 
     train_env.close()
     test_env.close()
-    return finish_agent(run, agent, history, env, eval_episodes, render=render)
+    name = gymnasium_id(env) if fused else env
+    return finish_agent(run, agent, history, name, eval_episodes, render=render)
+
+
+def make_environments(env: str, num_envs: int, fused: bool) -> tuple[Any, Any]:
+    """Makes environments to learn in, and ten to be evaluated in: put your own here."""
+    if fused:
+        games = make(env, num_envs=10)
+        games.max_episode_steps = games.max_episode_steps or MOST_STEPS
+        return make(env, num_envs), games
+    test_env = gymnasium.vector.SyncVectorEnv([lambda: make_env(env)] * 10)
+    if num_envs > 1:
+        return make_envs(env, num_envs, training=True), test_env
+    return make_env(env, training=True), test_env
 
 
 if __name__ == "__main__":

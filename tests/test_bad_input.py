@@ -1053,6 +1053,7 @@ CASES = {
     "kit.lab.agent_recipe.make_env": case(
         runs=False, fine={"env": "text"}, env="CartPole-v1", training=True
     ),
+    "kit.lab.agent_recipe.spaces_of": case(env=later(lambda: kit.envs.CartPole())),
     "kit.lab.agent_recipe.make_envs": case(
         env="CartPole-v1", num_envs=2, training=True
     ),
@@ -1246,6 +1247,7 @@ EXEMPT = {
     "kit.rl.device_replay": "agents call it",
     "kit.rl.env_state": "backups call it",
     "kit.rl.hanging": "training loops call it",
+    "kit.rl.progress": "training loops call it",
     "kit.rl.noisy.draw_noise": "agents call it",
     "kit.rl.noisy.noisy_layers": "agents call it",
     "kit.rl.policies.of_taken_action": "a part of compiled programs",

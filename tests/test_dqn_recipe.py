@@ -89,6 +89,30 @@ def test_dqn_records_a_video(load_recipe, tmp_path):
         assert animation.size == (320, 213)  # of 600 x 400
 
 
+@pytest.mark.once
+def test_only_games_that_are_not_for_training_end_after_many_steps():
+    import kit.envs  # registers them
+
+    for training, steps in ((True, None), (False, 5_000)):
+        env = agent_recipe.make_env(kit.envs.MINATAR[0], training)
+        assert env.spec.max_episode_steps == steps
+    assert agent_recipe.make_env("CartPole-v1").spec.max_episode_steps == 500
+
+
+@pytest.mark.once
+def test_spaces_are_those_of_one_environment():
+    import kit.envs
+
+    one = agent_recipe.make_env("CartPole-v1")
+    several = agent_recipe.make_envs("CartPole-v1", 3)
+    for env in (one, several, kit.envs.make("CartPole-v1", 3)):
+        space, action_space = agent_recipe.spaces_of(env)
+        assert space.shape == (4,)
+        assert action_space == one.action_space
+    with pytest.raises(TypeError, match="received 'CartPole-v1'"):
+        agent_recipe.spaces_of("CartPole-v1")
+
+
 def test_an_episode_of_a_game_of_the_kit_is_recorded(tmp_path):
     pytest.importorskip("moviepy")
     env = "kit.envs:kit/Breakout-v1"

@@ -18,8 +18,11 @@ from kit.backend import compile_seconds
 from kit.files import replacing
 from kit.lab.run import Run, plot_learning_curve, plot_seeds
 from kit.rl.atari import is_atari, make_atari
-from kit.rl.environments import play_episodes, random_policy
+from kit.rl.environments import Environments, play_episodes, random_policy
 
+# Of an episode that isn't for training: a greedy agent may play a game for ever, as
+# Breakout's ball can move in a circle.
+MOST_STEPS = 5_000
 MOST_FRAMES = 2_000  # in a video
 MOST_BYTES = 1_000_000  # in an animated picture
 ACCEPTED = {
@@ -50,12 +53,15 @@ def make_env(env: str, training: bool = False, **options: Any) -> gymnasium.Env:
         env: Id of a Gymnasium environment.
         training: Whether agents will learn from it: in Atari games, rewards are then
             clipped to their sign, and each life is an episode. Defaults to `False`.
-        **options: See `gymnasium.make`.
+        **options: See `gymnasium.make`. Unless for training, `max_episode_steps` of the
+            kit's environments (`kit/...`) defaults to 5,000.
 
     Raises:
         TypeError: If an argument has the wrong type.
     """
     checks.check("make_env", locals(), ACCEPTED)
+    if env.startswith("kit/") and not training:
+        options.setdefault("max_episode_steps", MOST_STEPS)
     if is_atari(env):
         return make_atari(env, training=training, **options)
     return gymnasium.make(env, **options)
@@ -99,6 +105,19 @@ def make_envs(env: str, num_envs: int, training: bool = False) -> Any:
         vectorization_mode="sync",
         vector_kwargs={"autoreset_mode": mode},
     )
+
+
+def spaces_of(env: Any) -> tuple[gymnasium.Space, gymnasium.Space]:
+    """Returns the spaces of one observation and of one action.
+
+    Args:
+        env: Environment, vector environment, or environments in `keras.ops`.
+
+    Raises:
+        TypeError: If `env` is none of them.
+    """
+    envs = Environments(env)
+    return envs.observation_space, envs.action_space
 
 
 def finish_agent(
