@@ -63,6 +63,7 @@ MINATAR = {
     "network": "mlp",
     "gamma": 0.99,
     "gae_lambda": 0.95,
+    "anneal_clip_coef": False,
     "clip_value_loss": True,
     "ent_coef": 0.01,
 }
@@ -83,6 +84,7 @@ def main(
     gamma: float = 0.98,
     gae_lambda: float = 0.8,
     clip_coef: float = 0.2,
+    anneal_clip_coef: bool = True,
     clip_value_loss: bool = False,
     ent_coef: float = 0.0,
     vf_coef: float = 0.5,
@@ -110,8 +112,8 @@ def main(
         network: Network for images. If not given, it is chosen by their size.
         gamma: Discount factor.
         gae_lambda: Lambda of generalized advantage estimation.
-        clip_coef: Initial clip range of the probability ratio around 1; it falls
-            linearly to 0.
+        clip_coef: Clip range of the probability ratio around 1.
+        anneal_clip_coef: Let it fall linearly to 0.
         clip_value_loss: Keep the critic near its last one as well.
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the critic's loss, half the squared error.
@@ -153,7 +155,7 @@ def main(
             num_steps=num_steps,
             num_minibatches=num_minibatches,
             num_epochs=num_epochs,
-            clip_coef=falling(clip_coef),
+            clip_coef=falling(clip_coef) if anneal_clip_coef else clip_coef,
             clip_value_loss=clip_value_loss,
             ent_coef=ent_coef,
             vf_coef=vf_coef,

@@ -53,7 +53,6 @@ import kit
 from kit import checks
 from kit.envs import make
 from kit.envs.minatar.board import COLORS, BoardGame, paint
-from kit.lab.agent_recipe import MOST_STEPS
 from kit.lab.run import Run, command_line, plot_comparison
 from kit.rl.environments import Environments, play_episodes, random_policy
 
@@ -67,6 +66,8 @@ LABELS: dict[str, str] = {
     "linear": "linear",
 }
 BY_CODE = ("frozen", "fine_tuned")
+# A greedy agent may play for ever: Breakout's ball can move in a circle.
+MOST_EVAL_STEPS = 5_000
 PICTURES = 6  # in seeing.png
 
 ACCEPTED = {
@@ -155,7 +156,7 @@ def main(
     check(run.config)
     ways = tuple(way for way in WAYS if way in ways)  # imitation after its teacher
     envs, test_envs = make_game(env, num_envs), make_game(env, eval_episodes)
-    test_envs.max_episode_steps = MOST_STEPS
+    test_envs.max_episode_steps = MOST_EVAL_STEPS
     test: dict[str, Any] = {"episodes": eval_episodes, "seed": 10_000 + seed}
     pretraining: dict[str, Any] = {
         "num_frames": pretraining_frames,
