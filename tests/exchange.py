@@ -62,6 +62,7 @@ RUNS: dict = {  # name of the run: recipe and arguments
             "few_epochs": 1,
         },
     ),
+    "chat": ("chat", {"max_topics": 12, "max_length": 16}),
     "gru": ("gru", {"units": (8,), "epochs": 1}),
     "autoencoder": ("autoencoder", {"epochs": 1}),
     "denoising": ("autoencoder", {"variant": "denoising", "epochs": 1}),
@@ -217,7 +218,7 @@ def save(folder):
         # half the time without. JAX would then compile each operation by itself,
         # which takes four times as long.
         kit.run_eagerly(keras.backend.backend() != "jax" and recipe not in LONG_LOOPS)
-        if recipe == "bert":
+        if recipe in ("bert", "chat"):
             arguments = arguments | {"path": bert}
         with contextlib.suppress(ModelSaved):
             load_main(recipe)(**arguments, verbose=0, output_dir=run)

