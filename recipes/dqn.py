@@ -17,6 +17,10 @@ in 20 to 30 seconds on two cores; about -80 on Acrobot-v1, in a minute. docs/sco
 has the scores over seeds. `--env` takes any Gymnasium environment with discrete
 actions and any observation space.
 
+MinAtar's games (`--env kit/Breakout-v1`, Asterix, Freeway, Seaquest, SpaceInvaders) run
+in one program with the agent (`--fused`), with settings of their own for the options
+that you don't set: 1,000,000 frames in three to seven minutes.
+
 For Atari games (`--env ALE/...`, the kit's extra `atari`), the agent sees four grey
 frames of 84x84, and the options that you don't set are those of CleanRL: 10 million
 steps of four frames each, and a buffer of 7 GB. The score is that of whole games.
@@ -65,6 +69,11 @@ COMPARISON = {
         ("500", "RL Baselines3 Zoo, 50,000 steps", {"env": "CartPole"}),
         ("-76.6", "RL Baselines3 Zoo", {"env": "Acrobot"}),
         ("154 ± 79", "RL Baselines3 Zoo", {"env": "LunarLander-"}),
+        ("9", "MinAtar's authors, 1M frames", {"env": "kit/Breakout"}),
+        ("7", "MinAtar's authors, 1M frames", {"env": "kit/Asterix"}),
+        ("48", "MinAtar's authors, 1M frames", {"env": "kit/Freeway"}),
+        ("1", "MinAtar's authors, 1M frames", {"env": "kit/Seaquest"}),
+        ("33", "MinAtar's authors, 1M frames", {"env": "kit/SpaceInvaders"}),
         ("20.3", "CleanRL, 10M steps", {"env": "ALE/Pong"}),
         ("367 ± 40", "CleanRL, 10M steps", {"env": "ALE/Breakout"}),
     ],
