@@ -71,6 +71,7 @@ if not _runs_commands():
     )
     from kit.cnn import RandomAffine, cnn
     from kit.dbn import DBN, RBM
+    from kit.detection import Detector, detector
     from kit.dqn import DQN, Dueling, q_network
     from kit.engines.allocator import keep_freed_memory
     from kit.gan import GAN
@@ -88,7 +89,7 @@ if not _runs_commands():
     from kit.rl.together import fit_together
     from kit.transformer import bert, encoder_decoder, gpt
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "A2C",
@@ -101,6 +102,7 @@ __all__ = [
     "DBN",
     "DQN",
     "DenoisingAutoencoder",
+    "Detector",
     "Dueling",
     "EpochTimer",
     "Evaluation",
@@ -123,6 +125,7 @@ __all__ = [
     "compiled",
     "data",
     "decoding",
+    "detector",
     "encoder",
     "encoder_decoder",
     "fit_together",

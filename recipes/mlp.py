@@ -30,8 +30,9 @@ recall), the average precision (area under the precision-recall curve) and the A
 rare states are the anomalies. The anomalies are not failures that came days later.
 In `phishing`, half of the rows repeat another one, as web pages have few features.
 
-To use your own table, add a case to `load_data` that returns its rows as numbers. To
-turn words into numbers, use `keras.layers.StringLookup` or `keras.utils.FeatureSpace`.
+To use your own table, add a case to `load_data` that returns its rows as numbers, and
+its name to the annotation of `dataset`. To turn words into numbers, use
+`keras.layers.StringLookup` or `keras.utils.FeatureSpace`.
 
 Paper: Rumelhart, Hinton and Williams, 1986, https://doi.org/10.1038/323533a0.
 Dropout: Srivastava et al., 2014, https://jmlr.org/papers/v15/srivastava14a.html.

@@ -31,6 +31,16 @@ RUNS: dict = {  # name of the run: recipe and arguments
     "mlp": ("mlp", {"folds": 2, "epochs": 2}),
     "mlp_regression": ("mlp", {"dataset": "diabetes", "folds": 2, "epochs": 2}),
     "cnn": ("cnn", {"epochs": 1, "filters": (4, 4, 4), "svc_examples": 200}),
+    "detection": (
+        "detection",
+        {
+            "train_canvases": 64,
+            "test_canvases": 4,
+            "filters": (4, 4, 4),
+            "epochs": 1,
+            "window_epochs": 1,
+        },
+    ),
     "rnn": ("rnn", {"units": (4,), "epochs": 1, "batch_size": 512}),
     "lstm": (
         "lstm",
@@ -151,7 +161,7 @@ def load_main(recipe):
 def parts(model):
     """The networks of a model, by name."""
     names = ("encoder", "decoder", "q_network", "generator", "discriminator")
-    names += ("capsules",)
+    names += ("capsules", "network")
     if hasattr(model, "actor"):  # with the statistics by which it normalizes
         return {"agent": model}
     found = {name: getattr(model, name) for name in names if hasattr(model, name)}

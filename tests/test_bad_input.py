@@ -153,6 +153,7 @@ WIDE_ENCODER = later(
 GENERATOR = later(lambda: gan.generator((6,), 2, (4,)))
 DISCRIMINATOR = later(lambda: gan.discriminator((6,), (4,)))
 CAPSNET = later(lambda: kit.capsnet((21, 21, 1), 2))
+DETECTOR = later(lambda: kit.detector((8, 8, 1), 2, (2, 2)))
 OPTIMIZER = later(lambda: keras.optimizers.SGD())
 VARIABLES = later(lambda: [keras.Variable([1.0])])
 LAYER = later(lambda: keras.layers.Dense(2))
@@ -163,6 +164,8 @@ TN = np.ones((3, 2), "float32")
 NO = np.zeros((3, 2), bool)
 CODES = np.ones((3, 2), "float32")
 TOKENS = np.array([0, 1, 0, 1, 2, 0, 1])
+BOXES = np.tile(np.array([1, 1, 9, 9], "float32"), (2, 3, 1))
+MAPS = np.full((2, 4, 4, 2), 0.5, "float32")
 IMAGES = np.ones((4, 3), "float32")
 ROLLOUT = {
     "obs": np.ones((3, 2, 4), "float32"),
@@ -571,6 +574,55 @@ CASES = {
         m_plus=0.9,
         m_minus=0.1,
         lambda_=0.5,
+    ),
+    "kit.detection.detector": case(
+        fine={"input_shape": "", "preprocessing": "None"},
+        input_shape=(8, 8, 1),
+        num_classes=2,
+        filters=(2, 2),
+        stride=4,
+        min_overlap=0.7,
+        preprocessing=None,
+    ),
+    "kit.detection.Detector": case(
+        fine=dict.fromkeys(("size_weight", "offset_weight"), "0 1.5"),
+        network=later(lambda: DETECTOR.make().network),
+        size_weight=0.1,
+        offset_weight=1.0,
+        min_overlap=0.7,
+    ),
+    "kit.detection.gaussian_radius": case(
+        fine=dict.fromkeys(("height", "width"), "0 1.5 rank_5 one_axis_more"),
+        height=np.ones((2, 1), "float32"),
+        width=np.ones((2, 1), "float32"),
+        min_overlap=0.7,
+    ),
+    "kit.detection.draw_heatmap": case(
+        fine={"boxes": "nan_inside"},
+        boxes=BOXES,
+        labels=np.zeros((2, 3), "int32"),
+        map_shape=(4, 4),
+        num_classes=2,
+        stride=4,
+        min_overlap=0.7,
+    ),
+    "kit.detection.focal_loss": case(
+        fine={
+            **dict.fromkeys(("y_true", "logits"), "nan_inside"),
+            **dict.fromkeys(("alpha", "beta"), "0 1.5"),
+        },
+        y_true=MAPS,
+        logits=MAPS,
+        alpha=2.0,
+        beta=4.0,
+    ),
+    "kit.detection.decode": case(
+        fine=dict.fromkeys(("heatmap", "size", "offset"), "nan_inside"),
+        heatmap=MAPS,
+        size=MAPS,
+        offset=MAPS,
+        stride=4,
+        max_detections=3,
     ),
     "kit.dbn.RBM": case(
         fine=dict.fromkeys(("weight_decay", "sparsity_cost"), "0 1.5")

@@ -93,9 +93,10 @@ def test_dqn_records_a_video(load_recipe, tmp_path):
 def test_only_games_that_are_not_for_training_end_after_many_steps():
     import kit.envs  # registers them
 
-    for training, steps in ((True, None), (False, 5_000)):
-        env = agent_recipe.make_env(kit.envs.MINATAR[0], training)
-        assert env.spec.max_episode_steps == steps
+    for id in (kit.envs.MINATAR[0], "Blackjack-v1"):  # neither has a limit
+        for training, steps in ((True, None), (False, 5_000)):
+            env = agent_recipe.make_env(id, training)
+            assert env.spec.max_episode_steps == steps
     assert agent_recipe.make_env("CartPole-v1").spec.max_episode_steps == 500
 
 

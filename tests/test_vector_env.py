@@ -106,6 +106,21 @@ def test_make_passes_gymnasiums_checks(id):
         assert ends[-1][1] or np.array(ends).any()
 
 
+def test_an_environment_of_the_users_gets_an_id(monkeypatch):
+    monkeypatch.setattr(kit.envs.registration, "IDS", dict(kit.envs.registration.IDS))
+    kit.envs.register("Count-v0", Count)
+    try:
+        assert isinstance(kit.envs.make("Count-v0", 3), Count)
+        name = kit.envs.gymnasium_id("Count-v0")
+        assert name == "kit/Count-v0"
+        assert isinstance(gymnasium.make(name).unwrapped.env, Count)
+        assert gymnasium.make_vec(name, num_envs=3).num_envs == 3
+    finally:
+        del gymnasium.registry["kit/Count-v0"]
+    with pytest.raises(TypeError, match="`kind` must be .* received 'Count'"):
+        kit.envs.register("Count-v0", "Count")
+
+
 def test_other_seeds_and_later_resets_differ():
     env = gymnasium.make_vec("kit/CartPole-v1", num_envs=4)
     first = env.reset(seed=1)[0]

@@ -16,7 +16,7 @@ from kit.envs.classic_control import (
 )
 from kit.envs.grid_worlds import CliffWalking, FrozenLake, TabularEnv, Taxi, one_hot
 from kit.envs.minatar import Asterix, Breakout, Freeway, Seaquest, SpaceInvaders
-from kit.envs.registration import MINATAR, gymnasium_id, make
+from kit.envs.registration import MINATAR, gymnasium_id, make, register
 from kit.rl.vector_env import as_vector_env
 
 __all__ = [
@@ -41,4 +41,5 @@ __all__ = [
     "gymnasium_id",
     "make",
     "one_hot",
+    "register",
 ]

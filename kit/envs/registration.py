@@ -89,15 +89,35 @@ def make_vector_env(env: str, num_envs: int, **settings: Any) -> FunctionalVecto
     return FunctionalVectorEnv(make(env, num_envs, **settings))
 
 
-def register() -> None:
-    """Registers all ids with Gymnasium, with the prefix `kit/`: `"kit/CartPole-v1"`."""
-    for id in IDS:
-        gymnasium.register(
-            id=f"kit/{id}",
-            entry_point="kit.envs.registration:make_single_env",
-            vector_entry_point="kit.envs.registration:make_vector_env",
-            kwargs={"env": id},
-        )
+def register(env: str, kind: Callable[..., FunctionalEnv]) -> None:
+    """Makes an environment known by an id, to `make` and to Gymnasium.
+
+    Args:
+        env: Id, such as `"FastWalk-v0"`. Gymnasium's has `kit/` before it:
+            `"kit/FastWalk-v0"`.
+        kind: Its class, or a function of the number of environments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+
+    Example:
+
+    ```python
+    kit.envs.register("FastWalk-v0", FastWalk)
+    gymnasium.make_vec("kit/FastWalk-v0", num_envs=8)
+    ```
+    """
+    accepted = {"env": checks.TEXT, "kind": checks.FUNCTION}
+    checks.check("register", {"env": env, "kind": kind}, accepted)
+    IDS[env] = kind
+    gymnasium.register(
+        id=f"kit/{env}",
+        # Gymnasium's types are those of functions without arguments.
+        entry_point=make_single_env,  # type: ignore[arg-type]
+        vector_entry_point=make_vector_env,  # type: ignore[arg-type]
+        kwargs={"env": env},
+    )
 
 
-register()
+for _id, _kind in list(IDS.items()):
+    register(_id, _kind)

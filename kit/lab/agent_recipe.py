@@ -53,18 +53,19 @@ def make_env(env: str, training: bool = False, **options: Any) -> gymnasium.Env:
         env: Id of a Gymnasium environment.
         training: Whether agents will learn from it: in Atari games, rewards are then
             clipped to their sign, and each life is an episode. Defaults to `False`.
-        **options: See `gymnasium.make`. Unless for training, `max_episode_steps` of the
-            kit's environments (`kit/...`) defaults to 5,000.
+        **options: See `gymnasium.make`. Unless for training, episodes of an environment
+            without a time limit end after 5,000 steps.
 
     Raises:
         TypeError: If an argument has the wrong type.
     """
     checks.check("make_env", locals(), ACCEPTED)
-    if env.startswith("kit/") and not training:
-        options.setdefault("max_episode_steps", MOST_STEPS)
     if is_atari(env):
         return make_atari(env, training=training, **options)
-    return gymnasium.make(env, **options)
+    made = gymnasium.make(env, **options)
+    if training or made.spec is None or made.spec.max_episode_steps is not None:
+        return made
+    return gymnasium.make(env, max_episode_steps=MOST_STEPS, **options)
 
 
 def make_envs(env: str, num_envs: int, training: bool = False) -> Any:
