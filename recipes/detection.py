@@ -9,22 +9,22 @@ detector saves, compared with a classifier that looks at windows of all sizes.
     KERAS_BACKEND=tensorflow python recipes/detection.py --stride 2 --epochs 20
 
 Each canvas is a crop of a photograph with up to five MNIST digits of different sizes on
-it, which may overlap a little. Test digits and the test halves of the photographs don't
+it, which may overlap a little. Test digits and the test strips of the photographs don't
 occur in training. The baseline is the same data's other solution: a CNN as in
 `recipes/cnn.py` learns to tell ten digits and background apart in square crops, slides
 over the canvas at several scales, and non-maximum suppression keeps the best of its
 overlapping windows.
 
-Expected result on 300 new canvases (seed 0; JAX, TensorFlow, PyTorch): mAP at .5 of
-0.957, 0.963 and 0.959, sliding window 0.793, 0.812 and 0.802; mAP at .5:.95 of 0.740,
-0.749 and 0.751, sliding window 0.305 to 0.315. A run takes six to eleven minutes beside
-other work. The backgrounds are halves of two photographs, so this doesn't show that the
-detector copes with others.
+Expected result on 300 new canvases: mAP at .5 of 0.957, 0.956 and 0.963 (JAX, seeds 0
+to 2), 0.963 (TensorFlow, seed 0) and 0.959 (PyTorch, seed 0); the sliding window
+reaches 0.783 to 0.812. mAP at .5:.95 is 0.740 to 0.751, that of the sliding window
+0.303 to 0.315. It takes five minutes on JAX and one core. All backgrounds are strips of
+two photographs, so this doesn't show that the detector copes with others.
 
 Paper: Zhou, Wang and Krähenbühl, 2019, https://arxiv.org/abs/1904.07850. Differences:
 a small network, trained from random weights on small images; Adam's rate falls on a
 half cosine; nothing is averaged over mirrored copies. Settings were chosen with
-`--validation 0.25` and the seeds 10 and 11.
+`--validation` and the seeds 10 and 11.
 """
 
 import contextlib

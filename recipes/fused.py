@@ -13,10 +13,9 @@ agent is `kit.PPO`, the same as in recipes/ppo.py.
     KERAS_BACKEND=jax python recipes/fused.py --seeds 8
     KERAS_BACKEND=jax python recipes/fused.py --env kit/Breakout-v1
 
-`--env` is an id in `kit/envs/registration.py`; your own environment is a class with
-three functions, which `kit.envs.register` gives an id. `--seeds 8` trains eight agents
-at once, as one program (`kit/rl/together.py`): learning_curve.png shows the curve of
-each, and their mean.
+`--env` is an id in `kit/envs/registration.py`, where `register` gives one to your own
+environment, a class with three functions. `--seeds 8` trains eight agents at once, as one
+program (`kit/rl/together.py`): learning_curve.png shows each curve, and their mean.
 
 For MinAtar's games (`--env kit/Breakout-v1`, Asterix, Freeway, Seaquest,
 SpaceInvaders), the options that you don't set have values of their own: 5,000,000
@@ -143,7 +142,7 @@ def main(
         The contents of metrics.json.
     """
     run = Run("fused", seed=seed, output_dir=output_dir, resume=resume, config=locals())
-    # To use your own environment, pass its id: kit.envs.register("Mine-v0", Mine).
+    # To use your own environment, `register` it (kit/envs/registration.py).
     envs = make(env, num_envs)
     space = envs.observation_space
     turns = -(-total_timesteps // (num_envs * num_steps))  # rounded up
