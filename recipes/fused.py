@@ -14,8 +14,8 @@ agent is `kit.PPO`, the same as in recipes/ppo.py.
     KERAS_BACKEND=jax python recipes/fused.py --env kit/Breakout-v1
 
 `--env` is an id in `kit/envs/registration.py`, where `register` gives one to your own
-environment, a class with three functions. `--seeds 8` trains eight agents at once, as one
-program (`kit/rl/together.py`): learning_curve.png shows each curve, and their mean.
+environment, a class with three functions. `--seeds 8` trains eight agents at once, as
+one program (`kit/rl/together.py`): learning_curve.png shows each curve, and their mean.
 
 For MinAtar's games (`--env kit/Breakout-v1`, Asterix, Freeway, Seaquest,
 SpaceInvaders), the options that you don't set have values of their own: 5,000,000
