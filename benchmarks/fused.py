@@ -11,12 +11,14 @@ agent with Gymnasium's own vector of CartPoles, which Python steps. Stable-Basel
 (PyTorch) and SBX (JAX) take part where they are installed, with the environments that
 they make by default, one after the other. All have the same sizes, four passes in four
 minibatches over 128 steps of each environment. They run in turns (see rounds.py);
-compilation is timed apart. KERAS_BACKEND concerns the kit alone.
+compilation is timed apart. Peak memory is that of two updates in a process that has no
+other contestant, imports included. KERAS_BACKEND concerns the kit alone.
 """
 
 import functools
 import importlib
 import importlib.util
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from rounds import write_report
 import kit
 import kit.envs
 from kit.lab.agent_recipe import make_envs
+from kit.lab.run import peak_memory_mb
 
 PEERS = ("sb3", "sbx")
 NUM_STEPS, NUM_EPOCHS, NUM_MINIBATCHES = 128, 4, 4
@@ -51,6 +54,7 @@ def main(
     steps: int = 200_000,
     peer_steps: int = 16_384,
     rounds: int = 3,
+    jit_compile: bool = False,
     output: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Prints a table of the running backend.
@@ -61,6 +65,8 @@ def main(
         peer_steps: The same for Stable-Baselines3 and SBX, which need minutes for as
             many.
         rounds: Number of rounds.
+        jit_compile: Add the kit with `compile(jit_compile=True)`, which on PyTorch
+            means TorchInductor.
         output: JSON file for the results.
 
     Returns:
@@ -69,11 +75,14 @@ def main(
     rows = []
     for count in num_envs:
         makers: dict[str, Callable] = {"kit": kit_fused, "gymnasium": kit_ordinary}
+        if jit_compile:
+            makers["kit, jit_compile"] = functools.partial(kit_fused, jit_compile=True)
         if importlib.util.find_spec("jax"):
             makers["native JAX"] = native_jax
         for who in PEERS:
             if importlib.util.find_spec(PACKAGES[who]):
                 makers[who] = functools.partial(peer, PACKAGES[who])
+        memory = {who: peak_memory(make, count) for who, make in makers.items()}
         contestants, seconds = {}, {}
         for who, make in makers.items():
             start = time.perf_counter()
@@ -93,9 +102,10 @@ def main(
                     "steps_per_second": statistics.median(found),
                     "kit_over_it": statistics.median(a / b for a, b in pairs),
                     "seconds_to_begin": seconds[who],
+                    "peak_memory_mb": memory[who],
                 }
             )
-    print_table(rows)
+        print_table(rows[-len(makers) :])
     if output is not None:
         write_report(output, rows)
     return rows
@@ -106,7 +116,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{keras.backend.backend()}: PPO on CartPole, steps a second")
-    for column in ("environments", "", "steps/s", "kit x", "s to begin"):
+    for column in ("environments", "", "steps/s", "kit x", "s to begin", "peak MB"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -115,22 +125,34 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             f"{row['steps_per_second']:,.0f}",
             f"{row['kit_over_it']:.2f}",
             f"{row['seconds_to_begin']:.1f}",
+            str(row["peak_memory_mb"]),
         )
     Console().print(table)
+
+
+def peak_memory(make: Callable, num_envs: int) -> int | None:
+    """Returns the megabytes that a contestant needs, or `None` if unknown."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_train_briefly, (make, num_envs))
+
+
+def _train_briefly(make: Callable, num_envs: int) -> int | None:
+    make(num_envs)(1)
+    return peak_memory_mb()
 
 
 # --- The kit ------------------------------------------------------------------------
 
 
-def kit_fused(num_envs: int) -> Callable[[int], float]:
-    return fit(kit.envs.CartPole(num_envs))
+def kit_fused(num_envs: int, jit_compile: bool = False) -> Callable[[int], float]:
+    return fit(kit.envs.CartPole(num_envs), jit_compile)
 
 
 def kit_ordinary(num_envs: int) -> Callable[[int], float]:
     return fit(make_envs("CartPole-v1", num_envs))
 
 
-def fit(env: Any) -> Callable[[int], float]:
+def fit(env: Any, jit_compile: bool = False) -> Callable[[int], float]:
     """Returns a function that trains for so many steps, and returns their speed."""
     actor = kit.policy_network((4,), env.single_action_space)
     critic = kit.value_network((4,))
@@ -148,7 +170,10 @@ def fit(env: Any) -> Callable[[int], float]:
         ent_coef=ENTROPY,
         vf_coef=VALUE,
     )
-    agent.compile(keras.optimizers.Adam(RATE, epsilon=1e-5, global_clipnorm=NORM))
+    agent.compile(
+        keras.optimizers.Adam(RATE, epsilon=1e-5, global_clipnorm=NORM),
+        jit_compile=jit_compile or "auto",
+    )
     turn = NUM_STEPS * env.num_envs
 
     def run(steps: int) -> float:
@@ -158,8 +183,8 @@ def fit(env: Any) -> Callable[[int], float]:
                 (logs["timesteps"], time.perf_counter())
             )
         )
-        # The first call and the last are alike, whatever their number.
-        total = max(steps, 3 * max(turn, 4096))
+        # One call at least after the first, which the clock starts with.
+        total = max(steps, 2 * max(turn, 4096))
         agent.fit(env, total, steps_per_epoch=total, callbacks=[clock], verbose=0)
         (begun, start), (ended, end) = marks[0], marks[-1]
         return (ended - begun) / (end - start)

@@ -146,7 +146,9 @@ class A2C(OnPolicy):
             **kwargs,
         )
 
-    def compile(self, optimizer: Any = "rmsprop", critic_optimizer: Any = None):
+    def compile(
+        self, optimizer: Any = "rmsprop", critic_optimizer: Any = None, **kwargs: Any
+    ):
         """Configures training.
 
         Args:
@@ -156,13 +158,16 @@ class A2C(OnPolicy):
                 RMSprop.
             critic_optimizer: Separate optimizer for the critic; `optimizer` then
                 updates the actor only. Defaults to `None`: one for both.
+            **kwargs: See `keras.Model.compile`. On PyTorch, `jit_compile=True` makes
+                training in one program about twice as fast, after 10 to 20 s of
+                compilation.
 
         Raises:
             ValueError: If there is no separate `critic` to optimize, or both optimizers
                 are the same object.
         """
         name = type(self).__name__
-        super().compile(optimizer=optimizer)
+        super().compile(optimizer=optimizer, **kwargs)
         if critic_optimizer is not None and self.critic is None:
             raise ValueError(
                 f"{name}: `critic_optimizer` is given, but the agent has no `critic` "

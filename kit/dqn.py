@@ -367,7 +367,9 @@ class DQN(WithParts, Agent):
                 quantiles, a function of two arrays (B, M); defaults to
                 `kit.dqn.quantile_huber`. With priorities, it must return a loss per
                 transition, (B,), as these two do.
-            **kwargs: See `keras.Model.compile`.
+            **kwargs: See `keras.Model.compile`. On PyTorch, `jit_compile=True` makes
+                training in one program about twice as fast, after 10 to 20 s of
+                compilation.
         """
         if loss is None:
             loss = quantile_huber if self.is_distributional else huber

@@ -224,7 +224,9 @@ class PPO(OnPolicy):
             optimizer: Keras optimizer, or its name. Published results use
                 `Adam(epsilon=1e-5, global_clipnorm=0.5)` and a schedule of the learning
                 rate that falls to 0. Defaults to Adam.
-            **kwargs: See `keras.Model.compile`.
+            **kwargs: See `keras.Model.compile`. On PyTorch, `jit_compile=True` makes
+                training in one program about twice as fast, after 10 to 20 s of
+                compilation.
         """
         super().compile(optimizer=optimizer, **kwargs)
         # Programs hold the optimizer that they were compiled with.

@@ -101,6 +101,7 @@ def main(
     ent_coef: float = 0.0,
     vf_coef: float = 0.5,
     max_grad_norm: float = 0.5,
+    jit_compile: bool = False,
     eval_episodes: int = 20,
     seed: int = 0,
     seeds: int = 1,
@@ -130,6 +131,8 @@ def main(
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the critic's loss, half the squared error.
         max_grad_norm: Largest global norm of gradients, beyond which they are clipped.
+        jit_compile: On PyTorch, compile further with TorchInductor: about twice as
+            fast, after 10 to 20 s. Other backends always compile with XLA.
         eval_episodes: Episodes to play at the end.
         seed: Seed of all random draws.
         seeds: Number of agents, with the seeds `seed`, `seed + 1`, ... There is no
@@ -176,7 +179,8 @@ def main(
         agent.compile(
             keras.optimizers.Adam(
                 falling(learning_rate), epsilon=1e-5, global_clipnorm=max_grad_norm
-            )
+            ),
+            jit_compile=jit_compile or "auto",
         )
         return agent
 

@@ -400,3 +400,20 @@ def test_an_agent_that_saw_no_environment_is_told_how_actions_count():
     assert kit.DQN(network).act(np.ones(3, "float32")) in (0, 1, 2)
     with pytest.raises(TypeError, match="`action_start` must be an integer"):
         kit.DQN(network, action_start=0.5)
+
+
+# --- Compilation ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dqn", "a2c", "ppo", "q_learning"])
+def test_programs_are_compiled_as_asked(kind, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "kit.rl.agent.compiled",
+        lambda fn, inductor: asked.append(inductor) or backend.compiled(fn),
+    )
+    agent = make_agent(kind)
+    for choice in (False, True):
+        agent.compile(agent.optimizer, jit_compile=choice)
+        assert agent._play_and_learn
+    assert asked == [False, True]

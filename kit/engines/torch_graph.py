@@ -53,7 +53,8 @@ class TorchGraph:
 
         def read(variable):
             with engine.untraced():
-                example = raw_value(variable).detach().clone()
+                example = raw_value(variable).detach()
+                example = _copy(example) if in_loop else example.clone()
             held[id(example)] = variable
             examples.append(example)
             # A copy inside the trace: make_fx takes what it hasn't seen before
@@ -69,7 +70,7 @@ class TorchGraph:
         around, context.frame = context.frame, []
         try:
             with torch.no_grad(), engine.guard(), engine.branches.Region():
-                tensors = [x.detach().clone() for x in tensors]
+                tensors = [_copy(x.detach()) for x in tensors]
                 self.module = engine.make_fx(flat)(*tensors)
             self.loops = context.frame  # the graph knows them by number only
         finally:
@@ -85,7 +86,7 @@ class TorchGraph:
         ):
             node.target = fast_ops.torch_lstm_forward
         simplify(recording)
-        self._own_outputs(recording.variables)
+        self._own_outputs(recording.variables, in_loop)
         self.module.graph.eliminate_dead_code()
         self._work_in_place(recording.variables, in_loop)
         torch_calls.hold_numbers(self.module)
@@ -170,8 +171,12 @@ class TorchGraph:
             self.written = [variable for variable, _ in kept]
             output.args = ([value for _, value in kept] + values[len(pairs) :],)
 
-    def _own_outputs(self, variables):
-        """Gives each output memory of its own; drops variables that stay unchanged."""
+    def _own_outputs(self, variables, in_loop):
+        """Gives each output memory of its own; drops variables that stay unchanged.
+
+        Those of a loop's body, which are its next arguments, are also made contiguous,
+        as the body is recorded for such arguments.
+        """
         graph = self.module.graph
         output = next(iter(graph.find_nodes(op="output")))
         values = list(output.args[0])
@@ -184,7 +189,8 @@ class TorchGraph:
         self.written = [variable for variable, _ in pairs]
         outputs = []
         for value in [v for _, v in pairs] + values[count:]:
-            if value in outputs or value.op == "placeholder" or is_view(value):
+            shared = value in outputs or value.op == "placeholder" or is_view(value)
+            if shared or (in_loop and not value.meta["val"].is_contiguous()):
                 with graph.inserting_before(output):
                     value = graph.call_function(
                         torch.ops.aten.clone.default,
@@ -195,11 +201,14 @@ class TorchGraph:
         output.args = (outputs,)
 
     def compile(self, inductor):
+        """Returns the program. With TorchInductor, loops are compiled further."""
         if not inductor:
             return self.module.forward
+        if not self.loops:
+            return torch.compile(self.module, dynamic=False)
         for loop in self.loops:
-            loop.call = loop.graph.compile(inductor)
-        return torch.compile(self.module, dynamic=False)
+            loop.compile()
+        return self.module.forward
 
 
 class TorchLoop:
@@ -230,6 +239,7 @@ class TorchLoop:
     ):
         self.number = next(engine.numbers)
         engine.loops[self.number] = self
+        self.threefry = engine.threefry
         self.steps = range(length)[:: -1 if reverse else 1]
 
         def fn(tensors):
@@ -258,11 +268,19 @@ class TorchLoop:
             torch.zeros(shape, dtype=x.dtype, device=x.device) for shape, x in shapes
         ]
 
+    def compile(self):
+        """Compiles the body with TorchInductor at its next call, or the loops in it."""
+        for loop in self.graph.loops:
+            loop.compile()
+        if not self.graph.loops:
+            self.call = _by_inductor(self.graph.module, self.threefry)
+
     def run(self, operands):
         """From the operands of `kit::loop` to its outputs."""
         num_written = len(self.written)
         num_state = num_written + self.num_carry
         # The body may change the variables in place: they are the loop's own.
+        operands = [x.contiguous() for x in operands]  # or its code doesn't fit
         state = [x.clone() for x in operands[:num_written]]
         state += operands[num_written:num_state]
         operands = operands[num_state:]
@@ -286,3 +304,34 @@ class TorchLoop:
             )
             state, ys[t] = outputs[:num_state], outputs[num_state:]
         return [*state, *(torch.stack(column) for column in zip(*ys, strict=True))]
+
+
+def _copy(x):
+    """Returns a copy that is contiguous, whatever the tensor is."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _by_inductor(module, operator):
+    """Returns a module's program by TorchInductor, compiled at the first call.
+
+    `torch.compile` would check all arguments before each call, which takes as long as a
+    small network does. A loop's are alike each time: contiguous.
+    """
+    program = None
+
+    def call(*args):
+        nonlocal program
+        if program is None:
+            for node in module.graph.nodes:
+                if node.target is threefry:  # As code it compiles for a minute.
+                    node.target = operator
+            module.recompile()
+            program = torch._inductor.standalone_compile(
+                module,
+                list(args),
+                dynamic_shapes="from_example_inputs",
+                options={"config_patches": {"size_asserts": False}},
+            )
+        return program(*args)
+
+    return call

@@ -373,7 +373,8 @@ class compiled_with_numbers:  # noqa: N801, a decorator
             with agent.using(values):
                 return self.fn(agent, *args)
 
-        program = compiled(run)
+        # Only if asked for: on PyTorch, Keras' "auto" means no.
+        program = compiled(run, inductor=bool(agent.jit_compile))
 
         @functools.wraps(self.fn)
         def call(*args):
