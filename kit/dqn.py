@@ -565,7 +565,7 @@ class DQN(WithParts, Agent):
                 env, self.buffer_size, self.train_freq, self.prioritized
             ),
             "begun": ops.zeros((), "int32"),
-            "total_timesteps": total_timesteps,
+            "total_timesteps": ops.cast(total_timesteps, "float32"),
         }
 
     def play_and_learn(self, plan, position):

@@ -339,7 +339,7 @@ class QLearning(Agent):
                 place["obs"], self.epsilon_start, uniform
             ),
             "begun": ops.zeros((), "int32"),
-            "total_timesteps": total_timesteps,
+            "total_timesteps": ops.cast(total_timesteps, "float32"),
         }
 
     def play_and_learn(self, plan, position):
@@ -349,7 +349,7 @@ class QLearning(Agent):
 
         def play_and_learn(position, _):
             key, play_key = ops.unstack(random.split(position["key"]))
-            at = position["begun"] + env.num_envs * ops.arange(num_steps)
+            at = position["begun"] + env.num_envs * ops.arange(num_steps, dtype="int32")
             epsilon = linear_epsilon(
                 ops.cast(at, "float32") / position["total_timesteps"],
                 self.epsilon_start,

@@ -146,3 +146,14 @@ def few_digits(monkeypatch):
     )
     monkeypatch.setattr(vision, "images", lambda name="mnist_5k": few)
     return few
+
+
+@pytest.fixture
+def float64():
+    """Has Keras make and compute all variables in float64."""
+    import keras
+
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)

@@ -429,6 +429,30 @@ def test_environments_that_do_not_fit_are_refused(name):
         agent.fit(Walk(2), 200, verbose=0)
 
 
+def cliff_agent():
+    agent = kit.QLearning(48, 4, seed=0)
+    agent.compile(keras.optimizers.SGD(0.5))
+    return agent
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="has float64 only if the process asks"
+)
+@pytest.mark.parametrize("name", [*AGENTS, "q_learning"])
+def test_agents_train_in_float64(name, float64):
+    env = kit.envs.CliffWalking(2) if name == "q_learning" else CartPole(2)
+    agent = {**AGENTS, "q_learning": cliff_agent}[name]()
+    before = agent.get_weights()
+    agent.fit(env, 400, verbose=0)
+    after = agent.get_weights()
+    assert all(np.isfinite(x).all() for x in after)
+    assert any(np.any(x != y) for x, y in zip(before, after, strict=True))
+    kinds = {
+        keras.backend.standardize_dtype(v.dtype) for v in agent.trainable_variables
+    }
+    assert kinds <= {"float64"}  # None of a table, which is float32.
+
+
 def test_dqn_counts_steps_in_32_bits():
     with pytest.raises(ValueError, match=r"DQN: `total_timesteps`.*2\*\*31"):
         dqn_agent().fit(Walk4(2), 2**31)

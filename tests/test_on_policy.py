@@ -342,15 +342,6 @@ def test_agents_learn_in_bfloat16(kind, world, bfloat16):
     assert agent.evaluate(env, 16, seed=1)["return"] >= wanted
 
 
-@pytest.fixture
-def float64():
-    """Has Keras make and compute all variables in float64."""
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
-
-
 @pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="has float64 only if the process asks"
 )
