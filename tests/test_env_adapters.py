@@ -1,6 +1,10 @@
-"""Environments of Gymnasium's functional form and of gymnax in compiled loops."""
+"""JAX environments of other packages in compiled loops.
+
+`tox -e simulators` installs those packages.
+"""
 
 import importlib.util
+from typing import Any, NamedTuple
 
 import gymnasium
 import keras
@@ -18,11 +22,17 @@ to_numpy = keras.ops.convert_to_numpy
 
 
 def play(env, num_steps):
+    """Plays with random actions, numbers or vectors; returns the steps."""
+
     def whole(key):
         begin_key, noise_key, play_key = keras.ops.unstack(kit.random.split(key, 3))
         position = functional.begin(env, begin_key)
-        shape = (num_steps, env.num_envs)
-        noise = kit.random.randint(noise_key, shape, 0, int(env.action_space.n))
+        space = env.action_space
+        shape = (num_steps, env.num_envs, *space.shape)
+        if isinstance(space, gymnasium.spaces.Box):
+            noise = kit.random.uniform(noise_key, shape, -1.0, 1.0)
+        else:
+            noise = kit.random.randint(noise_key, shape, 0, int(space.n))
         return functional.play(
             env, position, lambda obs, action: action, noise, num_steps, play_key
         )[1]
@@ -120,6 +130,101 @@ def test_gymnax_truncates():
     assert not steps["terminated"].any()
 
 
+class Slide:
+    """An environment as Brax has them: a mass that actions push."""
+
+    observation_size = 2
+    action_size = 1
+
+    def reset(self, rng):
+        import jax
+
+        return self.State(jax.random.uniform(rng, (2,)), 0.0, 0.0, rng)
+
+    def step(self, state, action):
+        import jax.numpy as jnp
+
+        place, speed = state.obs
+        speed = speed + 0.1 * action[0]
+        obs = jnp.stack([place + 0.1 * speed, speed])
+        done = jnp.where(abs(obs[0]) > 1.2, 1.0, 0.0)
+        return self.State(obs, -abs(place), done, state.rng)
+
+    class State(NamedTuple):
+        obs: Any
+        reward: Any
+        done: Any
+        rng: Any  # a key, as in MuJoCo Playground
+
+
+@only_jax
+def test_physics_as_in_brax():
+    env = kit.envs.from_brax(Slide(), 16, max_episode_steps=20)
+    assert env.observation_space.shape == (2,) and env.action_space.shape == (1,)
+    steps = play(env, 60)
+    before, after = steps["obs"], steps["next_obs"]
+    speed = before[..., 1] + 0.1 * steps["action"][..., 0]
+    np.testing.assert_allclose(after[..., 1], speed, rtol=1e-5)
+    np.testing.assert_allclose(after[..., 0], before[..., 0] + 0.1 * speed, rtol=1e-5)
+    np.testing.assert_allclose(steps["reward"], -abs(before[..., 0]), rtol=1e-6)
+    np.testing.assert_array_equal(steps["terminated"], abs(after[..., 0]) > 1.2)
+    assert steps["terminated"].any() and steps["episode_length"].max() == 20
+
+
+@only_jax
+def test_observations_of_brax_are_vectors():
+    class Several(Slide):
+        observation_size = {"state": 3, "pixels": (8, 8)}
+
+    with pytest.raises(TypeError, match="from_brax: `env` must have vectors.*pixels"):
+        kit.envs.from_brax(Several())
+
+
+@only_jax
+@pytest.mark.filterwarnings("ignore")  # of Brax, and of what it imports
+@pytest.mark.skipif(not importlib.util.find_spec("brax"), reason="no brax")
+def test_inverted_pendulum_of_brax():
+    import jax
+    from brax import envs
+
+    theirs = envs.get_environment("inverted_pendulum", backend="spring")
+    env = kit.envs.from_brax(theirs, 8, max_episode_steps=100)
+    steps = play(env, 30)
+    assert steps["terminated"].any()
+    # The first episode again, by Brax itself, from the same state.
+    state = env.reset(kit.random.key(5), 8)
+    key = kit.random.key(6)
+    action = np.linspace(-1, 1, 8, dtype="float32")[:, None]
+    after, reward, terminated, truncated = env.step(state, action, key)
+    before = env._unpack(state)
+    expected = jax.vmap(theirs.step)(before, action)
+    np.testing.assert_allclose(after["obs"], expected.obs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reward, expected.reward, rtol=1e-6)
+    assert not truncated.any() and not terminated.any()
+
+
+@only_jax
+@pytest.mark.filterwarnings("ignore")  # of MuJoCo's packages
+@pytest.mark.skipif(
+    not importlib.util.find_spec("mujoco_playground"), reason="no MuJoCo Playground"
+)
+def test_cart_pole_of_mujoco_playground():
+    import jax
+    from mujoco_playground import registry
+
+    theirs = registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
+    env = kit.envs.from_brax(theirs, 4, max_episode_steps=10)
+    steps = play(env, 20)
+    ends = np.flatnonzero(steps["ended"][:, 0]).tolist()
+    assert ends == [9, 19] and not steps["terminated"].any()
+    state = env.reset(kit.random.key(5), 4)
+    action = np.linspace(-1, 1, 4, dtype="float32")[:, None]
+    after, reward, *_ = env.step(state, action, kit.random.key(6))
+    expected = jax.vmap(theirs.step)(env._unpack(state), action)
+    np.testing.assert_allclose(after["obs"], expected.obs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reward, expected.reward, rtol=1e-5)
+
+
 @pytest.mark.skipif(ON_JAX, reason="what other backends say")
 def test_other_backends_are_named():
     backend = keras.backend.backend()
@@ -128,3 +233,5 @@ def test_other_backends_are_named():
         kit.envs.from_func_env(Walk())
     with pytest.raises(ValueError, match=message):
         kit.envs.from_gymnax(Walk())
+    with pytest.raises(ValueError, match=message):
+        kit.envs.from_brax(Walk())

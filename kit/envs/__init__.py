@@ -6,7 +6,7 @@ Gymnasium can also create the environments: `gymnasium.make("kit/CartPole-v1")`,
 `kit.envs:kit/CartPole-v1`, Gymnasium imports the module itself.
 """
 
-from kit.envs.adapters import from_func_env, from_gymnax
+from kit.envs.adapters import from_brax, from_func_env, from_gymnax
 from kit.envs.classic_control import (
     Acrobot,
     CartPole,
@@ -36,6 +36,7 @@ __all__ = [
     "TabularEnv",
     "Taxi",
     "as_vector_env",
+    "from_brax",
     "from_func_env",
     "from_gymnax",
     "gymnasium_id",

@@ -7,6 +7,8 @@ vectorized.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from gymnasium.spaces import Box
 from keras import ops
 
 from kit import checks
@@ -99,6 +101,56 @@ def from_gymnax(env: Any, params: Any = None, num_envs: int = 1) -> FunctionalEn
     return _JaxEnv(env, reset, step, spaces, num_envs, None)
 
 
+def from_brax(
+    env: Any, num_envs: int = 1, max_episode_steps: int | None = 1000
+) -> FunctionalEnv:
+    """Adapts an environment of Brax or of MuJoCo Playground, a physics simulation.
+
+    Args:
+        env: The environment, without wrappers for batches, resets or time limits: what
+            `brax.envs.get_environment` or `mujoco_playground.registry.load` returns.
+            Its observations are vectors, its actions vectors in [-1, 1].
+        num_envs: N. Defaults to 1.
+        max_episode_steps: Steps after which an episode is truncated, `None` for never.
+            Defaults to 1000, as in Brax.
+
+    Returns:
+        The environment, for `agent.fit` and `kit.rl.functional`.
+
+    Raises:
+        TypeError: If observations aren't vectors.
+        ValueError: If Keras runs on another backend than JAX.
+
+    Example:
+
+    ```python
+    from brax import envs
+    env = kit.envs.from_brax(envs.get_environment("inverted_pendulum"), num_envs=64)
+    ```
+    """
+    checks.check("from_brax", locals(), ACCEPTED)
+    require_backend("jax", type(env).__name__)
+    if not isinstance(env.observation_size, int):
+        raise TypeError(
+            "from_brax: `env` must have vectors as observations, received "
+            f"{type(env).__name__} with {env.observation_size}."
+        )
+
+    def reset(key):
+        state = env.reset(key)
+        return state, state.obs
+
+    def step(key, state, action):
+        after = env.step(state, action)
+        return after, after.obs, after.reward, after.done, False
+
+    spaces = (
+        Box(-np.inf, np.inf, (env.observation_size,), "float32"),
+        Box(-1.0, 1.0, (env.action_size,), "float32"),
+    )
+    return _JaxEnv(env, reset, step, spaces, num_envs, max_episode_steps)
+
+
 class _JaxEnv(FunctionalEnv):
     """N environments from JAX functions of one environment.
 
@@ -149,7 +201,7 @@ class _JaxEnv(FunctionalEnv):
     def step(self, state, action, key):
         """Acts in each environment."""
         keys = self._keys(key, action.shape[0])
-        before = self._structure.unflatten(state["leaves"])
+        before = self._unpack(state)
         after, obs, reward, terminated, truncated = self._step(keys, before, action)
         return (
             self._pack(after, obs),
@@ -162,9 +214,22 @@ class _JaxEnv(FunctionalEnv):
         key = self._jax.random.wrap_key_data(ops.cast(key, "uint32"))
         return self._jax.random.split(key, num)
 
+    def _is_key(self, dtype):
+        """Whether arrays of a dtype are JAX's keys, which Keras has no dtype for."""
+        return self._jax.dtypes.issubdtype(dtype, self._jax.dtypes.prng_key)
+
+    def _unpack(self, state):
+        leaves = [
+            self._jax.random.wrap_key_data(x) if self._is_key(dtype) else x
+            for x, dtype in zip(state["leaves"], self._dtypes, strict=True)
+        ]
+        return self._structure.unflatten(leaves)
+
     def _pack(self, state, obs):
-        leaves = self._jax.tree.leaves(state)
-        leaves = [x.astype(t) for x, t in zip(leaves, self._dtypes, strict=True)]
+        leaves = [
+            self._jax.random.key_data(x) if self._is_key(dtype) else x.astype(dtype)
+            for x, dtype in zip(self._jax.tree.leaves(state), self._dtypes, strict=True)
+        ]
         dtype = self.observation_space.dtype.name
         dtype = "int32" if dtype == "int64" else dtype
         return {"leaves": leaves, "obs": ops.cast(obs, dtype)}
