@@ -110,6 +110,7 @@ MINATAR = {
     "exploration_fraction": 0.1,
     "n_step": 3,
 }
+BY_ENV = {"ALE/": ATARI, GAMES: MINATAR}
 
 
 def main(
@@ -265,4 +266,4 @@ def make_environments(env: str, num_envs: int, fused: bool) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    command_line(main, {"ALE/": ATARI, GAMES: MINATAR})
+    command_line(main, BY_ENV)

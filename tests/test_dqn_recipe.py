@@ -10,7 +10,6 @@ import pytest
 import tyro
 from PIL import Image
 
-from kit.envs import MINATAR as GAMES
 from kit.lab import agent_recipe
 from kit.lab.run import command_line
 
@@ -73,9 +72,11 @@ def test_games_of_minatar_have_defaults_of_their_own(load_recipe, recipe, monkey
     module, chosen = load_recipe(recipe), {}
     monkeypatch.setattr(tyro, "cli", lambda main: chosen.update(main=main))
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--env", "kit/Seaquest-v1"])
-    command_line(module.main, {GAMES: module.MINATAR})
-    assert chosen["main"].keywords == module.MINATAR
-    inspect.signature(module.main).bind(**module.MINATAR)  # all are its options
+    command_line(module.main, module.BY_ENV)
+    own = module.CONVOLUTIONS if recipe == "fused" else {}
+    options = chosen["main"].keywords
+    assert options == module.MINATAR | own
+    inspect.signature(module.main).bind(**options)  # all are its options
 
 
 @pytest.mark.once
