@@ -90,13 +90,18 @@ def show() -> None:
     modules = {name: algorithms(name) for name in recipes()}
     console = Console()
 
-    table = Table(title="Algorithms", title_justify="left", box=box.SIMPLE)
-    table.add_column("file", no_wrap=True, style="bold")
-    table.add_column("what it is")
-    for module in sorted({module for found in modules.values() for module in found}):
-        path = file_of(module)
-        table.add_row(f"kit/{path.relative_to(PACKAGE).as_posix()}", summary(path))
-    console.print(table)
+    explained = sorted({module for found in modules.values() for module in found})
+    for title, names in (
+        ("Algorithms", [name for name in explained if "." not in name]),
+        ("What recipes also explain", [name for name in explained if "." in name]),
+    ):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE)
+        table.add_column("file", no_wrap=True, style="bold")
+        table.add_column("what it is")
+        for name in names:
+            path = file_of(name)
+            table.add_row(f"kit/{path.relative_to(PACKAGE).as_posix()}", summary(path))
+        console.print(table)
 
     table = Table(title="Recipes", title_justify="left", box=box.SIMPLE)
     table.add_column("recipe", no_wrap=True, style="bold")
