@@ -17,6 +17,13 @@ from keras import ops
 # Seconds between two copies of the weights, and their largest share of the time.
 INTERVAL = 10.0
 MAX_SHARE = 0.01
+# Usual causes of a reward or an observation that isn't finite.
+IN_ENVIRONMENTS = (
+    "Usual causes: a division by 0, in the environment or in a wrapper that "
+    "normalizes; missing values in its data; a simulation that became unstable. Print "
+    "what `step` returns around this step, and repair it there: divide by a number "
+    "above 0, fill in missing values, or end the episode with `terminated`."
+)
 
 
 class DivergenceError(ArithmeticError):
@@ -106,23 +113,33 @@ class Guard:
 
 
 def _error(model, name, value, where):
+    causes = f"Usual causes: {_usual_causes(model)}."
+    if name in ("reward", "observation"):
+        causes = IN_ENVIRONMENTS
     return DivergenceError(
-        f"{type(model).__name__}: `{name}` is {value} in {where}. Likely reasons: "
-        f"{_likely_reasons(model)}. fit(..., check_finite=False) turns this check off.",
+        f"{type(model).__name__}: `{name}` is {value} in {where}. {causes} "
+        "fit(..., check_finite=False) only turns this check off: NaN in the weights "
+        "stays.",
         name,
         value,
     )
 
 
-def _likely_reasons(model):
+def _usual_causes(model):
+    """Returns what usually leads to NaN, each with what to do."""
     rates = []
     for optimizer in vars(model).values():
         if isinstance(optimizer, keras.optimizers.Optimizer):
             rate = float(ops.convert_to_numpy(optimizer.learning_rate))
             clips = optimizer.clipnorm or optimizer.global_clipnorm
-            also = "" if clips else ", and gradients aren't clipped (`clipnorm`)"
-            rates.append(f"a learning rate that is too high (it is {rate:.3g}{also})")
-    return "; ".join([*dict.fromkeys(rates), "inputs, targets or rewards too large"])
+            also = "" if clips else ", and gradients aren't clipped"
+            remedy = "" if clips else ", and clipnorm=1.0"
+            rates.append(
+                f"a learning rate that is too high (it is {rate:.3g}{also}): try a "
+                f"tenth of it{remedy}"
+            )
+    data = "inputs, targets, observations or rewards that are large or NaN: scale them"
+    return "; ".join([*dict.fromkeys(rates), data])
 
 
 def with_guard(callbacks: Any) -> Any:

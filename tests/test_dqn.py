@@ -792,6 +792,49 @@ def test_progress_fits_into_80_columns_and_says_what_is_left(capsys, monkeypatch
     assert shown[-1].endswith(" - return: -1234.5000")
 
 
+@pytest.mark.once
+def test_the_time_left_of_a_resumed_training_is_that_of_its_own_steps(
+    capsys, monkeypatch
+):
+    now = iter(range(0, 10**9, 100))  # each look at the clock is 100 s later
+    monkeypatch.setattr("time.time", lambda: next(now))
+    bar = Progress(1_000)
+    bar.set_params({"verbose": 1, "epochs": 1, "steps": 1})
+    bar.on_train_begin()
+    for steps in (800, 850):  # it was interrupted after 800 steps
+        bar.on_train_batch_begin(0, {"timesteps": steps})
+        bar.on_train_batch_end(0, {"timesteps": steps + 50})
+    shown = [bare(x) for x in capsys.readouterr().out.split("\r")[1:]]
+    # 100 s for 50 steps: 150 steps are left, then 100. The last of them is exact.
+    assert " 5:00 2s/step" in shown[0] and " 3:20 2s/step" in shown[1]
+
+
+def test_the_bar_of_a_resumed_agent_knows_where_it_begins(tmp_path, monkeypatch):
+    begun = []
+
+    class Stop(keras.callbacks.Callback):
+        def __init__(self, timesteps):
+            super().__init__()
+            self.timesteps = timesteps
+
+        def on_train_batch_end(self, batch, logs=None):
+            if logs["timesteps"] == self.timesteps:
+                raise KeyboardInterrupt
+
+    def fit(stop):
+        agent = agent_for(network(), train_freq=10)
+        backup = kit.BackupAndRestore(tmp_path / "backups", 0)
+        agent.fit(Still(), 40, callbacks=[backup, Stop(stop)], verbose=1)
+
+    monkeypatch.setattr(
+        Progress, "on_train_end", lambda self, logs: begun.append(self.progbar.begun)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fit(stop=20)  # before it is backed up: the backup is that of 10 steps
+    fit(stop=None)
+    assert begun == [10]
+
+
 def test_a_progress_bar_of_the_users_is_the_only_one():
     own = keras.callbacks.ProgbarLogger()
     assert with_progress([own], 10, verbose=1) == [own]

@@ -413,12 +413,23 @@ AGENTS = {
 }
 
 
+class Blind(Walk4):
+    """Observations that aren't finite, from the third step on."""
+
+    def observe(self, state):
+        obs = super().observe(state)
+        return ops.where(state["steps"][:, None] > 2, np.nan, obs)
+
+
 @pytest.mark.variants
 @pytest.mark.parametrize("name", AGENTS)
-def test_a_reward_that_is_not_finite_ends_the_training(name):
+@pytest.mark.parametrize("env, what", [(Broken, "reward"), (Blind, "observation")])
+def test_what_is_not_finite_ends_the_training(name, env, what):
     agent = AGENTS[name]()
-    with pytest.raises(ArithmeticError, match=r"`\w+` is nan in step"):
-        agent.fit(Broken(2), 200, verbose=0)
+    message = f"`{what}` is nan in step .*in the environment"
+    with pytest.raises(ArithmeticError, match=message) as error:
+        agent.fit(env(2), 200, verbose=0)
+    assert error.value.quantity == what
     assert all(np.isfinite(x).all() for x in agent.get_weights())
 
 

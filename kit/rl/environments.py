@@ -11,6 +11,7 @@ import numpy as np
 
 from kit import checks
 from kit.backups import is_plain
+from kit.finite import IN_ENVIRONMENTS
 from kit.rl.functional import FunctionalEnv
 from kit.rl.hanging import watched
 from kit.rl.spaces import Packing
@@ -98,6 +99,7 @@ class Environments:
         self.called: float | None = None
         self._obs_shape = (self.num_envs, *self.packing.shape)
         self.episodes: list[tuple[float, int]] = []
+        self.not_finite: dict[str, float] = {}  # `step` raises an error at once
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Begins new episodes; returns their first observations (N, ...)."""
@@ -178,8 +180,9 @@ class Environments:
             raise ValueError(
                 f"{env_name(self.env)}: the {what} in step {self.steps:,} isn't "
                 f"finite, {array.tolist()}; the observation space is "
-                f"{self.observation_space}. fit(..., check_finite=False) turns this "
-                "check off."
+                f"{self.observation_space}. {IN_ENVIRONMENTS} "
+                "fit(..., check_finite=False) only turns this check off: the agent "
+                "then learns from NaN."
             )
 
     def _tell(self, error, called):

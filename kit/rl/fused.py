@@ -146,6 +146,7 @@ class Played:
         env: The environments.
         num_envs: N.
         episodes: `(return, length)` of the episodes that ended.
+        not_finite: What isn't finite since the last call, by name.
         position: Their position, arrays in any structure; a part of backups.
     """
 
@@ -153,6 +154,7 @@ class Played:
         self.env = env
         self.num_envs = env.num_envs
         self.episodes: list[tuple[float, int]] = []
+        self.not_finite: dict[str, float] = {}
         self.check_finite = True
         self.on_error: Callable[[], None] = lambda: None
         self.position = position
@@ -160,15 +162,23 @@ class Played:
     def record(self) -> None:
         """Does nothing: `position` is the state."""
 
-    def count(self, ended: Tensor, returns: Tensor, lengths: Tensor) -> None:
-        """Records the episodes that ended in a call.
+    def count(
+        self, ended: Tensor, returns: Tensor, lengths: Tensor, finite_obs: Tensor
+    ) -> None:
+        """Records the episodes that ended in a call, and what isn't finite.
 
         Args:
             ended: Booleans of any shape.
             returns: Return of each step's episode up to it, same shape.
             lengths: Length of each step's episode up to it, same shape.
+            finite_obs: Whether observations are finite, any shape.
         """
         ended, returns, lengths = map(ops.convert_to_numpy, (ended, returns, lengths))
+        finite = {
+            "observation": ops.convert_to_numpy(finite_obs).all(),
+            "reward": np.isfinite(returns).all(),
+        }
+        self.not_finite = {name: np.nan for name, good in finite.items() if not good}
         self.episodes += zip(
             returns[ended].tolist(), lengths[ended].tolist(), strict=True
         )
@@ -188,9 +198,16 @@ class Played:
         self.episodes[:] = map(tuple, state["episodes"])
 
 
-def episodes_of(rollout: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def episodes_of(rollout: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Returns the arguments of `Played.count` from a rollout."""
-    return rollout["ended"], rollout["episode_return"], rollout["episode_length"]
+    obs = rollout["next_obs"]
+    finite = (
+        ops.all(ops.isfinite(obs))
+        if keras.backend.is_float_dtype(obs.dtype)
+        else ops.ones((), "bool")
+    )
+    episode = rollout["episode_return"], rollout["episode_length"]
+    return rollout["ended"], *episode, finite
 
 
 def repeat(update: Callable, position: Nested, num_updates: int) -> tuple:

@@ -29,12 +29,15 @@ class Progress(keras.callbacks.ProgbarLogger):
     def on_train_begin(self, logs: Any = None) -> None:
         """Makes the bar."""
         super().on_train_begin(logs)
-        self.progbar = keras.utils.Progbar(
-            self.total_timesteps, BAR_WIDTH, stateless_metrics=set()
-        )
+        self.progbar = _Bar(self.total_timesteps, BAR_WIDTH, stateless_metrics=set())
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Does nothing: the bar goes on."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Notes the steps that a resumed training begins with."""
+        if self.progbar.begun is None:
+            self.progbar.begun = logs["timesteps"]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Moves the bar on, after a turn."""
@@ -50,6 +53,23 @@ class Progress(keras.callbacks.ProgbarLogger):
     def on_train_end(self, logs: Any = None) -> None:
         """Leaves the bar on its line, with the seconds that it took."""
         self.progbar.update(self.timesteps, self.score, finalize=True)
+
+
+class _Bar(keras.utils.Progbar):
+    """A bar that may begin after some steps, which took none of its time.
+
+    Keras' own divides its seconds by all steps, so that the time left of a resumed
+    training would be too short.
+
+    Attributes:
+        begun: The steps that it begins with, as soon as they are known.
+    """
+
+    begun: int | None = None
+
+    def _estimate_step_duration(self, current: int, now: float) -> float:
+        done = current - (self.begun or 0)
+        return (now - self._start) / done if done > 0 else 0.0
 
 
 def with_progress(

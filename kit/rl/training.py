@@ -41,12 +41,15 @@ class CountsEpisodes(Protocol):
     Attributes:
         num_envs: N.
         episodes: `(return, length)` of the episodes that ended; `turns` clears it.
+        not_finite: Rewards or observations of the last turn that aren't finite, by
+            name.
         check_finite: Whether values that aren't finite are an error.
         on_error: Function to call before an environment's error is raised.
     """
 
     num_envs: int
     episodes: list[tuple[float, int]]
+    not_finite: Mapping[str, float]
     check_finite: bool
     on_error: Callable[[], None]
 
@@ -222,7 +225,7 @@ def _turns(
             begun = time.perf_counter() - at.seconds
             turns_left = num_turns - epoch * per_epoch
             while at.batch < min(per_epoch, turns_left) and not agent.stop_training:
-                progress.on_train_batch_begin(at.batch)
+                progress.on_train_batch_begin(at.batch, {"timesteps": at.timesteps})
                 left = math.ceil((total_timesteps - at.timesteps) / envs.num_envs)
                 steps = num_steps if whole_turns else min(num_steps, left)
                 end = at.timesteps + steps * envs.num_envs
@@ -231,7 +234,7 @@ def _turns(
                 yield turn
                 logs = {name: _number(x) for name, x in turn.logs.items()}
                 losses = {name: x for name, x in logs.items() if "loss" in name}
-                guard.look(losses, end)
+                guard.look({**envs.not_finite, **losses}, end)
                 at.timesteps = end
                 at.logs.append(logs)
                 at.batch += 1
