@@ -1528,10 +1528,24 @@ MUTANTS = [
     # --- MLP and CNN ------------------------------------------------------------------------------
     M(
         "mlp.py",
-        "model.add(keras.layers.Dense(size, activation=activation))",
-        "model.add(keras.layers.Dense(size))",
+        "model.add(_dense(size, activation, members))",
+        "model.add(_dense(size, None, members))",
         "hidden layers have no activation",
         "mlp: mlp_computes_relu_of_wx_plus_b_layer_by_layer",
+    ),
+    M(
+        "mlp.py",
+        "GlorotUniform(input_axes=[1], output_axes=[2])",
+        "GlorotUniform()",
+        "the more members, the smaller their first weights",
+        "mlp: first_weights_of_members_are_as_large_as_of_one",
+    ),
+    M(
+        "data/tables.py",
+        "if len(values) == 2 and codes.mean() > 0.5:",
+        "if len(values) == 2 and codes.mean() < 0.5:",
+        "the positive class is the frequent one",
+        "tables: texts_become_columns_of_0_and_1",
     ),
     M(
         "cnn.py",
@@ -1882,6 +1896,41 @@ MUTANTS = [
         "sign = 1",
         "the largest error leads",
         "report: leaders_are_those_that_welchs_test_does_not_part_from_the_best",
+    ),
+    M(
+        "tools/report.py",
+        "if quick or len(machines) > 1:",
+        "if len(machines) > 1:",
+        "the times of quick runs tell who is fastest",
+        "report: json_has_all_figures",
+    ),
+    M(
+        "tools/report.py",
+        "math.fsum(x[i : i + size]) / len(x[i : i + size])",
+        "math.fsum(x[i : i + size]) / size",
+        "the last point of a thinned curve is too small",
+        "report: a_long_curve_is_thinned_to_means_of_neighbours",
+    ),
+    M(
+        "lab/run.py",
+        "        self._has_begun = False\n",
+        "        self._has_begun = False\n        self.begin()\n",
+        "a run deletes earlier results before it has looked at its data",
+        "run: what_fails_before_it_begins_leaves_an_earlier_run",
+    ),
+    M(
+        "lab/run.py",
+        '        (self.output_dir / "metrics.json").unlink(missing_ok=True)\n',
+        "",
+        "an interrupted run has the metrics of an earlier one",
+        "run: a_run_that_has_begun_has_neither_metrics_nor_backups_of_another",
+    ),
+    M(
+        "rl/progress.py",
+        "done = current - (self.begun or 0)",
+        "done = current",
+        "the time left of a resumed training is too short",
+        "dqn: the_time_left_of_a_resumed_training_is_that_of_its_own_steps",
     ),
     # --- In one program with the environments -----------------------------------
     M(

@@ -106,6 +106,7 @@ def test_a_run_that_begins_anew_deletes_what_was_there(tmp_path):
     run.backup().backups.save({}, {}, {})
     assert (tmp_path / "backups" / "training" / "backup-000001").is_dir()
     run = Run("dqn", output_dir=tmp_path)
+    run.begin()
     assert not (tmp_path / "backups").exists()
     assert run.backup("a").backups.folder == tmp_path / "backups" / "a"
 

@@ -136,10 +136,62 @@ def test_all_random_numbers_follow_the_seed(tmp_path):
     assert all(a != b for a, b in zip(first, draw(2), strict=True))
 
 
+def contents(folder):
+    """Returns all files by path."""
+    files = (x for x in folder.rglob("*") if x.is_file())
+    return {str(x.relative_to(folder)): x.read_bytes() for x in files}
+
+
+def test_what_fails_before_it_begins_leaves_an_earlier_run(tmp_path):
+    def recipe(learning_rate):
+        Run("dqn", output_dir=tmp_path, config=locals())
+        raise ValueError("no such data")
+
+    Run("dqn", output_dir=tmp_path).finish(**FIGURES)
+    finished = contents(tmp_path)
+    with pytest.raises(ValueError, match="no such data"):
+        recipe(0.1)
+    assert contents(tmp_path) == finished
+    Run("dqn", output_dir=tmp_path).backup().backups.save({}, {}, {})
+    interrupted = contents(tmp_path)
+    assert "metrics.json" not in interrupted
+    with pytest.raises(ValueError, match="no such data"):
+        recipe(0.1)
+    assert contents(tmp_path) == interrupted
+
+
+@pytest.mark.parametrize("first", ["begin", "backup", "write_texts", "figure"])
+def test_a_run_that_has_begun_has_neither_metrics_nor_backups_of_another(
+    tmp_path, first
+):
+    Run("dqn", output_dir=tmp_path).finish(**FIGURES)
+    (tmp_path / "backups" / "training").mkdir(parents=True)
+    (tmp_path / "backups" / "config.json").write_text("{}")
+    run = Run("dqn", output_dir=tmp_path, config={"gamma": 0.9, "verbose": 0})
+    if first == "figure":
+        with run.figure("curve.png"):
+            pass
+    elif first == "write_texts":
+        run.write_texts("samples.txt", {})
+    else:
+        getattr(run, first)()
+    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "backups" / "training").exists()
+    if first == "backup":  # which can be resumed, and then is finished
+        run = Run("dqn", output_dir=tmp_path, config={"gamma": 0.9}, resume=True)
+        run.backup().backups.save({}, {}, {})
+        run.begin()
+        assert (tmp_path / "backups" / "training" / "backup-000001").is_dir()
+        run.finish(**FIGURES)
+        assert (tmp_path / "metrics.json").exists()
+        assert not (tmp_path / "backups").exists()
+
+
 def test_only_a_finished_run_has_metrics(tmp_path):
     Run("dqn", output_dir=tmp_path).finish(**FIGURES)
     (tmp_path / "notes.txt").write_text("mine")
     run = Run("dqn", output_dir=tmp_path)
+    run.begin()
     assert [path.name for path in tmp_path.glob("metrics*")] == []
 
     with pytest.raises(TypeError, match="metrics"):

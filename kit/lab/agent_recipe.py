@@ -151,6 +151,7 @@ def finish_agent(
         The contents of metrics.json.
     """
     checks.check("finish_agent", locals(), ACCEPTED)
+    run.begin()
     agent.save(run.output_dir / "model.keras")
     test_env, seed = make_env(env), 10_000 + run.seed
     final = agent.evaluate(test_env, episodes, seed=seed)
@@ -204,6 +205,7 @@ def finish_agents(
         its seed.
     """
     checks.check("finish_agents", locals(), ACCEPTED)
+    run.begin()
     test_env, seed = make_envs(env, episodes), 10_000 + run.seed
     returns = {}
     for agent in agents:

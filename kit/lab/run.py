@@ -23,6 +23,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,8 +59,12 @@ class Run:
 
     Create it first in `main`, as it starts the clock. The folder of an earlier run is
     reused, and its files are overwritten one by one. The earlier `metrics.json` is
-    deleted at once and the new one is written last, so a folder with a `metrics.json`
-    contains a finished run.
+    deleted when the work begins, and the new one is written last, so a folder with a
+    `metrics.json` contains a finished run. Until then, nothing in the folder changes:
+    an error in arguments or data leaves the earlier results.
+
+    `backup`, `figure`, `write_texts` and `finish` call `begin`. Call it yourself
+    before you write to `output_dir` by other means, and have called none of them.
 
     Args:
         recipe: Name of the recipe, as in its file name: `"dqn"`.
@@ -108,11 +113,10 @@ class Run:
             self._check_interrupted()
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            with replacing(self.output_dir / "metrics.json") as file:
-                file.touch()  # Overwrites an earlier run's file: checks permissions.
-            (self.output_dir / "metrics.json").unlink()
-            if not resume:  # delete an earlier run's backups
-                shutil.rmtree(self._backups, ignore_errors=True)
+            if (self.output_dir / "metrics.json").is_dir():
+                raise IsADirectoryError("metrics.json is a folder")
+            with tempfile.NamedTemporaryFile(dir=self.output_dir):
+                pass  # Checks permissions, and leaves an earlier run as it is.
         except OSError as error:
             raise ValueError(
                 f"output_dir={str(self.output_dir)!r} cannot be written to "
@@ -121,8 +125,22 @@ class Run:
         keep_freed_memory()
         import_no_other_framework()  # It would add to seconds and memory.
         set_random_seed(seed)
+        self._has_begun = False
         self._start = time.perf_counter()
         Run.latest = self
+
+    def begin(self) -> None:
+        """Deletes an earlier run's `metrics.json` and backups, the first time.
+
+        Call it when arguments and data are known to be good, before anything is written
+        to `output_dir`. With `resume`, the backups stay.
+        """
+        if self._has_begun:
+            return
+        self._has_begun = True
+        (self.output_dir / "metrics.json").unlink(missing_ok=True)
+        if not self.resume:
+            shutil.rmtree(self._backups, ignore_errors=True)
 
     @property
     def console(self) -> Any:
@@ -165,6 +183,7 @@ class Run:
         Args:
             training: Name of the training, a valid file name, if a run has several.
         """
+        self.begin()
         self._backups.mkdir(exist_ok=True)
         config = self._backups / "config.json"
         if not config.exists():
@@ -201,6 +220,7 @@ class Run:
         Returns:
             The content of `metrics.json`.
         """
+        self.begin()
         wall_seconds = time.perf_counter() - self._start
         record = {
             "recipe": self.recipe,
@@ -243,6 +263,7 @@ class Run:
             axes = figure.subplots(1, 2)
         ```
         """
+        self.begin()
         figure = _new_figure(**options)
         yield figure
         with replacing(self.output_dir / name) as file:
@@ -258,6 +279,7 @@ class Run:
         from rich.panel import Panel
         from rich.text import Text
 
+        self.begin()
         for title, text in texts.items():
             self.console.print(Panel(Text(text), title=title, title_align="left"))
         parts = [f"# {title}\n{text}\n" for title, text in texts.items()]
@@ -338,7 +360,7 @@ def _chosen_env():
 
 def _say_how_to_go_on():
     run, command = Run.latest, [x for x in sys.argv if x != "--resume"]
-    if run is None or not run._backups.exists():
+    if run is None or not (run._has_begun or run.resume) or not run._backups.exists():
         return  # there is nothing to resume
     again = shlex.join(["python", *command, "--resume"])
     print(
