@@ -36,6 +36,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 import kit
+from kit import checks
 from kit.autoencoder import (
     Autoencoder,
     DenoisingAutoencoder,
@@ -49,6 +50,14 @@ from kit.lab.run import Run, command_line
 Variant = Literal["plain", "denoising", "variational"]
 IMAGE_SHAPE = (28, 28)
 LABEL: Any = {"weight": "bold", "bbox": {"facecolor": "white", "alpha": 0.7, "pad": 1}}
+
+ACCEPTED = {
+    "variant": checks.one_of(*get_args(Variant)),
+    "anomaly_class": checks.COUNT,
+    "epochs": checks.SIZE,
+    "batch_size": checks.SIZE,
+    "learning_rate": checks.POSITIVE,
+}
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
@@ -113,20 +122,14 @@ def main(
     )
     data = load_images(dataset)
     size = data.x_train.shape[1]
-    for name, value, most in (
-        ("latent_dim", latent_dim, size),
-        ("anomaly_latent_dim", anomaly_latent_dim, size),
-        ("epochs", epochs, None),
-        ("batch_size", batch_size, None),
-    ):
-        if value < 1 or (most and value > most):
-            least = f"between 1 and {most}" if most else "1 or more"
-            raise ValueError(f"{name} must be {least}, got {value}.")
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant must be of {get_args(Variant)}, got {variant!r}.")
+    code = checks.integer(f"[1, {size}]")
+    sizes = {"latent_dim": code, "anomaly_latent_dim": code}
+    checks.check("autoencoder", run.config, ACCEPTED | sizes)
     if anomaly_class not in data.y_train:
-        classes = np.unique(data.y_train).tolist()
-        raise ValueError(f"anomaly_class must be of {classes}, got {anomaly_class}.")
+        raise ValueError(
+            "autoencoder: `anomaly_class` must be one of "
+            f"{np.unique(data.y_train).tolist()}, received {anomaly_class}."
+        )
 
     def make(latent_dim: int) -> Autoencoder:
         variational = variant == "variational"

@@ -61,7 +61,7 @@ from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 
 import kit
-from kit import pretrained
+from kit import checks, pretrained
 from kit.data import texts
 from kit.data.texts import Texts
 from kit.lab.run import Run, command_line
@@ -71,6 +71,15 @@ SENTENCES = (
     "It's so sunny outside!",
     "He drove to the stadium.",
 )
+
+ACCEPTED = {
+    "queries": checks.sequence(checks.TEXT, least=1),
+    "few": checks.integer("[2, 2**31)"),
+    **dict.fromkeys(("max_length", "max_texts", "batch_size"), checks.SIZE),
+    **dict.fromkeys(("epochs", "few_epochs"), checks.SIZE),
+    "learning_rate": checks.POSITIVE,
+    "dropout": checks.SHARE,
+}
 
 
 def load_data(name: str, max_texts: int) -> tuple[Texts, Texts]:
@@ -138,7 +147,7 @@ def main(
         The contents of metrics.json.
     """
     run = Run("bert", seed=seed, output_dir=output_dir, resume=resume, config=locals())
-    check_arguments(**run.config)
+    checks.check("bert", run.config, ACCEPTED)
     path = pretrained.packaged_model() if path is None else path
     tokenizer = pretrained.load_tokenizer(path, max_length)
     encoder = pretrained.sentence_encoder(
@@ -161,6 +170,7 @@ def main(
         [*train.names, *test.names],
         np.concatenate([train_vectors, test_vectors]),
     )
+    run.begin()  # Arguments and data are good: replaces an earlier run.
     (run.output_dir / "search.txt").write_text(found, encoding="utf-8")
     if verbose:
         print(found)
@@ -327,40 +337,6 @@ def fine_tune(
         {"epoch": i, **dict(zip(history, row, strict=True))}
         for i, row in enumerate(rows)
     ]
-
-
-# --- Checks -------------------------------------------------------------------
-
-
-def check_arguments(
-    *,
-    queries,
-    few,
-    max_texts,
-    learning_rate,
-    batch_size,
-    epochs,
-    few_epochs,
-    dropout,
-    **_,
-):
-    """Raises an error for arguments that would fail later or train nothing."""
-    for name, value in {
-        "max_texts": max_texts,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "few_epochs": few_epochs,
-    }.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, received {value}.")
-    if not queries:
-        raise ValueError("queries must hold at least one text, received none.")
-    if few < 2:
-        raise ValueError(f"few must be at least 2, received {few}.")
-    if learning_rate <= 0:
-        raise ValueError(f"learning_rate must be positive, received {learning_rate}.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), received {dropout}.")
 
 
 # --- Picture ----------------------------------------------------------------

@@ -50,6 +50,7 @@ import numpy as np
 from scipy.ndimage import affine_transform
 
 import kit
+from kit import checks
 from kit.capsnet import CapsNet, capsnet
 from kit.cnn import RandomAffine
 from kit.data.vision import Split, images
@@ -74,6 +75,13 @@ def load_data(dataset: str, validation: float) -> Split:
     first = round(len(x) * (1.0 - validation))
     return Split(x[:first], y[:first], x[first:], y[first:])
 
+
+ACCEPTED = {
+    **dict.fromkeys(("routings", "epochs", "batch_size"), checks.SIZE),
+    "ablation": checks.SIZES,
+    "learning_rate": checks.POSITIVE,
+    "validation": checks.SHARE,
+}
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
@@ -131,16 +139,7 @@ def main(
     run = Run(
         "capsnet", seed=seed, output_dir=output_dir, resume=resume, config=locals()
     )
-    for name, values in (
-        ("routings", [routings]),
-        ("ablation", ablation),
-        ("epochs", [epochs]),
-        ("batch_size", [batch_size]),
-    ):
-        if any(value < 1 for value in values):
-            raise ValueError(f"{name} must be 1 or more, got {min(values)}.")
-    if not 0.0 <= validation < 1.0:
-        raise ValueError(f"validation={validation} must be in [0, 1).")
+    checks.check("capsnet", run.config, ACCEPTED)
     data = load_data(dataset, validation)
     shape, num_classes = data.x_train.shape[1:], int(data.y_train.max()) + 1
     options: Any = {

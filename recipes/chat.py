@@ -60,7 +60,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 from sklearn.metrics import precision_score, recall_score, roc_auc_score, roc_curve
 
 import kit
-from kit import pretrained
+from kit import checks, pretrained
 from kit.data.passages import (
     Passage,
     python_topics,
@@ -80,6 +80,13 @@ THRESHOLD = 0.41  # what the evaluation chose on Python's help topics
 BATCH_SIZE = 8
 # Lengths in tokens of the two compiled programs: of questions, and `max_length`.
 SHORT = 64
+
+ACCEPTED = {
+    "threshold": checks.real("[-1, 1]") | None,
+    "max_words": checks.SIZE,
+    "max_length": checks.SIZE,
+    "max_topics": checks.SIZE,
+}
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
@@ -144,6 +151,7 @@ def main(
     else:
         run = Run("chat", seed=seed, output_dir=output_dir, config=arguments)
         searcher = make_searcher(documents, path, **sizes, verbose=verbose)
+        run.begin()  # Arguments and data are good: replaces an earlier run.
         start = time.perf_counter()
         searcher.embed_passages()
         seconds = time.perf_counter() - start - kit.compile_seconds()
@@ -651,10 +659,9 @@ def describe(conversation: Conversation, count: int = 6) -> str:
 # --- Checks -------------------------------------------------------------------
 
 
-def check_arguments(
-    *, question, interactive, documents, threshold, max_words, max_topics, **_
-):
+def check_arguments(*, question, interactive, documents, **others):
     """Raises an error for arguments that would fail later or answer nothing."""
+    checks.check("chat", others, ACCEPTED)
     if question and interactive:
         raise ValueError(
             f"question={question!r} is answered alone: leave --interactive out, or "
@@ -667,11 +674,6 @@ def check_arguments(
             "documents: there are no questions to evaluate your documents with; give "
             "--interactive, or --question and a text."
         )
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [-1, 1], received {threshold}.")
-    for name, value in {"max_words": max_words, "max_topics": max_topics}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, received {value}.")
 
 
 # --- Picture ------------------------------------------------------------------

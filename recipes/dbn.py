@@ -53,6 +53,7 @@ from sklearn.neural_network import BernoulliRBM
 from threadpoolctl import threadpool_limits
 
 import kit
+from kit import checks
 from kit.data.vision import images
 from kit.dbn import DBN, RBM
 from kit.lab.run import Run, command_line
@@ -111,6 +112,13 @@ def nudge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     copies = [padded[:, i : i + 8, j : j + 8].reshape(-1, 64) for i, j in corners]
     return np.concatenate(copies), np.tile(y, len(corners))
 
+
+ACCEPTED = {
+    "units": checks.sequence(checks.SIZE, least=1),
+    **dict.fromkeys(("repeats", "rbm_epochs", "batch_size", "epochs"), checks.SIZE),
+    "patience": checks.COUNT,
+    "learning_rate": checks.POSITIVE,
+}
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
@@ -387,21 +395,8 @@ def check_arguments(data: Data, num_classes: int, **given: Any) -> None:
     """Raises an error for arguments out of range, before anything is trained."""
     # The validation set, a fifth of the labels, needs an image of each class.
     least, most = 5 * num_classes, len(data.y_train) - num_classes
-    for size in given["labels"]:
-        if not least <= size <= most:
-            raise ValueError(
-                f"labels={tuple(given['labels'])} must each be from {least} to {most} "
-                f"on {given['dataset']}, received {size}."
-            )
-    for name in ("repeats", "rbm_epochs", "batch_size", "epochs"):
-        if given[name] < 1:
-            raise ValueError(f"{name}={given[name]} must be at least 1.")
-    if not given["units"]:
-        raise ValueError("units=() must hold the size of one RBM at least.")
-    if given["patience"] < 0:
-        raise ValueError(f"patience={given['patience']} must be at least 0.")
-    if not given["learning_rate"] > 0:
-        raise ValueError(f"learning_rate={given['learning_rate']} must be above 0.")
+    labels = checks.sequence(checks.integer(f"[{least}, {most}]"))
+    checks.check("dbn", given, ACCEPTED | {"labels": labels})
 
 
 if __name__ == "__main__":

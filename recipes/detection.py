@@ -42,6 +42,7 @@ from pycocotools.cocoeval import COCOeval
 from sklearn.datasets import load_sample_images
 
 import kit
+from kit import checks
 from kit.cnn import RandomAffine
 from kit.data.vision import images
 from kit.lab.run import COLORS, Run, command_line
@@ -55,6 +56,14 @@ TEST_SEED = 2019  # the same test canvases in each run
 MARGIN = 1.25
 WINDOWS = (18, 21, 25, 30, 35)  # pixels in a side
 WINDOW_STEP = 0.2  # of the side
+
+ACCEPTED = {
+    **dict.fromkeys(("train_canvases", "test_canvases", "max_digits"), checks.SIZE),
+    **dict.fromkeys(("epochs", "batch_size", "window_epochs"), checks.SIZE),
+    "canvas_size": checks.integer(f"[{2 * LENGTHS[0]}, 2**31)"),
+    "learning_rate": checks.POSITIVE,
+    "validation": checks.SHARE,
+}
 
 
 class Canvases(NamedTuple):
@@ -182,19 +191,7 @@ def main(
     run = Run(
         "detection", seed=seed, output_dir=output_dir, resume=resume, config=locals()
     )
-    for name, value, least in (
-        ("train_canvases", train_canvases, 1),
-        ("test_canvases", test_canvases, 1),
-        ("canvas_size", canvas_size, 2 * LENGTHS[0]),
-        ("max_digits", max_digits, 1),
-        ("epochs", epochs, 1),
-        ("batch_size", batch_size, 1),
-        ("window_epochs", window_epochs, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}.")
-    if not 0.0 <= validation < 1.0:
-        raise ValueError(f"validation={validation} must be in [0, 1).")
+    checks.check("detection", run.config, ACCEPTED)
     train, test, names = load_data(
         train_canvases, test_canvases, canvas_size, max_digits, validation, seed
     )

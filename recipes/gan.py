@@ -41,6 +41,7 @@ from matplotlib.image import imsave
 from sklearn.metrics import accuracy_score
 
 import kit
+from kit import checks
 from kit.autoencoder import VariationalAutoencoder, decoder, encoder
 from kit.data.vision import Split, images
 from kit.gan import (
@@ -65,6 +66,12 @@ def load_data(dataset: str) -> Split:
     )
     return Split(x_train, data.y_train, x_test, data.y_test)
 
+
+ACCEPTED = {
+    "architecture": checks.one_of("conv", "dense"),
+    **dict.fromkeys(("epochs", "judge_epochs", "vae_epochs"), checks.SIZE),
+    "learning_rate": checks.POSITIVE,
+}
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
@@ -134,30 +141,21 @@ def main(
     run = Run("gan", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     data = load_data(dataset)
     num_classes = int(data.y_train.max()) + 1
-    for name, value, least, most in (
-        ("epochs", epochs, 1, None),
-        ("batch_size", batch_size, 1, len(data.x_train)),
-        ("judge_epochs", judge_epochs, 1, None),
-        ("vae_epochs", vae_epochs, 1, None),
-        ("num_samples", num_samples, 100, len(data.x_test)),
-    ):
-        if value < least or (most and value > most):
-            accepted = f"between {least} and {most}" if most else f"{least} or more"
-            raise ValueError(f"{name} must be {accepted}, got {value}.")
+    sizes = {
+        "batch_size": checks.integer(f"[1, {len(data.x_train)}]"),
+        "num_samples": checks.integer(f"[100, {len(data.x_test)}]"),
+    }
+    checks.check("gan", run.config, ACCEPTED | sizes)
     shape, classes = data.x_train.shape[1:], num_classes if conditional else None
     if architecture == "dense":
         parts = (
             generator(shape, latent_dim, units, classes),
             discriminator(shape, units, classes, dropout),
         )
-    elif architecture == "conv":
+    else:
         parts = (
             conv_generator(shape, latent_dim, generator_filters, classes),
             conv_discriminator(shape, discriminator_filters, classes, dropout),
-        )
-    else:
-        raise ValueError(
-            f"architecture must be 'conv' or 'dense', got {architecture!r}."
         )
     gan = GAN(*parts, classes, loss, gradient_penalty, discriminator_steps, seed)
     kit.initialize_weights(gan, seed)

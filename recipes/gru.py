@@ -28,7 +28,7 @@ Shimbo, 1999, https://doi.org/10.1016/S0167-8655(99)00077-X.
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -39,6 +39,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kit
+from kit import checks
 from kit.lab.run import Run, command_line
 
 # Marks padded frames; not 0, which digital silence would be. The mask is computed from
@@ -71,6 +72,16 @@ def load_data() -> tuple[Speech, Speech]:
 
     return load("train"), load("test")
 
+
+ACCEPTED = {
+    "units": checks.sequence(checks.SIZE, least=1),
+    "copies": checks.integer("[1, 1000]"),
+    "offset": checks.real("[0, 10]"),
+    "noise": checks.FRACTION,
+    **dict.fromkeys(("frame_dropout", "dropout", "label_smoothing"), checks.SHARE),
+    "learning_rate": checks.real("(0, 1]"),
+    "epochs": checks.SIZE,
+}
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
@@ -126,7 +137,8 @@ def main(
     """
     run = Run("gru", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     train, test = load_data()
-    check_arguments(len(train.utterances), **run.config)
+    batch = {"batch_size": checks.integer(f"[1, {len(train.utterances)}]")}
+    checks.check("gru", run.config, ACCEPTED | batch)
     num_speakers = int(train.speakers.max()) + 1
     altered = augment(train, copies, offset, frame_dropout, seed)
     x_train, x_test = pad(altered.utterances), pad(test.utterances)  # (N, T, F)
@@ -186,28 +198,6 @@ def main(
         throughput=(len(x_train) / seconds, "samples/s"),
         compile_seconds=kit.compile_seconds(),
     )
-
-
-def check_arguments(num_train: int, **config: Any) -> None:
-    """Raises an error for values that would otherwise fail in the middle of the run."""
-    for name, low, high in (
-        ("copies", 1, 1000),
-        ("offset", 0, 10),
-        ("frame_dropout", 0, 0.99),
-        ("noise", 0, 1),
-        ("dropout", 0, 0.99),
-        ("label_smoothing", 0, 0.99),
-        ("learning_rate", 1e-8, 1),
-        ("batch_size", 1, num_train),
-        ("epochs", 1, 100_000),
-        ("units", 1, 100_000),
-    ):
-        values = np.ravel(config[name])
-        if not values.size or not ((low <= values) & (values <= high)).all():
-            raise ValueError(
-                f"{name}={config[name]} must be from {low} to {high:,}"
-                f"{', one number for each layer' if name == 'units' else ''}."
-            )
 
 
 def pad(utterances: list[np.ndarray]) -> np.ndarray:

@@ -58,7 +58,7 @@ import keras
 import numpy as np
 
 import kit
-from kit import seq2seq, transformer
+from kit import checks, seq2seq, transformer
 from kit.data.corpus import Characters
 from kit.lab.run import Run, command_line
 
@@ -71,6 +71,13 @@ NAMES = {
     "": "Transformer",
     "recurrent_": "GRU",
     "gru_attention_": "GRU with attention",
+}
+
+ACCEPTED = {
+    "task": checks.one_of(*UNSEEN_LENGTH),
+    **dict.fromkeys(("num_pairs", "max_length", "batch_size"), checks.SIZE),
+    **dict.fromkeys(("epochs", "beam_width"), checks.SIZE),
+    **dict.fromkeys(("learning_rate", "recurrent_learning_rate"), checks.POSITIVE),
 }
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
@@ -137,7 +144,7 @@ def main(
     run = Run(
         "translation", seed=seed, output_dir=output_dir, resume=resume, config=locals()
     )
-    check(**run.config)
+    checks.check("translation", run.config, ACCEPTED)
     rng = np.random.default_rng(seed)
     pairs = load_pairs(task, language, num_pairs, rng)
     lengths = check_length(pairs, max_length)
@@ -156,8 +163,8 @@ def main(
     target = seq2seq.vocabulary(t for _, t in parts["train"])
     if beam_width > len(target):
         raise ValueError(
-            f"beam_width must be at most {len(target)}, the number of different "
-            f"characters to write, got {beam_width}."
+            f"translation: `beam_width` must be at most {len(target)}, the number of "
+            f"different characters to write, received {beam_width}."
         )
     x, y = {}, {}
     for name, part in parts.items():
@@ -325,20 +332,6 @@ def spellings(num_pairs: int, rng: np.random.Generator) -> Pairs:
             words.setdefault(word, said)
     pairs = list(words.items())
     return [pairs[i] for i in rng.permutation(len(pairs))[:num_pairs]]
-
-
-def check(**config) -> None:
-    """Raises an error for arguments that would otherwise fail after training."""
-    if config["task"] not in UNSEEN_LENGTH:
-        raise ValueError(
-            f"task must be one of {', '.join(UNSEEN_LENGTH)}, got {config['task']!r}."
-        )
-    for name in ("num_pairs", "max_length", "batch_size", "epochs", "beam_width"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {config[name]}.")
-    for name in ("learning_rate", "recurrent_learning_rate"):
-        if not config[name] > 0:
-            raise ValueError(f"{name} must be more than 0, got {config[name]}.")
 
 
 def check_length(pairs: Pairs, max_length: int) -> tuple[int, int]:

@@ -370,11 +370,15 @@ def test_recipe_leaves_what_it_promises(
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("latent_dim", 785, "latent_dim must be between 1 and 784, got 785"),
-        ("anomaly_latent_dim", 0, "anomaly_latent_dim must be .*, got 0"),
-        ("anomaly_class", 10, r"anomaly_class must be of \[0, .*9\], got 10"),
-        ("variant", "sparse", "variant must be of .*, got 'sparse'"),
-        ("epochs", 0, "epochs must be 1 or more, got 0"),
+        ("latent_dim", 785, r"`latent_dim` must be .*\[1, 784\], received 785"),
+        ("anomaly_latent_dim", 0, "`anomaly_latent_dim` must be .*, received 0"),
+        (
+            "anomaly_class",
+            10,
+            r"`anomaly_class` must be one of \[0, .*9\], received 10",
+        ),
+        ("variant", "sparse", "`variant` must be one of 'plain', .*received 'sparse'"),
+        ("epochs", 0, r"`epochs` must be .*\[1, .*received 0"),
     ],
 )
 def test_recipe_names_bad_arguments(load_recipe, argument, value, message, tmp_path):

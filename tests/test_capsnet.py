@@ -550,11 +550,12 @@ def test_transform_turns_and_shifts(load_recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"routings": 0}, "routings must be 1 or more, got 0"),
-        ({"ablation": (1, -2)}, "ablation must be 1 or more, got -2"),
-        ({"epochs": 0}, "epochs must be 1 or more, got 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
-        ({"validation": 1.0}, r"validation=1.0 must be in \[0, 1\)"),
+        ({"routings": 0}, r"`routings` must be .*\[1, .*received 0"),
+        ({"ablation": (1, -2)}, r"`ablation` must be .*\[1, .*received \[1, -2\]"),
+        ({"epochs": 0}, r"`epochs` must be .*\[1, .*received 0"),
+        ({"batch_size": 0}, r"`batch_size` must be .*\[1, .*received 0"),
+        ({"learning_rate": 0.0}, r"`learning_rate` must be .*\(0, .*received 0.0"),
+        ({"validation": 1.0}, r"`validation` must be .*\[0, 1\), received 1.0"),
         ({"dataset": "imagenet"}, "mnist_5k.*received 'imagenet'"),
         ({"architecture": "big"}, "architecture.*'paper'.*'big'"),
     ],

@@ -518,10 +518,11 @@ def test_window_by_hand(recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"train_canvases": 0}, "train_canvases=0 must be at least 1"),
-        ({"epochs": 0}, "epochs=0 must be at least 1"),
-        ({"canvas_size": 16}, "canvas_size=16 must be at least 28"),
-        ({"validation": 1.0}, r"validation=1.0 must be in \[0, 1\)"),
+        ({"train_canvases": 0}, r"`train_canvases` must be .*\[1, .*received 0"),
+        ({"epochs": 0}, r"`epochs` must be .*\[1, .*received 0"),
+        ({"canvas_size": 16}, r"`canvas_size` must be .*\[28, .*received 16"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be .*received 0.0"),
+        ({"validation": 1.0}, r"`validation` must be .*\[0, 1\), received 1.0"),
         ({"canvas_size": 34}, "multiples of 4.*34"),
         ({"stride": 3}, "stride.*3"),
     ],

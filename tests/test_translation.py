@@ -185,16 +185,19 @@ def test_the_decoder_reads_what_it_wrote_before(recipe):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"task": "poems"}, "task must be one of numbers, phonemes, got 'poems'"),
+        (
+            {"task": "poems"},
+            "`task` must be one of 'numbers', 'phonemes', received 'poems'",
+        ),
         ({"language": "xx"}, "language='xx' is none that num2words has: .*de.*fr"),
-        ({"num_pairs": 0}, "num_pairs must be at least 1, got 0"),
+        ({"num_pairs": 0}, r"`num_pairs` must be .*\[1, .*received 0"),
         ({"num_pairs": 20}, "num_pairs=20 leaves .* to train on"),
         ({"batch_size": 64}, "batch_size=64 .* needed"),
         ({"max_length": 20}, "max_length=20 is too short: '.*' has .* or more"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"beam_width": 0}, "beam_width must be at least 1, got 0"),
-        ({"beam_width": 99}, "beam_width must be at most .*, got 99"),
-        ({"learning_rate": 0.0}, "learning_rate must be more than 0, got 0.0"),
+        ({"epochs": 0}, r"`epochs` must be .*\[1, .*received 0"),
+        ({"beam_width": 0}, r"`beam_width` must be .*\[1, .*received 0"),
+        ({"beam_width": 99}, "`beam_width` must be at most .*, received 99"),
+        ({"learning_rate": 0.0}, r"`learning_rate` must be .*\(0, .*received 0.0"),
     ],
 )
 def test_bad_input_is_refused_before_the_work(
