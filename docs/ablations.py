@@ -1,32 +1,42 @@
 """Measures what a hyper-parameter does, and draws the pictures of docs/algorithms.
 
-    KERAS_BACKEND=jax python docs/ablations.py          # all, a quarter of an hour
+    KERAS_BACKEND=jax python docs/ablations.py          # all, half an hour or less
     KERAS_BACKEND=jax python docs/ablations.py dqn ppo
+    KERAS_BACKEND=jax python docs/ablations.py --draw   # again, from stored numbers
 
 Each hyper-parameter has three values; the others stay as they are below. Agents train
 in environments of `kit.envs`, with seeds 30 to 34, on which nothing was chosen; a curve
-is the mean over these seeds, a band its 95 % interval. Networks are measured on
-validation data. docs/images/ has the pictures, docs/images/ablations.json the numbers.
+is the mean over these seeds, a band its 95 % interval. Networks have seeds 30 to 32 and
+are measured on validation data. docs/images/ has the pictures, docs/images/ablations/
+the numbers. (Six pictures are older: of those, ablations.json has the last values.)
 """
 
 import functools
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.datasets import load_breast_cancer
+from sklearn.model_selection import train_test_split
 
 import kit
 from kit.envs.classic_control import CartPole
 from kit.envs.grid_worlds import FrozenLake
-from kit.lab.run import mean_and_interval
+from kit.lab.run import COLORS, mean_and_interval
 
 IMAGES = Path(__file__).parent / "images"
+RECIPES = Path(__file__).parents[1] / "recipes"
 SEEDS = range(30, 35)
+STYLES = ("--", "-", ":")  # of the three values, beside their colours
+# Where intervals leave the range of what is measured.
+LIMITS = {"gan": (0, 8.5), "mlp": (0, 1.5)}
 
 # --- What is trained ----------------------------------------------------------
 
@@ -98,6 +108,130 @@ def autoencoder(seed, **options):
     return history.history["val_loss"]
 
 
+class LogLikelihood(keras.callbacks.Callback):
+    """Logs log p(v) of validation examples: exact, as there are few hidden units."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Called by Keras."""
+        rbm = self.model.rbm
+        kernel, visible_bias, hidden_bias = (
+            keras.ops.convert_to_numpy(w)
+            for w in (rbm.kernel, rbm.visible_bias, rbm.hidden_bias)
+        )
+        # Z is a sum over the states of the hidden units: here 4,096.
+        states = np.indices((2,) * rbm.units).reshape(rbm.units, -1).T  # (2^U, U)
+        inputs = states @ kernel.T + visible_bias
+        terms = states @ hidden_bias + np.logaddexp(0.0, inputs).sum(axis=1)
+        log_z = terms.max() + np.log(np.exp(terms - terms.max()).sum())
+        free_energy = keras.ops.convert_to_numpy(rbm.free_energy(self.x))
+        logs["log_likelihood"] = float(-free_energy.mean() - log_z)
+
+
+def rbm(seed, **options):
+    x, x_valid = (
+        (images.reshape(-1, 784) > 0.5).astype("float32") for images, _ in digits()
+    )
+    layer = kit.RBM(12, seed=seed, **options)
+    dbn = kit.DBN([layer])
+    dbn.build((None, 784))
+    (history,) = dbn.pretrain(
+        x, epochs=30, batch_size=50, callbacks=[LogLikelihood(x_valid)], verbose=0
+    )
+    return history.history["log_likelihood"]
+
+
+class Clusters(keras.callbacks.Callback):
+    """Logs how many clusters the samples of a GAN cover."""
+
+    def __init__(self, centres):
+        super().__init__()
+        self.centres = centres
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Called by Keras."""
+        samples = keras.ops.convert_to_numpy(self.model.sample(1000))
+        distances = np.linalg.norm(samples[:, None] - self.centres, axis=2)
+        nearest = distances.argmin(axis=1)[distances.min(axis=1) < 0.15]
+        counts = np.bincount(nearest, minlength=len(self.centres))
+        logs["clusters"] = int(np.sum(counts > 0.02 * len(samples)))
+
+
+def gan(seed, discriminator_rate=1e-3, loss="non_saturating"):
+    angle = 2 * np.pi * np.arange(8) / 8
+    centres = 0.7 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    rng = np.random.default_rng(seed)
+    x = centres[rng.integers(0, 8, 4000)] + 0.03 * rng.normal(size=(4000, 2))
+    name, _, steps = loss.partition(", ")
+    model = kit.GAN(
+        kit.gan.generator((2,), 2, (64, 64)),
+        kit.gan.discriminator((2,), (64, 64)),
+        loss=name,
+        discriminator_steps=int(steps.split()[0]) if steps else 1,
+        seed=seed,
+    )
+    networks(seed, model)
+    adam = functools.partial(keras.optimizers.Adam, beta_1=0.5)
+    model.compile(adam(1e-3), adam(discriminator_rate))
+    options = {"batch_size": 100, "epochs": 30, "verbose": 0}
+    history = model.fit(x.astype("float32"), callbacks=[Clusters(centres)], **options)
+    return history.history["clusters"]
+
+
+def mlp(seed, units=(64,), learning_rate=1e-3):
+    x, y = load_breast_cancer(return_X_y=True)
+    x, x_valid, y, y_valid = train_test_split(
+        x.astype("float32"), y, test_size=0.3, random_state=seed, stratify=y
+    )
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    x, x_valid = (x - mean) / std, (x_valid - mean) / std
+    model = kit.mlp((30,), 2, units, output_activation="softmax", dropout=0.3)
+    networks(seed, model)
+    model.compile(
+        keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy"
+    )
+    history = model.fit(x, y, epochs=50, validation_data=(x_valid, y_valid), verbose=0)
+    return history.history["val_loss"]
+
+
+@functools.cache
+def recipe(name: str) -> ModuleType:
+    """Returns a recipe, whose data and functions are used here."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cosine(rate, examples, batch_size, epochs):
+    """Returns Adam as the recurrent recipes use it."""
+    steps = epochs * -(-examples // batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    return keras.optimizers.Adam(schedule, clipnorm=1.0)
+
+
+def rnn(seed, window=48, units=64):
+    sea, horizon, epochs = recipe("rnn"), 24, 10
+    series = sea.load_series()
+    features = sea.make_features(series)
+    ends = sea.check_and_split(len(series), window, horizon)
+    (x, t), (x_valid, t_valid) = (
+        sea.make_windows(features, window, horizon, start, end)
+        for start, end in zip((0, ends[0]), ends, strict=True)
+    )
+    y, y_valid = (sea.future(features, at, horizon) for at in (t, t_valid))
+    model = sea.build_forecaster(x, y, (units,))
+    networks(seed, model)
+    model.compile(cosine(1e-3, len(x), 64, epochs), "mae")
+    options = {"batch_size": 64, "epochs": epochs, "verbose": 0}
+    history = model.fit(x, y, validation_data=(x_valid, y_valid), **options)
+    return history.history["val_loss"]
+
+
 def by_seed(train: Callable, **options):
     """Trains once for each of three seeds; returns epochs and curves, (E,), (S, E)."""
     curves = np.array([train(seed, **options) for seed in SEEDS[:3]])
@@ -145,42 +279,85 @@ ABLATIONS: dict[str, tuple[Callable, tuple[str, str], dict[str, tuple]]] = {
         ("epoch", "squared error on validation digits"),
         {"latent_dim": (2, 32, 256), "units": ((32,), (256,), (1024,))},
     ),
+    "dbn": (
+        functools.partial(by_seed, rbm),
+        ("epoch", "log-likelihood of validation digits"),
+        {"learning_rate": (0.002, 0.05, 1.0), "k": (1, 5, 25)},
+    ),
+    "gan": (
+        functools.partial(by_seed, gan),
+        ("epoch", "clusters that samples cover, of 8"),
+        {
+            "discriminator_rate": (1e-4, 1e-3, 1e-2),
+            "loss": ("non_saturating", "wasserstein", "wasserstein, 5 steps"),
+        },
+    ),
+    "mlp": (
+        functools.partial(by_seed, mlp),
+        ("epoch", "cross-entropy of validation rows"),
+        {
+            "units": ((1,), (64,), (1024, 1024)),
+            "learning_rate": (1e-5, 1e-3, 1e-1),
+        },
+    ),
+    "rnn": (
+        functools.partial(by_seed, rnn),
+        ("epoch", "error in the validation span (°C)"),
+        {"window": (6, 48, 96), "units": (4, 64, 256)},
+    ),
 }
 
 
-def draw(name: str) -> dict[str, Any]:
-    """Measures and draws an ablation; returns the last means and intervals."""
-    train, (xlabel, ylabel), changed = ABLATIONS[name]
-    figure, axes = plt.subplots(
-        1, 2, figsize=(9, 3.2), sharey=True, layout="constrained"
-    )
+def measure(name: str) -> dict[str, Any]:
+    """Returns mean and interval over training, by hyper-parameter and value."""
+    train, _, changed = ABLATIONS[name]
     found: dict[str, Any] = {}
-    for axis, (option, values) in zip(axes, changed.items(), strict=True):
+    for option, values in changed.items():
         for value in values:
             x, curves = train(**{option: value})
             x, _, mean, half = mean_and_interval(x, curves)
-            line = axis.plot(
-                x, mean, label=f"{value:g}" if np.isscalar(value) else str(value)
-            )
-            axis.fill_between(
-                x, mean - half, mean + half, color=line[0].get_color(), alpha=0.2
-            )
-            result = {"mean": float(mean[-1]), "interval": float(half[-1])}
-            found.setdefault(option, {})[str(value)] = result
-            print(name, option, value, result, flush=True)
-        axis.set(title=option, xlabel=xlabel)
-        axis.legend()
-    axes[0].set_ylabel(ylabel)
-    figure.savefig(IMAGES / f"ablation_{name}.png", dpi=90)
+            found.setdefault(option, {})[str(value)] = {
+                key: [float(f"{number:.5g}") for number in numbers]
+                for key, numbers in (("x", x), ("mean", mean), ("interval", half))
+            }
+            print(name, option, value, mean[-1], half[-1], flush=True)
     return found
 
 
+def draw(name: str, found: dict[str, Any]) -> None:
+    """Draws an ablation."""
+    _, (xlabel, ylabel), changed = ABLATIONS[name]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 3.2), sharey=True, layout="constrained"
+    )
+    for axis, (option, values) in zip(axes, changed.items(), strict=True):
+        for value, color, style in zip(values, COLORS, STYLES, strict=False):
+            x, mean, half = map(np.array, found[option][str(value)].values())
+            label = f"{value:g}" if isinstance(value, int | float) else str(value)
+            axis.plot(x, mean, style, color=color, linewidth=2, label=label)
+            axis.fill_between(
+                x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0
+            )
+        axis.set(title=option, xlabel=xlabel)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#e6e6e6")
+        axis.legend(fontsize="small", edgecolor="none")
+    axes[0].set_ylabel(ylabel)
+    axes[0].set_ylim(LIMITS.get(name))
+    figure.savefig(IMAGES / f"ablation_{name}.png", dpi=90)
+
+
 def main(names: list[str]) -> None:
-    path = IMAGES / "ablations.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    stored = "--draw" in names
+    names = [name for name in names if name != "--draw"]
+    (IMAGES / "ablations").mkdir(exist_ok=True)
     for name in names or ABLATIONS:
-        results[name] = draw(name)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        path = IMAGES / "ablations" / f"{name}.json"
+        if stored and not path.exists():
+            continue
+        if not stored:
+            path.write_text(json.dumps(measure(name)) + "\n", encoding="utf-8")
+        draw(name, json.loads(path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

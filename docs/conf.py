@@ -8,6 +8,7 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,6 +39,8 @@ sphinx_gallery_conf = {
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["kit.css"]
 html_math_renderer = "mathml"
 html_title = "kit: algorithms in Keras 3, written once"
 autodoc_member_order = "bysource"
@@ -103,13 +106,41 @@ def write_inline_math(writer, node):
 
 def write_math_block(writer, node):
     """Writes a formula on lines of its own."""
-    formula = convert(node.astext(), display="block")
+    # The converter knows `aligned`, which is right here, under another name only.
+    text = node.astext().replace("{aligned}", "{align*}")
+    formula = convert(text, display="block")
+    if "<mi>&</mi>" in formula:
+        raise ValueError(f"An environment that latex2mathml doesn't know: {text}")
     writer.body.append(f'<div class="math" style="overflow-x: auto">{formula}</div>')
     raise nodes.SkipNode
 
 
+class LearningCurves(SphinxDirective):
+    """Draws the curves that `python -m kit report --curves docs/curves` has stored.
+
+    Each line has the name of a file, without `.csv`, and a title.
+    """
+
+    has_content = True
+
+    def run(self):
+        """Called by Sphinx."""
+        from kit.tools.report import NAMES, draw, read_curves
+
+        pictures = []
+        for line in self.content:
+            key, title = line.split(maxsplit=1)
+            path = ROOT / "docs" / "curves" / f"{key}.csv"
+            self.env.note_dependency(str(path))
+            svg = draw(read_curves(path), NAMES, key)
+            pictures.append(f"<figure>{svg}<figcaption>{title}</figcaption></figure>")
+        page = f'<div class="learning-curves">{"".join(pictures)}</div>'
+        return [nodes.raw("", page, format="html")]
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.add_directive("learning-curves", LearningCurves)
     app.add_html_math_renderer(
         "mathml", (write_inline_math, None), (write_math_block, None)
     )

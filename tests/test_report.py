@@ -15,12 +15,16 @@ from kit.tools import catalog
 from kit.tools import report as module
 from kit.tools.report import (
     against_best,
+    draw,
     estimate,
     figure,
     leaders,
     mean_text,
+    read_curves,
     report,
+    thinned,
     verdict,
+    verdict_text,
     welch,
 )
 from kit.tools.scores import read_comparison, references, score_of
@@ -226,6 +230,15 @@ def test_what_does_not_vary_is_equal_up_to_rounding_or_cannot_be_told():
     assert verdict(x, larger_is_better=True) == "too few seeds to tell"
 
 
+def test_a_verdict_compares_no_backend_with_itself():
+    test = {"best": "torch", "p": {"jax": 0.0004, "tensorflow": 0.031}}
+    alone = "PyTorch (p: JAX < 0.001, TensorFlow 0.031)"
+    assert verdict_text("PyTorch", test) == alone
+    test["p"] = {"jax": 0.5, "tensorflow": None}
+    assert verdict_text("equal", test) == "equal (best mean PyTorch; p: JAX 0.5)"
+    assert verdict_text("only JAX", {"best": None, "p": {}}) == "only JAX"
+
+
 def test_figures_as_people_read_them():
     values = [None, 0, 500.0, 12345.6, 488.71, 0.97834, 2.34e-7, -76.6]
     texts = ["–", "0", "500", "12,346", "488.7", "0.9783", "2.3e-07", "-76.6"]
@@ -317,7 +330,9 @@ def test_json_has_all_figures(folder):
     p = dqn["best_score_test"]
     assert p["best"] == "jax" and list(p["p"]) == ["tensorflow", "torch"]
     assert p["p"]["tensorflow"] == pytest.approx(0.2254033)
-    assert dqn["shortest_time"] == "JAX"
+    # Times of quick runs don't tell who is fastest.
+    assert dqn["shortest_time"] == "quick runs: largely compilation"
+    assert dqn["shortest_time_test"] == {"best": None, "p": {}}
     assert dqn["quick"] and data["quick"]
     # A seed counts once, though its baseline was measured under three backends.
     assert dqn["baselines"]["random_return"] == estimate([22.0, 23.0, 24.0])
@@ -427,6 +442,35 @@ def test_a_curve_has_the_rows_that_the_recipe_declares(
     ((epochs, costs),) = series["jax"]
     assert (x, y, costs) == ("epoch", "cost", values)
     assert len(epochs) == len(costs)
+
+
+def test_curves_of_all_seeds_and_backends_are_stored(folder, capsys):
+    report(output_dir=folder, curves=folder / "docs" / "curves")
+    names = sorted(path.name for path in (folder / "docs" / "curves").iterdir())
+    assert names == ["dqn.csv", "mine.csv", "rnn.csv"]
+    path = folder / "docs" / "curves" / "dqn.csv"
+    assert f"Wrote {path}" in capsys.readouterr().out
+    lines = path.read_text().splitlines()
+    assert lines[0] == "backend,seed,timesteps,return"
+    assert len(lines) == 1 + 9 * 10
+    assert "tensorflow,0,100,49" in lines and "jax,2,1000,500" in lines
+    found = read_curves(path)
+    assert (found.x, found.y, len(found.runs)) == ("timesteps", "return", 9)
+    xs, ys = found.runs["torch", "2"]
+    assert xs[:2] == [100.0, 200.0] and ys == pytest.approx(
+        102 * np.arange(0.1, 1.1, 0.1)
+    )
+    assert draw(found, module.NAMES, "dqn").count("PyTorch") == 1
+    with pytest.raises(ValueError, match="curves are read from runs"):
+        report(output_dir=folder, curves=folder, readme=folder / "README.md")
+
+
+def test_a_long_curve_is_thinned_to_means_of_neighbours():
+    short = ([1.0, 2.0], [5.0, 7.0])
+    assert thinned(short) == short
+    xs, ys = thinned((range(202), [3.0 * x for x in range(202)]))
+    assert len(xs) == 68  # of three points each, and of the last one
+    assert (xs[0], ys[0], xs[-1], ys[-1]) == (1.0, 3.0, 201.0, 603.0)
 
 
 def test_a_recipe_of_another_file_is_not_the_kits(tmp_path):
@@ -560,7 +604,7 @@ def test_runs_that_diverged_are_counted_and_change_no_score(tmp_path):
     jax = entry(data, "dqn")["backends"]["jax"]
     assert (jax["score"]["n"], jax["state"]) == (1, "no figure: 2 of 3")
     assert entry(data, "rnn")["metric"] == "test_mae"
-    assert "| `rnn` | test_mae, lower" in (tmp_path / "backends.md").read_text()
+    assert "| `rnn`<br>test_mae, lower" in (tmp_path / "backends.md").read_text()
 
 
 def test_machines_and_versions_are_told_and_times_compared_on_one_machine(tmp_path):
@@ -606,23 +650,25 @@ def test_a_parity_run_that_failed_is_shown(folder):
 def test_the_table_in_markdown(folder):
     report(output_dir=folder)
     text = (folder / "backends.md").read_text()
+    text = text.replace("\N{NO-BREAK SPACE}", " ")
     rows = [line for line in text.splitlines() if line.startswith("| `dqn`")]
-    assert rows[0] == (
-        "| `dqn` (quick) | eval_return, higher is better "
-        "| 490 ± 25 (n = 3); 21 ± 2.5 s | 500 ± 0 (n = 3); 11 ± 2.5 s "
-        "| 101 ± 2.5 (n = 3); 31 ± 2.5 s "
-        "| TensorFlow and JAX, equal; p against JAX: TensorFlow 0.23, PyTorch < 0.001 "
-        "| random_return 23 | 488.7 ± 16.1 (PyTorch), 498.4 ± 2.3 (JAX) (CleanRL, "
-        "500,000 steps); 500 (RL Baselines3 Zoo, 50,000 steps) |"
-    )
-    assert rows[1] == (
+    assert rows == [
+        "| `dqn` (quick)<br>eval_return, higher is better "
+        "| 490 ± 25 (n = 3)<br>21 ± 2.5 s, 2 s of it compiling "
+        "| 500 ± 0 (n = 3)<br>11 ± 2.5 s, 2 s of it compiling "
+        "| 101 ± 2.5 (n = 3)<br>31 ± 2.5 s, 2 s of it compiling "
+        "| TensorFlow and JAX, equal (best mean JAX; p: TensorFlow 0.23, PyTorch "
+        "< 0.001) |",
+        "| `dqn` (quick) | random_return 23 | 488.7 ± 16.1 (PyTorch), 498.4 ± 2.3 "
+        "(JAX) (CleanRL, 500,000 steps); 500 (RL Baselines3 Zoo, 50,000 steps) |",
         "| `dqn` (quick) "
-        "| TensorFlow and JAX, equal; p against JAX: TensorFlow 0.23, PyTorch < 0.001 "
-        "| JAX; p against JAX: TensorFlow < 0.001, PyTorch < 0.001 |"
-    )
+        "| TensorFlow and JAX, equal (best mean JAX; p: TensorFlow 0.23, PyTorch "
+        "< 0.001) | quick runs: largely compilation |",
+    ]
     (row, *_) = (line for line in text.splitlines() if line.startswith("| `mine`"))
-    assert "| interrupted | not installed | 1; 30 s (timed out: 2 of 3) |" in row
+    assert "| interrupted | not installed | 1<br>30 s (timed out: 2 of 3) |" in row
     assert "Rows marked **quick**" in text
+    assert "large part of the seconds is compilation" in " ".join(text.split())
     assert "secret" not in text
 
 
@@ -672,10 +718,12 @@ def test_the_page_is_whole_and_needs_no_network(folder):
     assert "&lt;b&gt;boom" in text and "<b>boom" not in text
     words = " ".join(" ".join(page.text).split())
     assert "490 ± 25" in words
-    assert "p against JAX: TensorFlow 0.23" in words
+    assert "(best mean JAX; p: TensorFlow 0.23, PyTorch < 0.001)" in words
     assert "not installed" in words
     assert "Quick run." in words
-    assert "of 3 recipes: too few seeds to tell (1); JAX (1); only" in words
+    # Scores come first.
+    assert words.index("Best score") < words.index("Shortest time")
+    assert "of 3 recipes: too few seeds to tell (1); quick runs: largely" in words
 
 
 def test_without_runs_there_is_no_report(tmp_path):
@@ -703,7 +751,8 @@ def test_readme_is_written_and_checked(folder, capsys):
     text = readme.read_text()
     assert text.startswith("before\n<!-- compare:begin -->\n\nRows marked **quick**")
     assert text.endswith("<!-- compare:end -->\nafter\n")
-    changed = text.replace("490 ± 25", "491 ± 25")
+    score = "490 ± 25".replace(" ", "\N{NO-BREAK SPACE}")
+    changed = text.replace(score, "491")
     assert changed != text
     readme.write_text(changed)
     assert report(**arguments, check=True) == 1

@@ -31,9 +31,9 @@ PROJECT = "keras-algorithm-kit"
 BACKENDS = ("jax", "tensorflow", "torch")
 # Extras whose packages recipes import with their default options. Others (Ray) are
 # imported only on request.
-EXTRAS = ("recipes", "pretrained")
+EXTRAS = ("recipes", "pretrained", "speech")
 # Packages whose import name differs from their own.
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
+IMPORTED_AS = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
 # Gymnasium's recorder imports it.
 BEHIND = {"RecordVideo": "moviepy"}
 # Data whose package asks for more than it needs.

@@ -64,7 +64,7 @@ def learning_curves(
             color = COLORS[backend]
             if len(curves) > 1:
                 for x, y in curves:
-                    axes.plot(x, y, color=color, linewidth=0.7, alpha=0.35)
+                    axes.plot(x, y, color=color, linewidth=0.8, alpha=0.5)
             x, y = mean_curve(curves)
             axes.plot(
                 x,

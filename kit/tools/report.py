@@ -1,14 +1,16 @@
 """Reports on the runs of `kit.tools.compare`: tables, plots and pages.
 
     python -m kit report                                # from reports/runs
+    python -m kit report --curves docs/curves           # from reports/runs, too
     python -m kit report --readme docs/comparison.md    # from reports/backends.json
     python -m kit report --readme docs/comparison.md --check
 
 `backends.json` has all results, `backends.md` and `backends.html` show them; the recipe
-declares its score (kit/tools/scores.py). A spread is the standard deviation over seeds;
-an interval is the 95 % interval of the mean by Student's t distribution. Backends are
-called equal if Welch's t-test finds no significant difference, which doesn't prove that
-they are equal.
+declares its score (kit/tools/scores.py). `--curves` also writes the learning curves as
+small CSV files, from which the documentation draws its pictures. A spread is the
+standard deviation over seeds; an interval is the 95 % interval of the mean by Student's
+t distribution. Backends are called equal if Welch's t-test finds no significant
+difference, which doesn't prove that they are equal.
 """
 
 import collections
@@ -21,12 +23,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kit.lab.baselines import pair_with_baselines
 from kit.tools import catalog
 from kit.tools.compare import BACKENDS, PARITY, read_json, require
-from kit.tools.plots import learning_curves
+from kit.tools.plots import Curve, learning_curves
 from kit.tools.scores import (
     BOUNDS,
     CURVES,
@@ -45,10 +47,16 @@ Record = dict[str, Any]
 SIGNIFICANCE = 0.05  # Backends are called equal from this p-value on.
 ROUNDING = 1e-6  # Relative differences up to this are treated as rounding.
 
+POINTS = 100  # of a run's learning curve in a CSV file, at most
+
+# Instead of who is fastest, where only quick runs could tell.
+QUICK_TIME = "quick runs: largely compilation"
+
 
 def report(
     *,
     output_dir: Path = Path("reports"),
+    curves: Path | None = None,
     readme: Path | None = None,
     check: bool = False,
 ) -> int:
@@ -59,6 +67,8 @@ def report(
 
     Args:
         output_dir: Output folder of `compare`.
+        curves: Folder for the learning curves: a CSV file for each recipe, with at most
+            100 points for each run. Files of other recipes stay.
         readme: File with the lines `<!-- compare:begin -->` and
             `<!-- compare:end -->`.
         check: Write nothing; the exit status is 1 if `readme` is out of date.
@@ -67,13 +77,15 @@ def report(
         Exit status.
 
     Raises:
-        ValueError: If there are no runs, no backends.json or no markers, or if `check`
-            is given without `readme`.
+        ValueError: If there are no runs, no backends.json or no markers, if `check`
+            is given without `readme`, or `curves` with it.
         ImportError: If a package of kit's extra `report` is missing.
     """
     require("jinja2", "matplotlib", "scipy")
     output_dir = Path(output_dir)
     if readme is not None:
+        if curves is not None:
+            raise ValueError("curves are read from runs: leave readme out.")
         return update_readme(Path(readme), output_dir / "backends.json", check)
     if check:
         raise ValueError("check needs readme: --readme README.md --check.")
@@ -83,13 +95,21 @@ def report(
             f"output_dir: no runs in {str(output_dir / 'runs')!r}. Make some: "
             "python -m kit compare --quick."
         )
-    data, curves = summarize(runs, parity)
+    data, series = summarize(runs, parity)
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     (output_dir / "backends.json").write_text(text, encoding="utf-8")
+    pictures = {key: draw(x, NAMES, key) for key, x in series.items()}
     for name in ("backends.md", "backends.html"):
-        page = render(f"{name}.jinja", data=data, curves=curves)
+        page = render(f"{name}.jinja", data=data, curves=pictures)
         (output_dir / name).write_text(page, encoding="utf-8")
         print(f"Wrote {output_dir / name}")
+    if curves is not None:
+        curves = Path(curves)
+        curves.mkdir(parents=True, exist_ok=True)
+        for key, found in series.items():
+            if found.runs:
+                write_curves(curves / f"{key}.csv", found)
+                print(f"Wrote {curves / key}.csv")
     return 0
 
 
@@ -398,24 +418,87 @@ def verdict(estimates: Mapping[str, Record], larger_is_better: bool) -> str:
     return names[0] if len(names) == 1 else f"{' and '.join(names)}, equal"
 
 
+# --- Learning curves ----------------------------------------------------------
+
+
+class Curves(NamedTuple):
+    """The learning curves of a recipe.
+
+    Attributes:
+        x: Column of `history.csv` on the x-axis.
+        y: Column on the y-axis.
+        runs: The curve of each run, by backend and seed.
+    """
+
+    x: str
+    y: str
+    runs: dict[tuple[str, str], Curve]
+
+
+def draw(curves: Curves, names: Mapping[str, str], key: str) -> str:
+    """Returns learning curves as SVG; an empty text if there are none."""
+    series: dict[str, list[Curve]] = {}
+    for backend in BACKENDS:
+        found = [curve for (x, _), curve in curves.runs.items() if x == backend]
+        if found:
+            series[backend] = found
+    return learning_curves(series, curves.x, curves.y, names, key) if series else ""
+
+
+def write_curves(path: Path, curves: Curves) -> None:
+    """Writes learning curves, with at most `POINTS` points for each run."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["backend", "seed", curves.x, curves.y])
+        for (backend, seed), curve in curves.runs.items():
+            for x, y in zip(*thinned(curve), strict=True):
+                writer.writerow([backend, seed, f"{x:.6g}", f"{y:.6g}"])
+
+
+def read_curves(path: Path) -> Curves:
+    """Returns what `write_curves` has written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        (_, _, x, y), *rows = csv.reader(file)
+    runs: dict[tuple[str, str], Any] = {}
+    for backend, seed, at, value in rows:
+        xs, ys = runs.setdefault((backend, seed), ([], []))
+        xs.append(float(at))
+        ys.append(float(value))
+    return Curves(x, y, runs)
+
+
+def thinned(curve: Curve) -> Curve:
+    """Returns a curve of at most `POINTS` points: means of as many neighbours each."""
+    size = math.ceil(len(curve[0]) / POINTS)
+    xs, ys = (
+        [
+            math.fsum(x[i : i + size]) / len(x[i : i + size])
+            for i in range(0, len(x), size)
+        ]
+        for x in curve
+    )
+    return xs, ys
+
+
 # --- Summary ------------------------------------------------------------------
 
 
 def summarize(
     runs: Sequence[Record], parity: Sequence[Record]
-) -> tuple[Record, dict[str, str]]:
-    """Returns the contents of backends.json, and a plot for each recipe."""
+) -> tuple[Record, dict[str, Curves]]:
+    """Returns the contents of backends.json, and the learning curves of each recipe."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for run in runs:
         groups.setdefault((run["recipe"], run["called"]), []).append(run)
-    recipes, curves = [], {}
+    recipes: list[Record] = []
+    curves: dict[str, Curves] = {}
     for (recipe, _), group in sorted(groups.items(), key=lambda x: place_of(x[1])):
         key = recipe
         while key in curves:  # the same recipe with other arguments
             key += "-"
         entry = summarize_recipe(key, group)
         recipes.append(entry)
-        curves[key] = draw_curves(entry, group)
+        curves[key] = curves_of(entry, group)
     versions: dict[str, list[str]] = {}
     for run in [*runs, *parity]:
         for name, version in run.get("versions", {}).items():
@@ -430,7 +513,7 @@ def summarize(
         "versions": dict(sorted(versions.items())),
         "verdicts": {
             name: dict(collections.Counter(r[name] for r in recipes).most_common())
-            for name in ("shortest_time", "best_score")
+            for name in ("best_score", "shortest_time")
         },
         "recipes": recipes,
         "parity": summarize_parity(parity),
@@ -504,6 +587,14 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
     machines = {machine for x in by_backend.values() for machine in x["machines"]}
     choose: Callable[..., str] = max if score.larger_is_better else min
     config = done[0].get("config", {}) if done else {}
+    quick = any(run["quick"] for run in runs)
+    if quick or len(machines) > 1:
+        times = {
+            "shortest_time": QUICK_TIME if quick else "not on one machine",
+            "shortest_time_test": against_best({}, False),
+        }
+    else:
+        times = compare("shortest_time", "wall_seconds", False)
     return {
         "key": key,
         "recipe": runs[0]["recipe"],
@@ -512,7 +603,7 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
         "larger_is_better": score.larger_is_better,
         "curve": declared.get("curve", ""),
         "where": declared.get("curve_rows", {}),
-        "quick": any(run["quick"] for run in runs),
+        "quick": quick,
         "arguments": " ".join(runs[0]["arguments"]),
         "config": config,
         "backends": by_backend,
@@ -520,14 +611,7 @@ def summarize_recipe(key: str, runs: Sequence[Record]) -> Record:
         "best_baseline": choose(means, key=lambda n: means[n]) if means else None,
         "references": references(declared, config),
         **compare("best_score", "score", score.larger_is_better),
-        **(
-            compare("shortest_time", "wall_seconds", False)
-            if len(machines) < 2
-            else {
-                "shortest_time": "not on one machine",
-                "shortest_time_test": against_best({}, False),
-            }
-        ),
+        **times,
     }
 
 
@@ -629,13 +713,13 @@ def largest_difference(a: Sequence[Any], b: Sequence[Any]) -> float | None:
     return short(max(abs(x - y) for x, y in zip(a, b, strict=True)))
 
 
-def draw_curves(entry: Record, runs: Sequence[Record]) -> str:
-    """Returns the backends' learning curves as SVG; an empty text without data."""
+def curves_of(entry: Record, runs: Sequence[Record]) -> Curves:
+    """Returns the learning curve of each run of a recipe."""
     histories = [run["history"] for run in runs if run["history"]]
     columns = histories[0][0] if histories else {}
     y = next((c for c in (entry["curve"], *CURVES) if c in columns), "")
     x = next((c for c in ("timesteps", "epoch") if c in columns), "")
-    series: dict[str, list[tuple[list[float], list[float]]]] = {}
+    found: dict[tuple[str, str], Curve] = {}
     for run in runs:
         points: dict[float, list[float]] = {}
         for row in run["history"]:
@@ -649,9 +733,8 @@ def draw_curves(entry: Record, runs: Sequence[Record]) -> str:
         if points:  # Of several values at one place (folds): their mean.
             xs = sorted(points)
             ys = [math.fsum(points[at]) / len(points[at]) for at in xs]
-            series.setdefault(run["backend"], []).append((xs, ys))
-    series = {backend: series[backend] for backend in BACKENDS if backend in series}
-    return learning_curves(series, x, y, NAMES, entry["key"]) if series else ""
+            found[run["backend"], str(run["seed"])] = (xs, ys)
+    return Curves(x, y, found)
 
 
 # --- Writing ------------------------------------------------------------------
@@ -674,7 +757,8 @@ def render(template: str, **values: Any) -> str:
         "figure": figure,
         "mean": mean_text,
         "interval": interval_text,
-        "p_values": p_text,
+        "tested": verdict_text,
+        "whole": lambda text: text.replace(" ", "\N{NO-BREAK SPACE}"),
     }
     return environment.get_template(template).render(**values)
 
@@ -702,14 +786,21 @@ def interval_text(x: Record) -> str:
     return f"{figure(x['low'])} to {figure(x['high'])}"
 
 
-def p_text(x: Record) -> str:
-    """Returns the p-values of a comparison: `p against JAX: PyTorch 0.23`."""
+def verdict_text(conclusion: str, test: Record) -> str:
+    """Returns a verdict with its p-values: `equal (best mean JAX; p: PyTorch 0.23)`.
+
+    A p-value is that of the difference from the best mean.
+    """
     known = [
         f"{NAMES[backend]} {figure(p, 2) if p >= 0.001 else '< 0.001'}"
-        for backend, p in x["p"].items()
+        for backend, p in test["p"].items()
         if p is not None
     ]
-    return f"p against {NAMES[x['best']]}: {', '.join(known)}" if known else ""
+    if not known:
+        return conclusion
+    best = NAMES[test["best"]]
+    best = "" if best == conclusion else f"best mean {best}; "
+    return f"{conclusion} ({best}p: {', '.join(known)})"
 
 
 def update_readme(readme: Path, source: Path, check: bool) -> int:
