@@ -38,6 +38,7 @@ if not _runs_commands():
         random,
         recurrent,
         seq2seq,
+        speech,
         transformer,
     )
     from kit.a3c import A3C
@@ -87,7 +88,9 @@ if not _runs_commands():
     from kit.rl.encoders import encoder
     from kit.rl.policies import policy_network, shared_network, value_network
     from kit.rl.together import fit_together
+    from kit.speech import SpeechRecognizer, speech_recognizer
     from kit.transformer import bert, encoder_decoder, gpt
+    from kit.unet import unet
 
 __version__ = "0.2.0"
 
@@ -116,6 +119,7 @@ __all__ = [
     "RBM",
     "RandomAffine",
     "Sequential",
+    "SpeechRecognizer",
     "VariationalAutoencoder",
     "autoencoder",
     "bert",
@@ -154,8 +158,11 @@ __all__ = [
     "seq2seq",
     "set_random_seed",
     "shared_network",
+    "speech",
+    "speech_recognizer",
     "squash",
     "transformer",
+    "unet",
     "value_network",
     "vectorize",
 ]

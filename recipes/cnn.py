@@ -19,6 +19,7 @@ https://doi.org/10.1109/ICDAR.2003.1227801). To choose settings, compare them wi
 `--validation 0.25`. Only `padding` was chosen so; the others are common values.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -46,10 +47,35 @@ NAMES = {
 def load_data(dataset: str) -> tuple[Split, list[str]]:
     """Returns training and test images, and the names of the classes.
 
-    To use your own data, return uint8 arrays (N, height, width, channels), and their
-    classes as integers that start at 0.
+    To use your own data, return arrays (N, height, width, channels) of numbers from 0
+    to 255, and their classes as integers that start at 0.
     """
     return images(dataset), NAMES[dataset].split()
+
+
+def check_data(data: Split, names: list[str]) -> None:
+    """Raises a ValueError if images or classes aren't as `load_data` says."""
+    for part, x, y in (
+        ("train", data.x_train, data.y_train),
+        ("test", data.x_test, data.y_test),
+    ):
+        if x.ndim != 4 or not len(x) or x.shape[1:] != data.x_train.shape[1:]:
+            raise ValueError(
+                f"load_data: `x_{part}` must be images (N, height, width, channels) of "
+                f"one size, received an array of shape {x.shape}."
+            )
+        low, high = x.min(), x.max()
+        if not (low >= 0 and 1 < high <= 255):  # the model divides by 255
+            raise ValueError(
+                f"load_data: `x_{part}` must hold numbers from 0 to 255, received "
+                f"numbers from {low} to {high}. Multiply images from 0 to 1 by 255."
+            )
+        if y.shape != x.shape[:1] or not set(np.unique(y)) <= set(range(len(names))):
+            raise ValueError(
+                f"load_data: `y_{part}` must hold a class from 0 to {len(names) - 1} "
+                f"for each of {len(x)} images, as there are {len(names)} names; "
+                f"received shape {y.shape}, classes {np.unique(y)[:20].tolist()}."
+            )
 
 
 def augmentation(dataset: str, seed: int) -> list[keras.layers.Layer]:
@@ -143,6 +169,7 @@ def main(
     if not 0.0 <= validation < 1.0:
         raise ValueError(f"validation={validation} must be in [0, 1).")
     data, names = load_data(dataset)
+    check_data(data, names)
     x_train, y_train, x_test, y_test = data
 
     # The model takes raw images, so that a loaded model needs no preprocessing.
@@ -179,6 +206,8 @@ def main(
         verbose=verbose,
     )
     model.save(run.output_dir / "model.keras")
+    # The model numbers the classes; their names are for those who use it.
+    (run.output_dir / "classes.json").write_text(json.dumps(names), encoding="utf-8")
 
     probabilities = model.predict(x_test, batch_size=500, verbose=0)
     y_pred = probabilities.argmax(axis=1)

@@ -23,6 +23,7 @@ from pathlib import Path
 import gymnasium
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import ops
 
@@ -130,6 +131,8 @@ NETWORK = {"obs_shape": "", "units": "None []", "network": "None"}
 
 DISCRETE = gymnasium.spaces.Discrete(2)
 PIXELS = gymnasium.spaces.Box(0, 255, (10, 10, 3), np.uint8)
+SPEECH = later(lambda: kit.speech_recognizer("gru", (2,), "ab"))
+NOTES = np.zeros((3, 4), "float32")
 ENV = later(lambda: gymnasium.make("CartPole-v1"))
 ACTOR = later(lambda: kit.policy_network((4,), DISCRETE, (4,)))
 CRITIC = later(lambda: kit.value_network((4,), (4,)))
@@ -223,12 +226,14 @@ LM = "kit.lab.language_model."
 CASES = {
     # --- Feed-forward networks
     "kit.mlp.mlp": case(
+        fine={"members": "None"},
         input_shape=(3,),
         num_outputs=2,
         units=(4,),
         activation="relu",
         output_activation="softmax",
         dropout=0.1,
+        members=None,
     ),
     "kit.cnn.cnn": case(
         fine={"input_shape": "", "filters": "[]"},
@@ -1104,6 +1109,108 @@ CASES = {
     "kit.data.texts.load": case(
         runs=False, fine={"max_texts": "None"}, name="scipy", max_texts=2
     ),
+    "kit.speech.speech_recognizer": case(
+        fine={"units": "", "alphabet": "text", "dropout": "0"},
+        layer="gru",
+        units=(2,),
+        alphabet="ab",
+        sampling_rate=8000,
+        num_mel_bins=4,
+        windows_per_frame=3,
+        dropout=0.0,
+    ),
+    "kit.speech.SpeechRecognizer": case(
+        frontend=later(lambda: SPEECH.make().frontend),
+        network=later(lambda: SPEECH.make().network),
+        frame_length=480,
+        frame_step=240,
+        alphabet="ab",
+    ),
+    "kit.speech.ctc_loss": case(
+        fine={"logits": "nan_inside"},
+        tokens=np.ones((2, 1), "int32"),
+        logits=np.zeros((2, 3, 3), "float32"),
+        num_tokens=np.array([1, 1]),
+        num_frames=np.array([3, 3]),
+    ),
+    "kit.speech.greedy": case(fine={"log_probs": "nan_inside"}, log_probs=NOTES),
+    "kit.speech.beam_search": case(
+        fine={
+            "log_probs": "nan_inside",
+            "language_model": "None",
+            "lm_weight": "0 1.5",
+            "letter_bonus": "0 -1 1.5",
+            "least": "0",
+        },
+        log_probs=NOTES,
+        beam_width=2,
+        language_model=None,
+        lm_weight=0.5,
+        letter_bonus=0.0,
+        least=0.001,
+    ),
+    "kit.speech.LetterModel": case(texts=["ab", "ba"], alphabet="ab", order=2),
+    "kit.speech.Listener": case(model=SPEECH),
+    "kit.data.speech.say": case(
+        runs=False,
+        fine={"text": "text", "pitch": "0"},
+        text="a",
+        voice="gmw/en-US",
+        words_per_minute=160,
+        pitch=50,
+    ),
+    "kit.data.speech.voices": case(
+        runs=False, fine={"accent": "None"}, part="test", accent="britain"
+    ),
+    "kit.data.speech.sentences": case(
+        fine={"without": "[] [text]"}, number=2, seed=0, without=()
+    ),
+    "kit.data.speech.vocabulary": case(),
+    "kit.data.speech.recordings": case(
+        runs=False,
+        fine={"accent": "None", "texts": "[text]"},
+        texts=["one"],
+        part="test",
+        accent="britain",
+        seed=0,
+    ),
+    "kit.data.speech.trimmed": case(
+        fine={"decibels": "-1 0"}, audio=NOTES[0], decibels=-40.0
+    ),
+    "kit.data.speech.add_noise": case(
+        fine={"decibels": "-1 0 1.5"}, audio=NOTES[0], decibels=5.0, seed=0
+    ),
+    "kit.data.speech.read_wav": case(
+        runs=False, fine={"path": "text"}, path="no/such/file.wav"
+    ),
+    "kit.data.speech.write_wav": case(
+        runs=False, fine={"path": "text"}, path="no/such/folder/a.wav", audio=NOTES[0]
+    ),
+    "kit.unet.unet": case(
+        fine={"input_shape": "", "activation": "None", "dropout": "0"},
+        input_shape=(8, 8, 1),
+        num_outputs=1,
+        filters=(2, 2),
+        num_convolutions=1,
+        activation="sigmoid",
+        residual=False,
+        dropout=0.0,
+        batch_normalization=False,
+    ),
+    "kit.data.phantoms.phantoms": case(fine={"seed": "0"}, number=1, size=16, seed=0),
+    "kit.data.tables.read_table": case(
+        runs=False, fine={"csv": "text", "target": "text"}, csv="no.csv", target="y"
+    ),
+    "kit.data.tables.make_table": case(
+        fine={"target": "text", "classes": "[]"},
+        frame=later(lambda: pd.DataFrame({"a": [1.0, 2.0]})),
+        y=np.array([0, 1]),
+        classes=("no", "yes"),
+        target="t",
+    ),
+    "kit.data.tables.encode": case(
+        frame=later(lambda: pd.DataFrame({"a": [1.0]})), columns={"a": []}
+    ),
     "kit.data.texts.description": case(fine={"docstring": "text"}, docstring="A text."),
     "kit.data.vision.images": case(runs=False, name="mnist_5k"),
     # --- What recipes share
@@ -1297,6 +1404,10 @@ METHODS = {
         later(lambda: kit.ngram.NGram(2).fit(TOKENS, 3)),
         case(tokens=TOKENS),
     ),
+    "ngram.next_probabilities": (
+        later(lambda: kit.ngram.NGram(2).fit(TOKENS, 3)),
+        case(context=TOKENS),
+    ),
     "characters.of": (
         later(lambda: corpus.Characters),
         case(fine={"text": "text", "min_count": "0"}, text="abc", min_count=1),
@@ -1318,6 +1429,7 @@ EXEMPT = {
     "kit.rl.env_state": "backups call it",
     "kit.rl.hanging": "training loops call it",
     "kit.rl.progress": "training loops call it",
+    "kit.data.speech.synthesizer": "takes nothing",
     "kit.rl.noisy.draw_noise": "agents call it",
     "kit.rl.noisy.noisy_layers": "agents call it",
     "kit.rl.policies.of_taken_action": "a part of compiled programs",

@@ -262,6 +262,7 @@ def test_recipe_leaves_what_it_promises(load_recipe, tmp_path, capsys, few_digit
     recipe.main(output_dir=tmp_path, seed=1, validation=0.5, **TINY)
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.keras",
+        "classes.json",
         "history.csv",
         "metrics.json",
         "confusion_matrix.png",
@@ -281,7 +282,37 @@ def test_recipe_leaves_what_it_promises(load_recipe, tmp_path, capsys, few_digit
     # Raw images are all that the saved model needs, and it leaves them as they are.
     model = keras.saving.load_model(tmp_path / "model.keras")
     y_pred = model.predict(few_digits.x_test, verbose=0).argmax(axis=1)
+    assert json.loads((tmp_path / "classes.json").read_text()) == list("0123456789")
     assert np.mean(y_pred == few_digits.y_test) == record["metrics"]["test_accuracy"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "x_test",
+            lambda x: x / 255,
+            "`x_test` must hold numbers from 0 to 255.* 1.0.*",
+        ),
+        ("x_train", lambda x: x - 1.0, "`x_train` must .* from -1.0 to 254.0"),
+        ("x_train", lambda x: x * np.nan, "`x_train` must .* from nan"),
+        ("x_test", lambda x: x[..., 0], r"`x_test` must be images .*\(40, 28, 28\)"),
+        ("x_test", lambda x: x[:, 1:], r"`x_test` must be .*\(40, 27, 28, 1\)"),
+        ("y_test", lambda y: y + 1, r"`y_test` must .* 0 to 9 .*classes \[1, 2.*10\]"),
+        ("y_train", lambda y: y[:, None], r"`y_train` must .*shape \(200, 1\)"),
+        ("y_train", lambda y: y[1:], r"`y_train` must .*200 images.*shape \(199,\)"),
+        ("y_train", lambda y: y.astype(str), r"`y_train` must .*classes \['0', "),
+    ],
+)
+def test_recipe_refuses_data(
+    load_recipe, tmp_path, few_digits, monkeypatch, part, change, message
+):
+    recipe = load_recipe("cnn")
+    data = few_digits._replace(**{part: change(getattr(few_digits, part))})
+    monkeypatch.setattr(recipe, "images", lambda name: data)
+    with pytest.raises(ValueError, match=f"load_data: {message}"):
+        recipe.main(output_dir=tmp_path, **TINY)
 
 
 def colour_images(monkeypatch):

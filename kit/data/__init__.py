@@ -1,10 +1,11 @@
 """Data for the recipes: images and text that need no download.
 
 `kit.data.vision` has labelled images, `kit.data.corpus` running text and a vocabulary
-of characters, `kit.data.texts` short labelled texts.
+of characters, `kit.data.texts` short labelled texts, `kit.data.speech` spoken
+sentences.
 """
 
-from kit.data import texts
+from kit.data import speech, texts
 from kit.data.corpus import Characters, english_text, load_text
 from kit.data.vision import DATASETS, Split, images
 
@@ -15,5 +16,6 @@ __all__ = [
     "english_text",
     "images",
     "load_text",
+    "speech",
     "texts",
 ]

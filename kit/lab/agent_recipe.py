@@ -205,8 +205,8 @@ def finish_agents(
         its seed.
     """
     checks.check("finish_agents", locals(), ACCEPTED)
-    run.begin()
     test_env, seed = make_envs(env, episodes), 10_000 + run.seed
+    run.begin()
     returns = {}
     for agent in agents:
         agent.save(run.output_dir / f"model-{agent.seed}.keras")

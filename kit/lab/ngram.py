@@ -33,6 +33,7 @@ ACCEPTED = {
     "order": checks.integer("[1, 1000]"),
     "smoothing": checks.one_of(*SMOOTHINGS),
     "tokens": checks.array("T", "integers"),
+    "context": checks.array("T", "integers"),
     "vocabulary_size": checks.SIZE,
     "train": checks.array("T", "integers"),
     "valid": checks.array("V", "integers"),
@@ -146,6 +147,33 @@ class NGram:
             result[k:][seen] = first + gamma[numbers[seen]] * result[k:][seen]
         return result
 
+    def next_probabilities(self, context: Any) -> np.ndarray:
+        """Returns the probability of each token after a context.
+
+        Args:
+            context: Integers in [0, V), shape `(T,)`, the last of which count; at least
+                one.
+
+        Returns:
+            float64 of shape `(V,)`; the sum is 1.
+
+        Raises:
+            ValueError: If the context isn't such integers.
+        """
+        context = self._checked(context, "context")
+        result = np.full(self.vocabulary_size, 1.0 / self.vocabulary_size)
+        number, every = 0, np.arange(self.vocabulary_size)
+        for k in range(min(self.order, len(context) + 1)):
+            if k:
+                key = np.array([self._key(number, context[-k])])
+                number = int(_find(self._contexts[k], key)[0])
+                if number < 0:  # the context never occurred
+                    break
+            gram = _find(self._grams[k], self._key(number, every))
+            direct, gamma = self._weights[k]
+            result = np.where(gram >= 0, direct[gram], 0.0) + gamma[number] * result
+        return result
+
     def bits_per_token(self, tokens: Any) -> float:
         """Returns the mean of -log2 of the tokens' probabilities."""
         return float(-np.log2(self.probabilities(tokens)).mean())
@@ -165,13 +193,13 @@ class NGram:
     def _key(self, numbers, tokens):
         return numbers * self.vocabulary_size + tokens
 
-    def _checked(self, tokens):
-        checks.check("NGram", locals(), ACCEPTED)
+    def _checked(self, tokens, name="tokens"):
+        checks.check("NGram", {name: tokens}, ACCEPTED)
         tokens = np.asarray(tokens)
         size = self.vocabulary_size
         if not 0 <= tokens.min() <= tokens.max() < size:
             raise ValueError(
-                f"`tokens` must be integers from 0 to {size - 1} in one dimension, "
+                f"`{name}` must be integers from 0 to {size - 1} in one dimension, "
                 f"received {tokens.dtype} of shape {tokens.shape}."
             )
         return tokens.astype("int64")
