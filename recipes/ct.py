@@ -17,8 +17,9 @@ Expected result on 100 test phantoms (seed 0, each backend): 40.3 dB, which is 7
 above filtered back projection (95 % interval 7.7 to 8.0); SART has 35.6 dB, total
 variation 38.9. The lesions' Dice is 0.81 (0.78 to 0.84), that of the best thresholds
 0.42. Seeds 1 and 2 (JAX) give 40.2 and 39.2 dB, and a Dice of 0.84 and 0.82. It takes
-two to four minutes on one core. Test and training phantoms are of one kind, so this doesn't show what the
-networks do with other bodies, where they may invent or remove details.
+two to four minutes on one core. Test and training phantoms are of one kind, so this
+doesn't show what the networks do with other bodies, where they may invent or remove
+details.
 
 Paper: Jin et al., 2017, https://arxiv.org/abs/1611.03679, for the reconstruction;
 Ronneberger et al., 2015, https://arxiv.org/abs/1505.04597, for the network and the

@@ -307,7 +307,8 @@ class Run:
         rate = record["throughput"]
         facts = [
             f"{_number(rate['value'])} {rate['unit']}",
-            f"{record['wall_seconds']:.1f} s in all",
+            f"{record['wall_seconds']:.1f} s "
+            + ("since it was resumed" if self.resume else "in all"),
         ]
         if record["compile_seconds"] is not None:
             facts[1] += f", {record['compile_seconds']:.1f} s of it compiling"
@@ -593,7 +594,10 @@ def versions() -> dict[str, Any]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
-    return {**found, "platform": platform.platform(), "cpu_count": os.cpu_count()}
+    # Those that this process may use, where the operating system tells.
+    may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    cpu_count = len(may_use(0))
+    return {**found, "platform": platform.platform(), "cpu_count": cpu_count}
 
 
 def _to_json(value: Any, name: str) -> Any:

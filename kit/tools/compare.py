@@ -151,6 +151,11 @@ def compare(
         return 130
     if failed:
         console.print(f"Failed: {', '.join(failed)}. Their log.txt says why.")
+    console.print(
+        f"Compare them: python -m kit report --output-dir {output_dir}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 1 if failed or not installed else 0
 
 
