@@ -110,7 +110,7 @@ MINATAR = {
     "exploration_fraction": 0.1,
     "n_step": 3,
 }
-BY_ENV = {"ALE/": ATARI, GAMES: MINATAR}
+BY_ENV: dict[Any, dict[str, Any]] = {"ALE/": ATARI, GAMES: MINATAR}
 
 
 def main(

@@ -35,7 +35,7 @@ one JAX program.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 
@@ -82,7 +82,10 @@ MINATAR = {
 }
 # In two of them, convolutions reach several times the score, in four times the time.
 CONVOLUTIONS = {"network": "minatar", "units": (128,), "learning_rate": 4e-3}
-BY_ENV = {GAMES: MINATAR, ("kit/Asterix", "kit/Seaquest"): CONVOLUTIONS}
+BY_ENV: dict[Any, dict[str, Any]] = {
+    GAMES: MINATAR,
+    ("kit/Asterix", "kit/Seaquest"): CONVOLUTIONS,
+}
 
 
 def main(

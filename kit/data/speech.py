@@ -37,6 +37,8 @@ ACCENTS = {
     "scotland": "gmw/en-GB-scotland",
 }
 NEW_ACCENT = "scotland"  # not in the training part
+# How far `recordings` varies voices: the logarithm of all frequencies, and decibels.
+STRETCH, TONE = 0.18, 4.0
 
 # Speakers that aren't in the training part. No two speakers of different parts have
 # more than half of their settings in common.
@@ -95,6 +97,8 @@ ACCEPTED = {
     "number": checks.SIZE,
     "seed": checks.SEED,
     "without": checks.sequence(checks.TEXT),
+    "different": checks.BOOL,
+    "vary": checks.BOOL,
     "part": checks.one_of(*SPEAKERS),
     "accent": checks.one_of(*ACCENTS),
     "audio": checks.array("samples", "floats", "[-1e6, 1e6]"),
@@ -259,13 +263,17 @@ def voices(part: str = "train", accent: str | None = None) -> list[str]:
 # --- Sentences ------------------------------------------------------------------
 
 
-def sentences(number: int, seed: int = 0, without: Sequence[str] = ()) -> list[str]:
-    """Draws different sentences: rows of digits, and requests to a machine at home.
+def sentences(
+    number: int, seed: int = 0, without: Sequence[str] = (), different: bool = True
+) -> list[str]:
+    """Draws sentences: rows of digits, and requests to a machine at home.
 
     Args:
         number: How many.
         seed: Seed of the draws. Defaults to 0.
-        without: Sentences that must not be among them, such as those of the training.
+        without: Sentences that must not be among them, such as those of the test.
+        different: If `True`, each sentence occurs once. Then thousands of sentences are
+            mostly digits and sums, as there are few others. Defaults to `True`.
 
     Returns:
         Lower-case words, separated by spaces.
@@ -282,15 +290,17 @@ def sentences(number: int, seed: int = 0, without: Sequence[str] = ()) -> list[s
     """
     checks.check("sentences", locals(), ACCEPTED)
     rng = np.random.default_rng(seed)
-    found: dict[str, None] = {}  # keeps the order
-    known = set(without)
+    found: list[str] = []
+    refused = set(without)
     for _ in range(100 * number):
         template = TEMPLATES[rng.integers(len(TEMPLATES))]
         text = re.sub(r"{(\w+)}", lambda slot: _fill(slot[1], rng), template)
-        if text not in known:
-            found[text] = None
+        if text not in refused:
+            found.append(text)
+            if different:
+                refused.add(text)
             if len(found) == number:
-                return list(found)
+                return found
     raise ValueError(f"number={number} is more than there are different sentences.")
 
 
@@ -320,17 +330,24 @@ def recordings(
     part: str = "train",
     accent: str | None = None,
     seed: int = 0,
+    vary: bool = False,
 ) -> Utterances:
     """Speaks each text with a voice, speed and pitch that are drawn at random.
 
     Speeds are 130 to 190 words per minute, and there is up to 0.15 s of silence before
     and after the speech. The largest sample is 0.1 to 1.
 
+    There are few speakers to learn from. `vary` makes each sentence that of another
+    one. A longer throat has lower resonances: all frequencies are multiplied by the
+    same factor, 0.84 to 1.2. And some bands get louder, others quieter, by a few
+    decibels.
+
     Args:
         texts: Sentences.
         part: See `voices`. Defaults to `"train"`.
         accent: See `voices`. Defaults to `None`.
         seed: Seed of the draws. Defaults to 0.
+        vary: If `True`, each voice is varied. Defaults to `False`.
 
     Returns:
         `Utterances`.
@@ -341,19 +358,34 @@ def recordings(
         ImportError: If espeakng-loader isn't installed.
     """
     names = voices(part, accent)
-    checks.check("recordings", {"texts": texts, "seed": seed}, ACCEPTED)
+    given = {"texts": texts, "seed": seed, "vary": vary}
+    checks.check("recordings", given, ACCEPTED)
     rng = np.random.default_rng(seed)
     audio, chosen = [], []
     with synthesizer() as speak:
         for text in texts:
             voice = names[rng.integers(len(names))]
             speed, pitch = int(rng.integers(130, 191)), int(rng.integers(20, 81))
-            speech = trimmed(_resample(*speak(text, voice, speed, pitch)))
+            factor = np.exp(rng.uniform(-STRETCH, STRETCH)) if vary else 1.0
+            samples, rate = speak(text, voice, round(speed / factor), pitch)
+            if vary:  # played faster, the speech is higher, and as fast as it should be
+                rate = 100 * round(rate * factor / 100)
+            speech = trimmed(_resample(samples, rate))
+            if vary:
+                speech = _with_tone(speech, rng.normal(0, TONE, 6))
             loudness = 10 ** rng.uniform(-1, 0) / max(abs(speech).max(), 1e-6)
             silence = rng.integers(0, round(0.15 * SAMPLING_RATE), 2)
             audio.append(np.pad(loudness * speech, silence).astype("float32"))
             chosen.append(voice)
     return Utterances(audio, list(texts), chosen)
+
+
+def _with_tone(audio, decibels):
+    """Makes frequencies louder, by decibels from the lowest to the highest."""
+    spectrum = np.fft.rfft(audio)
+    places = np.linspace(0, 1, len(spectrum))
+    gains = np.interp(places, np.linspace(0, 1, len(decibels)), decibels)
+    return np.fft.irfft(spectrum * 10 ** (gains / 20), len(audio))
 
 
 def trimmed(audio: np.ndarray, decibels: float = -40.0) -> np.ndarray:

@@ -145,8 +145,8 @@ def from_brax(
         return after, after.obs, after.reward, after.done, False
 
     spaces = (
-        Box(-np.inf, np.inf, (env.observation_size,), "float32"),
-        Box(-1.0, 1.0, (env.action_size,), "float32"),
+        Box(-np.inf, np.inf, (env.observation_size,), np.float32),
+        Box(-1.0, 1.0, (env.action_size,), np.float32),
     )
     return _JaxEnv(env, reset, step, spaces, num_envs, max_episode_steps)
 

@@ -49,7 +49,7 @@ class CountsEpisodes(Protocol):
 
     num_envs: int
     episodes: list[tuple[float, int]]
-    not_finite: Mapping[str, float]
+    not_finite: dict[str, float]
     check_finite: bool
     on_error: Callable[[], None]
 
