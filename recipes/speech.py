@@ -14,13 +14,13 @@ later (`python -m pip install espeakng-loader`). No speaker and no sentence of t
 occurs in training. The baseline compares with recordings of single words (dynamic time
 warping).
 
-Expected result: 22 % wrong words with the language model and 46 % without, on 100 clean
-sentences by ten speakers of the validation part (JAX, seed 10, 2,516 steps on 4,715
-sentences, in three parts; the default has 2,632 steps). In noise of 10 dB, it is 28 and
-56 %, in an accent that isn't in training 24 and 57 %. The baseline has 38 % (16
-sentences). The training's loss is far lower (1.7 a sentence): new speakers are the
-difficulty. The default takes about four minutes of one free core
-on JAX. All speakers are made by the same rules, so this says nothing about people.
+Expected result: 0.5 % wrong words with the language model and 9 to 11 % without, on 150
+clean sentences by 21 speakers that aren't in the training (JAX, seeds 0 and 1). In
+noise of 10 dB, it is 6 and 24 to 26 %; in an accent that isn't in the training, 4 to 6
+and 24 to 26 %. The baseline has 54 to 57 % clean and 95 % in this noise. The language
+model knows the patterns that all sentences are made of. The run takes four and a half
+minutes of one core on JAX, and 4.2 GB of memory; on PyTorch and TensorFlow, it wasn't
+measured. All speakers are made by the same rules, so this says nothing about people.
 
 Paper: Graves et al., 2006, https://doi.org/10.1145/1143844.1143891. Differences:
 letters instead of phonemes, layers that only look back, and a beam search with a
@@ -195,7 +195,10 @@ def main(
         data = load_data(train_sentences, test_sentences, templates, validation, seed)
         model = kit.speech_recognizer(layer, units or UNITS[layer])
         kit.initialize_weights(model, seed)
-        pairs = zip(data.train.audio, data.train.texts, strict=True)
+        # In silence, the network can tell only the first frame from the others, and
+        # would learn to guess a sentence's first letter there. A space takes its place.
+        texts = [" " + text for text in data.train.texts]
+        pairs = zip(data.train.audio, texts, strict=True)
         kept = [(audio, text) for audio, text in pairs if suits(model, audio, text)]
         frames, targets = model.encode(*zip(*kept, strict=True))
         data_seconds = time.perf_counter() - start
@@ -213,10 +216,10 @@ def main(
             verbose=verbose,
         )
         model.save(run.output_dir / "model.keras")
-        sentences = "\n".join(data.train.texts)
+        sentences = "\n".join(texts)
         (run.output_dir / "sentences.txt").write_text(sentences, encoding="utf-8")
 
-        letters = LetterModel(data.train.texts, model.alphabet, order)
+        letters = LetterModel(texts, model.alphabet, order)
         name = "validation" if validation else "test"
         templates_of_words = Templates(model, data.words)
         metrics, baselines = {}, {}
@@ -281,11 +284,12 @@ def transcribe(
 ) -> tuple[list[str], list[str]]:
     """Returns the texts of the best paths, and those of the beam search."""
     rows = model.log_probs(audio)
-    heard = [model.decode(greedy(x)) for x in rows]
-    read = [
-        model.decode(beam_search(x, language_model=letters, **search)) for x in rows
-    ]
-    return heard, read
+    heard = [greedy(x) for x in rows]
+    read = [beam_search(x, language_model=letters, **search) for x in rows]
+    return (
+        [model.decode(tokens).strip() for tokens in heard],
+        [model.decode(tokens).strip() for tokens in read],
+    )
 
 
 def stream(model: kit.SpeechRecognizer, data: Utterances) -> dict[str, float]:
@@ -360,7 +364,7 @@ def transcribe_file(
                 )
         shown = max(shown, complete)
     tokens = beam_search(np.array(listener.log_probs), language_model=letters, **search)
-    result = {"heard": listener.text, "text": model.decode(tokens)}
+    result = {"heard": listener.text.strip(), "text": model.decode(tokens).strip()}
     if verbose:
         print(f"\nWith the language model: {result['text']}")
     return result
@@ -481,10 +485,10 @@ def draw_result(
         left.axhline(0.05, color="0.6", linestyle=":", linewidth=1)
         left.set_title("Wrong words, speakers never heard", loc="left")
         left.set_xlabel("Noise (signal-to-noise ratio)")
-        left.set_ylim(0)
+        left.set_ylim(0, 1.02)
         left.yaxis.set_major_formatter("{x:.0%}")
         left.grid(alpha=0.3)
-        left.legend()
+        left.legend(loc="upper right", fontsize="small")
         losses = history.history["loss"]
         right.plot(np.arange(1, len(losses) + 1), losses, marker="o", color=DARK)
         right.set_title("CTC loss of the training", loc="left")

@@ -1163,7 +1163,7 @@ CASES = {
         runs=False, fine={"accent": "None"}, part="test", accent="britain"
     ),
     "kit.data.speech.sentences": case(
-        fine={"without": "[] [text]"}, number=2, seed=0, without=()
+        fine={"without": "[] [text]"}, number=2, seed=0, without=(), different=True
     ),
     "kit.data.speech.vocabulary": case(),
     "kit.data.speech.recordings": case(
@@ -1173,6 +1173,7 @@ CASES = {
         part="test",
         accent="britain",
         seed=0,
+        vary=False,
     ),
     "kit.data.speech.trimmed": case(
         fine={"decibels": "-1 0"}, audio=NOTES[0], decibels=-40.0

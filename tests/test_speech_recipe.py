@@ -1,6 +1,8 @@
 """The voices of eSpeak NG, and the recipe of speech recognition."""
 
 import json
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -86,6 +88,43 @@ def test_recordings_are_repeatable():
 
 
 @pytest.mark.once
+def test_varied_voices(monkeypatch):
+    asked = []
+
+    @contextmanager
+    def synthesizer():
+        def speak(text, voice, words_per_minute, pitch):
+            asked.append(words_per_minute)
+            tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
+            return (10_000 * tone).astype("int16"), 16_000
+
+        yield speak
+
+    monkeypatch.setattr(speech, "synthesizer", synthesizer)
+
+    def factors(**options):  # by which the tone is higher, and the samples are fewer
+        audio = speech.recordings(["one"] * 60, seed=3, **options).audio
+        high = [8000 * abs(np.fft.rfft(x)).argmax() / x.size / 1000 for x in audio]
+        return np.array(high), np.array([8000 / speech.trimmed(x).size for x in audio])
+
+    high, short = factors()
+    np.testing.assert_allclose(high, 1, atol=1e-3)
+    assert min(asked) < 140 and max(asked) > 180
+    asked.clear()
+    high, short = factors(vary=True)
+    np.testing.assert_allclose(high, short, rtol=0.01)
+    assert 0.83 < high.min() < 0.88 and 1.14 < high.max() < 1.21
+    # As many words per minute as without.
+    speeds = np.array(asked) * high
+    assert 129 < speeds.min() < 140 and 180 < speeds.max() < 192
+
+    # Six gains, at 0, 800, ..., 4000 Hz: here, the tone is between two of them.
+    tone = np.sin(2 * np.pi * 1200 * np.arange(8000) / 8000)
+    louder = speech._with_tone(tone, [0.0, 0.0, 20.0, 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(louder, 10**0.5 * tone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.once
 def test_sentences_differ_and_have_known_words(monkeypatch):
     texts = speech.sentences(500, seed=3)
     assert len(set(texts)) == 500 == len(texts)
@@ -97,6 +136,8 @@ def test_sentences_differ_and_have_known_words(monkeypatch):
     assert len(speech.sentences(56)) == 8 * 7
     with pytest.raises(ValueError, match="number=57 is more"):
         speech.sentences(57)
+    often = speech.sentences(500, without=["call anna on friday"], different=False)
+    assert len(often) == 500 and len(set(often)) == 55
 
 
 @pytest.mark.once
@@ -200,6 +241,9 @@ def test_recipe_leaves_what_it_promises(recipe, tmp_path, few_words, capsys):
     assert set(record["baselines"]) == {f"dtw_test_{x}" for x in rates[:3]}
     assert record["metrics"]["streamed_differently"] == 0.0
 
+    lines = (tmp_path / "sentences.txt").read_text().splitlines()
+    assert len(lines) == 24 and all(re.match(" [a-z]", line) for line in lines)
+
     # Raw audio is all that the saved model needs.
     model = keras.saving.load_model(tmp_path / "model.keras")
     audio = speech.read_wav(tmp_path / "clean.wav")
@@ -209,7 +253,7 @@ def test_recipe_leaves_what_it_promises(recipe, tmp_path, few_words, capsys):
     shown = capsys.readouterr().out
     assert set(result) == {"heard", "text"} and result["text"] in shown
     result = recipe.main(wav=tmp_path / "clean.wav", output_dir=tmp_path, verbose=0)
-    assert result["heard"] == heard and not capsys.readouterr().out
+    assert result["heard"] == heard.strip() and not capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.json").read_text()) == record
 
 
@@ -289,11 +333,26 @@ def test_recipe_refuses(recipe, tmp_path, arguments, message):
         recipe.main(**{**TINY, "output_dir": tmp_path, **arguments})
 
 
+@pytest.mark.once
+def test_leaves_out_what_training_cannot_use(recipe):
+    model = kit.speech_recognizer("gru", (2,))
+    for text, needed in (("one", 3), ("three", 6), ("call anna", 11)):
+        enough = np.zeros(240 * (needed + 1), "float32")
+        assert recipe.suits(model, enough, text)
+        assert not recipe.suits(model, enough[:-240], text)
+        model.encode([enough], [text])
+        with pytest.raises(ValueError, match=f"needs {needed} frames"):
+            model.encode([enough[:-240]], [text])
+    assert recipe.suits(model, np.zeros(21_600, "float32"), "one")
+    assert not recipe.suits(model, np.zeros(21_601, "float32"), "one")
+
+
 @pytest.mark.learn
 def test_learns_sentences(recipe, tmp_path):
     record = recipe.main(output_dir=tmp_path, verbose=0)
-    assert record["metrics"]["test_wer"] < 0.05
-    assert record["metrics"]["test_greedy_wer"] < record["baselines"]["dtw_test_wer"]
+    assert record["metrics"]["test_wer"] < 0.03
+    assert record["metrics"]["test_greedy_wer"] < 0.2  # without the space: 0.2
+    assert record["baselines"]["dtw_test_wer"] > 0.4
 
 
 @pytest.mark.once
