@@ -279,8 +279,9 @@ class TorchLoop:
         """From the operands of `kit::loop` to its outputs."""
         num_written = len(self.written)
         num_state = num_written + self.num_carry
+        given = operands[:num_written]
+        operands = [x.contiguous() for x in operands]  # or the body's code doesn't fit
         # The body may change the variables in place: they are the loop's own.
-        operands = [x.contiguous() for x in operands]  # or its code doesn't fit
         state = [x.clone() for x in operands[:num_written]]
         state += operands[num_written:num_state]
         operands = operands[num_state:]
@@ -303,6 +304,10 @@ class TorchLoop:
                 *[fixed if i is None else state[i] for i, fixed in sources],
             )
             state, ys[t] = outputs[:num_state], outputs[num_state:]
+        # A variable keeps its strides, as products round otherwise with others.
+        for i, x in enumerate(given):
+            if not x.is_contiguous():
+                state[i] = torch.empty_like(x).copy_(state[i])
         return [*state, *(torch.stack(column) for column in zip(*ys, strict=True))]
 
 
