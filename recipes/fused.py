@@ -19,7 +19,7 @@ one program (`kit/rl/together.py`): learning_curve.png shows each curve, and the
 
 For MinAtar's games (`--env kit/Breakout-v1`, Asterix, Freeway, Seaquest,
 SpaceInvaders), the options that you don't set have values of their own: 5,000,000
-frames, in three to six minutes on one core, or twelve where the network has
+frames, in three to six minutes on one core, or twelve to fifteen where the network has
 convolutions (Asterix, Seaquest). docs/scores.md has the scores.
 
 Expected result on CartPole-v1: a return of 500 (the maximum) after 100,000 steps (seeds
