@@ -688,7 +688,6 @@ class _Tally:
         self.called: float | None = None  # when waiting for a push began
         self.pushes = 0  # reported ones
         self.episodes: list[tuple[float, int]] = []
-        self.not_finite: dict[str, float] = {}  # workers raise an error at once
 
     def describe_call(self) -> str:
         """Returns a description of the call that is being waited for."""

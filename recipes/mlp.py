@@ -68,7 +68,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import keras
 import numpy as np
@@ -97,14 +97,10 @@ from kit import checks
 from kit.data.tables import Table, encode, make_table, read_table
 from kit.lab.run import Run, command_line
 
-DATASETS = (
-    "breast_cancer",
-    "wine",
-    "diabetes",
-    "german_credit",
-    "phishing",
-    "shuttle",
-)
+Dataset = Literal[
+    "breast_cancer", "wine", "diabetes", "german_credit", "phishing", "shuttle"
+]
+DATASETS = get_args(Dataset)
 MAX_ROWS = 4096  # in one call of the networks
 
 
@@ -178,9 +174,7 @@ ACCEPTED = {
 
 def main(
     *,
-    dataset: Literal[
-        "breast_cancer", "wine", "diabetes", "german_credit", "phishing", "shuttle"
-    ] = "breast_cancer",
+    dataset: Dataset = "breast_cancer",
     csv: Path | None = None,
     target: str | None = None,
     folds: int = 5,

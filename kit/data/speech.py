@@ -11,7 +11,6 @@ Audio is a float32 array of samples in [-1, 1], 8,000 each second, as on the tel
 """
 
 import ctypes
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,20 +136,14 @@ def synthesizer() -> Iterator[Any]:
         ImportError: If espeakng-loader isn't installed.
         OSError: If the library can't be loaded.
     """
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise ImportError(
-            "eSpeak NG comes with espeakng-loader, which isn't installed: "
-            "`python -m pip install espeakng-loader`, or kit's extra `speech`."
-        ) from error
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    data = espeakng_loader.get_data_path()
+    loader = _loader()
+    library = ctypes.CDLL(loader.get_library_path())
+    data = loader.get_data_path()
     # 2: speak before the call returns. 0x8000: don't end the process after an error.
     rate = library.espeak_Initialize(2, 0, data.encode(), 0x8000)
     if rate <= 0:
         raise OSError(f"eSpeak NG can't read its data in {data}.")
-    known = {path.name for path in (Path(data) / "voices" / "!v").iterdir()}
+    known = set(_speakers(data))
     parts: list[np.ndarray] = []
 
     @ctypes.CFUNCTYPE(
@@ -181,6 +174,24 @@ def synthesizer() -> Iterator[Any]:
     finally:
         library.espeak_Terminate()
         _unload(library)
+
+
+def _loader():
+    """Returns the package that knows where the library and its data are."""
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise ImportError(
+            "eSpeak NG and its voices come with espeakng-loader, which isn't "
+            "installed: `python -m pip install espeakng-loader`, or kit's extra "
+            "`speech`."
+        ) from error
+    return espeakng_loader
+
+
+def _speakers(data):
+    """Returns the names of all speakers, sorted."""
+    return sorted(path.name for path in (Path(data) / "voices" / "!v").iterdir())
 
 
 def _unload(library):
@@ -246,15 +257,8 @@ def voices(part: str = "train", accent: str | None = None) -> list[str]:
     checks.check("voices", locals(), accepted)
     speakers = HELD_OUT.get(part, "").split()
     if not speakers:
-        spec = importlib.util.find_spec("espeakng_loader")
-        if spec is None or spec.origin is None:
-            raise ImportError(
-                "eSpeak NG's voices come with espeakng-loader, which isn't installed: "
-                "`python -m pip install espeakng-loader`, or kit's extra `speech`."
-            )
-        folder = Path(spec.origin).parent / "espeak-ng-data" / "voices" / "!v"
         others = " ".join([*HELD_OUT.values(), LEFT_OUT]).split()
-        names = sorted(path.name for path in folder.iterdir())
+        names = _speakers(_loader().get_data_path())
         speakers = [name for name in names if name not in others]
     accents = [x for x in ACCENTS if x != NEW_ACCENT] if accent is None else [accent]
     return [f"{ACCENTS[x]}+{speaker}" for speaker in speakers for x in accents]

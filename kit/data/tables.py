@@ -84,9 +84,9 @@ def read_table(csv: str | Path, target: str) -> Table:
     y = frame.pop(target)
     if y.isna().any():
         raise ValueError(
-            f"read_table: `target` must be a column without gaps; {target!r} has none "
-            f"in row {int(y.isna().to_numpy().argmax())} (the first one is row 0). "
-            "Leave such rows out."
+            f"read_table: `target` must be a column without gaps; {target!r} has no "
+            f"value in row {int(y.isna().to_numpy().argmax())} (the first one is row "
+            "0). Leave such rows out."
         )
     values, codes = np.unique(y.to_numpy(), return_inverse=True)
     if pd.api.types.is_numeric_dtype(y) and not pd.api.types.is_bool_dtype(y):

@@ -220,6 +220,7 @@ class TorchLoop:
         captured: Constants, and what the body takes from around it.
         written: Variables that the body assigns.
         read_only: Variables that it only reads.
+        threefry: Random numbers as one operator of PyTorch.
     """
 
     number: int

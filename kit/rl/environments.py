@@ -99,7 +99,6 @@ class Environments:
         self.called: float | None = None
         self._obs_shape = (self.num_envs, *self.packing.shape)
         self.episodes: list[tuple[float, int]] = []
-        self.not_finite: dict[str, float] = {}  # `step` raises an error at once
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Begins new episodes; returns their first observations (N, ...)."""

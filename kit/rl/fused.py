@@ -146,7 +146,6 @@ class Played:
         env: The environments.
         num_envs: N.
         episodes: `(return, length)` of the episodes that ended.
-        not_finite: What isn't finite since the last call, by name.
         position: Their position, arrays in any structure; a part of backups.
     """
 
@@ -154,7 +153,6 @@ class Played:
         self.env = env
         self.num_envs = env.num_envs
         self.episodes: list[tuple[float, int]] = []
-        self.not_finite: dict[str, float] = {}
         self.check_finite = True
         self.on_error: Callable[[], None] = lambda: None
         self.position = position
@@ -164,24 +162,27 @@ class Played:
 
     def count(
         self, ended: Tensor, returns: Tensor, lengths: Tensor, finite_obs: Tensor
-    ) -> None:
-        """Records the episodes that ended in a call, and what isn't finite.
+    ) -> dict[str, float]:
+        """Records the episodes that ended in a call.
 
         Args:
             ended: Booleans of any shape.
             returns: Return of each step's episode up to it, same shape.
             lengths: Length of each step's episode up to it, same shape.
             finite_obs: Whether observations are finite, any shape.
+
+        Returns:
+            What isn't finite, by name: `reward`, `observation`.
         """
         ended, returns, lengths = map(ops.convert_to_numpy, (ended, returns, lengths))
+        self.episodes += zip(
+            returns[ended].tolist(), lengths[ended].tolist(), strict=True
+        )
         finite = {
             "observation": ops.convert_to_numpy(finite_obs).all(),
             "reward": np.isfinite(returns).all(),
         }
-        self.not_finite = {name: np.nan for name, good in finite.items() if not good}
-        self.episodes += zip(
-            returns[ended].tolist(), lengths[ended].tolist(), strict=True
-        )
+        return {name: math.nan for name, good in finite.items() if not good}
 
     def get_state(self) -> dict[str, Any]:
         """Returns the environments' position, for a backup."""
@@ -267,6 +268,6 @@ def train(
     for turn in progress:
         plan = schedule.plan(turn)
         played.position, logs, episodes = agent._play_and_learn(plan, played.position)
-        played.count(*episodes)
+        turn.not_finite = played.count(*episodes)
         turn.logs.update(logs)
     return agent.history

@@ -144,7 +144,7 @@ def fit_together(
             ops.convert_to_numpy, (logs, episodes)
         )
         for i in range(len(agents)):
-            played[i].count(*(x[i] for x in episodes))
+            turn[i].not_finite = played[i].count(*(x[i] for x in episodes))
             turn[i].logs.update({name: x[i] for name, x in logs.items()})
     return [agent.history for agent in agents]
 

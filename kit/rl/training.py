@@ -41,15 +41,12 @@ class CountsEpisodes(Protocol):
     Attributes:
         num_envs: N.
         episodes: `(return, length)` of the episodes that ended; `turns` clears it.
-        not_finite: Rewards or observations of the last turn that aren't finite, by
-            name.
         check_finite: Whether values that aren't finite are an error.
         on_error: Function to call before an environment's error is raised.
     """
 
     num_envs: int
     episodes: list[tuple[float, int]]
-    not_finite: dict[str, float]
     check_finite: bool
     on_error: Callable[[], None]
 
@@ -67,6 +64,8 @@ class Turn:
         end: Environment steps after this turn.
         num_steps: Steps of each environment in this turn.
         logs: Metrics of this turn by name; the agent fills them in.
+        not_finite: What isn't finite in the environments, by name, where `step` itself
+            can't raise an error; filled in with the logs.
     """
 
     index: int
@@ -74,6 +73,7 @@ class Turn:
     end: int
     num_steps: int
     logs: dict[str, Any] = field(default_factory=dict)
+    not_finite: dict[str, float] = field(default_factory=dict)
 
 
 def turns(
@@ -234,7 +234,7 @@ def _turns(
                 yield turn
                 logs = {name: _number(x) for name, x in turn.logs.items()}
                 losses = {name: x for name, x in logs.items() if "loss" in name}
-                guard.look({**envs.not_finite, **losses}, end)
+                guard.look({**turn.not_finite, **losses}, end)
                 at.timesteps = end
                 at.logs.append(logs)
                 at.batch += 1
