@@ -368,7 +368,7 @@ class DQN(WithParts, Agent):
                 `kit.dqn.quantile_huber`. With priorities, it must return a loss per
                 transition, (B,), as these two do.
             **kwargs: See `keras.Model.compile`. On PyTorch, `jit_compile=True` makes
-                training in one program about twice as fast, after 10 to 20 s of
+                training in one program a quarter faster, after 5 to 20 s of
                 compilation.
         """
         if loss is None:

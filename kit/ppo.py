@@ -225,7 +225,7 @@ class PPO(OnPolicy):
                 `Adam(epsilon=1e-5, global_clipnorm=0.5)` and a schedule of the learning
                 rate that falls to 0. Defaults to Adam.
             **kwargs: See `keras.Model.compile`. On PyTorch, `jit_compile=True` makes
-                training in one program about twice as fast, after 10 to 20 s of
+                training in one program 1.5 to 2.5 times faster, after 10 to 20 s of
                 compilation.
         """
         super().compile(optimizer=optimizer, **kwargs)
