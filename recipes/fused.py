@@ -142,8 +142,7 @@ def main(
             fast, after 10 to 20 s. Other backends always compile with XLA.
         eval_episodes: Episodes to play at the end.
         seed: Seed of all random draws.
-        seeds: Number of agents, with the seeds `seed`, `seed + 1`, ... There is no
-            backup if it is above 1.
+        seeds: Number of agents, with the seeds `seed`, `seed + 1`, ...
         output_dir: Folder for the results; runs/fused-<backend>-<seed> if not given.
         resume: Resume an interrupted run from its last backup.
         verbose: 0 silent, 1 progress bar, 2 a line for each reporting interval.
@@ -194,7 +193,9 @@ def main(
     name = gymnasium_id(env)  # If Gymnasium has it, its version is for evaluation.
     if seeds > 1:
         agents = [make_agent(seed + i) for i in range(seeds)]
-        histories = kit.fit_together(agents, envs, total_timesteps, verbose=verbose)
+        histories = kit.fit_together(
+            agents, envs, total_timesteps, callbacks=[run.backup()], verbose=verbose
+        )
         figures = finish_agents(run, agents, histories, name, eval_episodes)
     else:
         agent = make_agent(seed)

@@ -923,6 +923,7 @@ CASES = {
         env=later(lambda: kit.envs.CartPole()),
         total_timesteps=64,
         steps_per_epoch=64,
+        callbacks=None,
         verbose=0,
         check_finite=True,
     ),

@@ -17,9 +17,9 @@ from kit.lab.run import Run
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FIGURES = {"metrics": {}, "baselines": {}, "throughput": (1.0, "steps/s")}
-# One of each kind: an agent, several trainings, a loop around `fit`. And the backups
-# after which they are interrupted.
-INTERRUPTED = {"q_learning": (2, 3), "dbn": (3,), "lstm": (3,)}
+# One of each kind: an agent, several trainings, a loop around `fit`, several agents at
+# once. And the backups after which they are interrupted.
+INTERRUPTED = {"q_learning": (2, 3), "dbn": (3,), "lstm": (3,), "fused": (20,)}
 TINY = {
     "q_learning": {"total_timesteps": 2000, "eval_episodes": 5},
     "dbn": {
@@ -37,6 +37,16 @@ TINY = {
         "sample_length": 10,
         "top_k": 5,
     },
+    # Several agents at once, which learn in 75 turns.
+    "fused": {
+        "total_timesteps": 600,
+        "num_envs": 2,
+        "num_steps": 4,
+        "num_epochs": 1,
+        "units": (8,),
+        "seeds": 2,
+        "eval_episodes": 2,
+    },
 }
 
 
@@ -53,7 +63,7 @@ def each_step(monkeypatch):
 
 # Backups are compared on every backend by test_backups.py.
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["q_learning", "dbn", "lstm"])
+@pytest.mark.parametrize("name", list(INTERRUPTED))
 def test_a_resumed_recipe_has_the_same_figures(
     name, load_recipe, tmp_path, monkeypatch, each_step
 ):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from keras import ops
+from test_backups import Killed, every_step, interrupt
 
 import kit
 import kit.envs
 from kit.lab.run import mean_and_interval
+from kit.rl import fused
 
 # --- kit.vectorize --------------------------------------------------------------------
 
@@ -260,6 +262,60 @@ def test_the_first_loss_that_is_not_finite_ends_all_trainings():
         kit.fit_together(agents, make_env("a2c"), 640, verbose=0)
     assert caught.value.__notes__ == ["fit_together: in agents[1], seed 6."]
     assert all(np.isfinite(x).all() for x in agents[1].get_weights())
+
+
+def fit_pair(name, folder=None, seeds=(3, 4), callbacks=(), **options):
+    agents = [AGENTS[name](seed) for seed in seeds]
+    callbacks = [*callbacks, *([every_step(folder)] if folder else [])]
+    options = {"verbose": 0, "steps_per_epoch": 32, "callbacks": callbacks} | options
+    return kit.fit_together(agents, make_env(name), 96, **options), agents
+
+
+# After the first turn, in the middle, and after the last turn of an epoch.
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["dqn", "ppo"])
+def test_a_resumed_training_of_several_is_the_same(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(fused, "STEPS_PER_CALL", 16)  # two turns in an epoch
+    expected, undisturbed = fit_pair(name)
+    for after in (1, 2, 1):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            interrupt(patch, after)
+            fit_pair(name, tmp_path)
+    for _ in range(2):  # the second time, it has finished
+        histories, agents = fit_pair(name, tmp_path)
+        for a, b in zip(histories, expected, strict=True):
+            for column in b.history.keys() - {"steps_per_second"}:
+                np.testing.assert_array_equal(a.history[column], b.history[column])
+        for a, b in zip(agents, undisturbed, strict=True):
+            for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.once
+def test_a_backup_of_other_agents_is_refused(tmp_path):
+    fit_pair("a2c", tmp_path)
+    with pytest.raises(ValueError, match=r"of another training: `trainings` was.*4"):
+        fit_pair("a2c", tmp_path, seeds=(3, 5))
+    with pytest.raises(ValueError, match="`trainings`"):
+        fit_pair("a2c", tmp_path, seeds=(3, 4, 5))
+    with pytest.raises(ValueError, match="`steps_per_turn` was 32, and is 96"):
+        fit_pair("a2c", tmp_path, steps_per_epoch=96)
+
+
+@pytest.mark.once
+def test_callbacks_see_the_first_agent_and_may_stop_all():
+    seen = []
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(self.model.seed)
+            self.model.stop_training = epoch == 1
+
+    histories, agents = fit_pair("a2c", callbacks=[Stop()])
+    assert seen == [3, 3]
+    assert [len(h.history["return"]) for h in histories] == [2, 2]
+    histories, _ = fit_pair("a2c", steps_per_epoch=48)
+    assert [len(h.history["return"]) for h in histories] == [2, 2]
 
 
 # --- Pictures and the recipe ----------------------------------------------------------

@@ -8,6 +8,7 @@ JAX computes several trainings in little more than the time of one.
 Shapes: R runs, one for each agent.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kit import checks
 from kit.backend import compiled, vectorize
+from kit.callbacks import BackupAndRestore
 from kit.finite import DivergenceError
 from kit.rl.agent import Agent
 from kit.rl.functional import FunctionalEnv
 from kit.rl.fused import Played, environment_keys
+from kit.rl.joint_backups import joint_backups
 from kit.rl.training import ACCEPTED as TRAINING
 from kit.rl.training import Turn, turns
 
@@ -30,7 +33,13 @@ ACCEPTED = {
     "env": checks.instance(FunctionalEnv, what="a kit.rl.functional.FunctionalEnv"),
     **{
         name: TRAINING[name]
-        for name in ("total_timesteps", "steps_per_epoch", "verbose", "check_finite")
+        for name in (
+            "total_timesteps",
+            "steps_per_epoch",
+            "callbacks",
+            "verbose",
+            "check_finite",
+        )
     },
 }
 
@@ -41,6 +50,7 @@ def fit_together(
     total_timesteps: int,
     *,
     steps_per_epoch: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: int | str = "auto",
     check_finite: bool = True,
 ) -> list[keras.callbacks.History]:
@@ -61,6 +71,8 @@ def fit_together(
             program.
         steps_per_epoch: Environment steps of each agent in an epoch. Defaults to a
             fiftieth of `total_timesteps`.
+        callbacks: Keras callbacks, called for the first agent. If they stop its
+            training, they stop all. A `kit.BackupAndRestore` backs up all agents.
         verbose: As in `fit`; shows the first agent's progress.
         check_finite: Whether to stop all agents at the first loss that isn't finite,
             and restore the last good weights of its agent. Defaults to `True`.
@@ -71,8 +83,8 @@ def fit_together(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an agent can't be trained in `env`, or its settings differ from
-            the first one's.
+        ValueError: If an agent can't be trained in `env`, its settings differ from
+            the first one's, or the backup is of other agents.
 
     Example:
 
@@ -109,15 +121,16 @@ def fit_together(
         return np.stack([ops.convert_to_numpy(x) for x in arrays])
 
     # 1. The runs' initial positions, in arrays (R, ...).
-    numbers = stack(agent.numbers() for agent in agents)
     keys = stack(environment_keys(agent.env_seed(None)) for agent in agents)
     totals = np.full(len(agents), total_timesteps, "float32")
-    position = together(lambda keys, total: first.begin(env, keys, total))(
-        numbers, keys, totals
-    )
+    numbers = stack(agent.numbers() for agent in agents)
+    begin = together(lambda keys, total: first.begin(env, keys, total))
+    # The last loop's backups have the position of all.
+    played = [Played(env, ()) for _ in agents]
+    played[-1].position = begin(numbers, keys, totals)
 
     # 2. Each agent has its own training loop, for its logs; all loops advance together.
-    played = [Played(env, None) for _ in agents]
+    callbacks_of = _callbacks_by_agent(agents, callbacks)
     progress = [
         _named(
             i,
@@ -130,16 +143,20 @@ def fit_together(
                 schedules[i].log_names,
                 whole_turns=True,
                 steps_per_epoch=steps_per_epoch,
+                callbacks=callbacks_of[i],
                 verbose=verbose if i == 0 else 0,
                 check_finite=check_finite,
+                parts={"envs": played[i]},
             ),
         )
         for i, agent in enumerate(agents)
     ]
     play_and_learn = together(first.play_and_learn)
-    for turn in zip(*progress, strict=True):
+    for turn in _in_step(agents, progress):
         plan = schedules[0].plan(turn[0])
-        position, logs, episodes = play_and_learn(numbers, plan, position)
+        numbers = stack(agent.numbers() for agent in agents)
+        position, logs, episodes = play_and_learn(numbers, plan, played[-1].position)
+        played[-1].position = position
         logs, episodes = keras.tree.map_structure(
             ops.convert_to_numpy, (logs, episodes)
         )
@@ -147,6 +164,36 @@ def fit_together(
             turn[i].not_finite = played[i].count(*(x[i] for x in episodes))
             turn[i].logs.update({name: x[i] for name, x in logs.items()})
     return [agent.history for agent in agents]
+
+
+def _callbacks_by_agent(agents, callbacks):
+    """Returns each agent's callbacks."""
+    given = keras.tree.flatten(callbacks or [])
+    backups = [c for c in given if isinstance(c, BackupAndRestore)]
+    others = [c for c in given if c not in backups]
+    found = [others, *([] for _ in agents[1:])]
+    for backup in backups:
+        names = [f"agents[{i}], seed {agent.seed}" for i, agent in enumerate(agents)]
+        for own, member in zip(found, joint_backups(backup, names), strict=True):
+            own.append(member)
+    return found
+
+
+def _in_step(agents, progress: Sequence[Iterator[Turn]]) -> Iterator[list[Turn]]:
+    """Yields the turns of all loops together; if one loop stops, all stop."""
+    with contextlib.ExitStack() as stack:
+        for loop in progress:
+            stack.callback(loop.close)  # type: ignore[attr-defined]
+        while True:
+            turn = []
+            for loop in progress:
+                turn += [x for x in [next(loop, None)] if x is not None]
+                if agents[0].stop_training:
+                    for agent in agents:
+                        agent.stop_training = True
+            if not turn:
+                return
+            yield turn
 
 
 def _named(number: int, agent: Agent, progress: Iterator[Turn]) -> Iterator[Turn]:

@@ -202,7 +202,7 @@ def _turns(
         **settings,
         "num_envs": envs.num_envs,
         "total_timesteps": total_timesteps,
-        "num_steps": num_steps,
+        "steps_per_turn": turn_steps,
         "turns_per_epoch": per_epoch,
         **agent.options(),
     }
