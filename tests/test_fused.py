@@ -403,7 +403,7 @@ class Broken(Walk4):
 
     def step(self, state, action, key):
         state, reward, *flags = super().step(state, action, key)
-        return state, ops.where(state["steps"] > 2, np.nan, reward), *flags
+        return state, ops.where(state["steps"] > 2, -np.inf, reward), *flags
 
 
 AGENTS = {
@@ -423,10 +423,12 @@ class Blind(Walk4):
 
 @pytest.mark.variants
 @pytest.mark.parametrize("name", AGENTS)
-@pytest.mark.parametrize("env, what", [(Broken, "reward"), (Blind, "observation")])
-def test_what_is_not_finite_ends_the_training(name, env, what):
+@pytest.mark.parametrize(
+    "env, what, value", [(Broken, "reward", "-inf"), (Blind, "observation", "nan")]
+)
+def test_what_is_not_finite_ends_the_training(name, env, what, value):
     agent = AGENTS[name]()
-    message = f"`{what}` is nan in step .*in the environment"
+    message = f"`{what}` is {value} in step .*in the environment"
     with pytest.raises(ArithmeticError, match=message) as error:
         agent.fit(env(2), 200, verbose=0)
     assert error.value.quantity == what

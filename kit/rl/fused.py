@@ -161,7 +161,7 @@ class Played:
         """Does nothing: `position` is the state."""
 
     def count(
-        self, ended: Tensor, returns: Tensor, lengths: Tensor, finite_obs: Tensor
+        self, ended: Tensor, returns: Tensor, lengths: Tensor, odd_obs: Tensor
     ) -> dict[str, float]:
         """Records the episodes that ended in a call.
 
@@ -169,7 +169,8 @@ class Played:
             ended: Booleans of any shape.
             returns: Return of each step's episode up to it, same shape.
             lengths: Length of each step's episode up to it, same shape.
-            finite_obs: Whether observations are finite, any shape.
+            odd_obs: Sums of those numbers in observations that aren't finite, any
+                shape.
 
         Returns:
             What isn't finite, by name: `reward`, `observation`.
@@ -178,11 +179,10 @@ class Played:
         self.episodes += zip(
             returns[ended].tolist(), lengths[ended].tolist(), strict=True
         )
-        finite = {
-            "observation": ops.convert_to_numpy(finite_obs).all(),
-            "reward": np.isfinite(returns).all(),
-        }
-        return {name: math.nan for name, good in finite.items() if not good}
+        # Return and reward become infinite at once.
+        values = {"observation": ops.convert_to_numpy(odd_obs), "reward": returns}
+        odd = {name: x[~np.isfinite(x)] for name, x in values.items()}
+        return {name: float(x[0]) for name, x in odd.items() if x.size}
 
     def get_state(self) -> dict[str, Any]:
         """Returns the environments' position, for a backup."""
@@ -202,13 +202,13 @@ class Played:
 def episodes_of(rollout: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Returns the arguments of `Played.count` from a rollout."""
     obs = rollout["next_obs"]
-    finite = (
-        ops.all(ops.isfinite(obs))
+    odd = (
+        ops.sum(ops.where(ops.isfinite(obs), ops.zeros_like(obs), obs))
         if keras.backend.is_float_dtype(obs.dtype)
-        else ops.ones((), "bool")
+        else ops.zeros(())
     )
     episode = rollout["episode_return"], rollout["episode_length"]
-    return rollout["ended"], *episode, finite
+    return rollout["ended"], *episode, odd
 
 
 def repeat(update: Callable, position: Nested, num_updates: int) -> tuple:
