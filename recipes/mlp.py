@@ -61,41 +61,38 @@ that another program needs; `kit/data/tables.py` makes rows of numbers from them
 Paper: Rumelhart, Hinton and Williams, 1986, https://doi.org/10.1038/323533a0.
 Dropout: Srivastava et al., 2014, https://jmlr.org/papers/v15/srivastava14a.html.
 Weight decay: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101.
-Temperature: Guo et al., 2017, https://arxiv.org/abs/1706.04599.
 """
 
 import importlib.util
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from sklearn import metrics as sk_metrics
-from sklearn.calibration import calibration_curve
-from sklearn.compose import TransformedTargetRegressor
+from scipy.special import log_softmax
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.ensemble import (
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-)
 from sklearn.inspection import permutation_importance
-from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import kit
 from kit import checks
 from kit.data.tables import Table, encode, make_table, read_table
 from kit.lab.run import Run, command_line
+from kit.lab.table_pictures import draw_importance, draw_probabilities, draw_scores
+from kit.lab.table_scores import (
+    Costs,
+    Rule,
+    choose_rule,
+    combine,
+    log_loss,
+    make_baselines,
+    mean_scores,
+    score,
+)
 
 Dataset = Literal[
     "breast_cancer", "wine", "diabetes", "german_credit", "phishing", "shuttle"
@@ -548,135 +545,7 @@ class StopEnsembles(keras.callbacks.Callback):
         return losses.sum(axis=(1, 2)) / validates.sum(axis=(1, 2))
 
 
-# --- From outputs to decisions ------------------------------------------------------
-
-
-class Costs(NamedTuple):
-    """The costs of the two errors."""
-
-    false_negative: float
-    false_positive: float
-
-    def mean(self, y: np.ndarray, positive: np.ndarray) -> float:
-        """Returns the mean cost of calling rows of classes y (N,) positive or not."""
-        missed, alarm = (y == 1) & ~positive, (y == 0) & positive
-        total = self.false_negative * missed + self.false_positive * alarm
-        return float(np.mean(total))
-
-
-class Rule(NamedTuple):
-    """How to read an ensemble: a temperature for its logits, and a threshold."""
-
-    temperature: float = 1.0
-    threshold: float = 0.5
-
-
-def combine(
-    outputs: np.ndarray, temperature: float | np.ndarray, classes: tuple[str, ...]
-) -> np.ndarray:
-    """Returns an ensemble's predictions (N, K) from the outputs (N, M, K)."""
-    if classes:
-        outputs = softmax(outputs / temperature, axis=-1)
-    return outputs.mean(axis=1)
-
-
-def choose_rule(
-    y: np.ndarray, unseen: np.ndarray, classes: tuple[str, ...], costs: Costs
-) -> Rule:
-    """Chooses the temperature of the lowest log loss, and the cheapest threshold.
-
-    The temperature stays 1 unless the gain is at least two standard errors.
-
-    Args:
-        y: Classes (n,).
-        unseen: Logits (n, M, K) of ensembles that haven't learned from these rows.
-        classes: Names of the classes.
-        costs: Costs of the errors.
-    """
-    if not classes:
-        return Rule()
-
-    def losses(log_temperature):
-        p = combine(unseen, np.exp(log_temperature), classes)
-        return -np.log(np.clip(p[np.arange(len(y)), y], 1e-15, None))
-
-    best = minimize_scalar(lambda t: losses(t).mean(), bounds=(-3, 3), method="bounded")
-    # A few rows decide on a small gain. Then the next rows may as well lose by it.
-    gains = losses(0.0) - losses(best.x)
-    clear = gains.mean() > 2 * gains.std() / np.sqrt(len(y))
-    temperature = float(np.exp(best.x)) if clear else 1.0
-    if len(classes) > 2:
-        return Rule(temperature)
-    p = combine(unseen, temperature, classes)[:, 1]
-    false_alarms, found, thresholds = sk_metrics.roc_curve(y, p)
-    total = costs.false_positive * false_alarms * np.sum(y == 0)
-    total += costs.false_negative * (1 - found) * np.sum(y == 1)
-    return Rule(temperature, float(min(thresholds[np.argmin(total)], 1.0)))
-
-
-# --- Other models, scores -----------------------------------------------------------
-
-
-def make_baselines(classes: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Returns scikit-learn's models, each with the best of its usual settings."""
-    if classes:
-        return {
-            "majority_class": DummyClassifier(),
-            "logistic_regression": make_pipeline(
-                StandardScaler(), LogisticRegression(max_iter=1000)
-            ),
-            "gradient_boosting": HistGradientBoostingClassifier(random_state=seed),
-            # No early stopping: it made this model worse on each of these tables.
-            "sklearn_mlp": make_pipeline(
-                StandardScaler(), MLPClassifier(max_iter=1000, random_state=seed)
-            ),
-        }
-    # Without early stopping, it overfits on `diabetes`.
-    sklearn_mlp = MLPRegressor(max_iter=1000, early_stopping=True, random_state=seed)
-    return {
-        "mean_of_y": DummyRegressor(),
-        "linear_regression": make_pipeline(StandardScaler(), LinearRegression()),
-        "gradient_boosting": HistGradientBoostingRegressor(random_state=seed),
-        "sklearn_mlp": TransformedTargetRegressor(
-            make_pipeline(StandardScaler(), sklearn_mlp), transformer=StandardScaler()
-        ),
-    }
-
-
-def log_loss(y: np.ndarray, p: np.ndarray) -> float:
-    """Returns the mean of -log p of the true class, of probabilities (N, K)."""
-    # scikit-learn's function does the same, with checks that take a hundred times as
-    # long: too long for each of many permutations.
-    return -float(np.mean(np.log(np.clip(p[np.arange(len(y)), y], 1e-15, None))))
-
-
-def score(y: np.ndarray, predicted: np.ndarray, classes: tuple) -> dict[str, float]:
-    """Returns the scores of predicted probabilities `(N, classes)`, or of numbers."""
-    if not classes:
-        predicted = predicted.reshape(-1)
-        return {
-            "rmse": sk_metrics.root_mean_squared_error(y, predicted),
-            "mae": sk_metrics.mean_absolute_error(y, predicted),
-        }
-    chosen = predicted.argmax(axis=1)
-    scores = {
-        "accuracy": sk_metrics.accuracy_score(y, chosen),
-        "log_loss": log_loss(y, predicted),
-    }
-    if len(classes) == 2:
-        positive = predicted[:, 1]
-        scores |= {
-            "brier": sk_metrics.brier_score_loss(y, positive),
-            "balanced_accuracy": sk_metrics.balanced_accuracy_score(y, chosen),
-            "average_precision": sk_metrics.average_precision_score(y, positive),
-            "auroc": sk_metrics.roc_auc_score(y, positive),
-        }
-    return scores
-
-
-def mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
-    """Returns the mean of each score over the folds."""
-    return {key: float(np.mean([fold[key] for fold in scores])) for key in scores[0]}
+# --- For other programs -------------------------------------------------------------
 
 
 def describe(run: Run, table: Table, rule: Rule, costs: Costs) -> None:
@@ -689,156 +558,6 @@ def describe(run: Run, table: Table, rule: Rule, costs: Costs) -> None:
     if len(table.classes) == 2:
         about |= {"threshold": rule.threshold, "costs": costs._asdict()}
     (run.output_dir / "table.json").write_text(json.dumps(about, indent=2), "utf-8")
-
-
-# --- Pictures -----------------------------------------------------------------------
-
-OURS, OTHERS = "#b4470e", "#14508c"
-
-
-def draw_scores(
-    run: Run,
-    table: Table,
-    scores: dict[str, list],
-    predicted: np.ndarray,
-    thresholds: np.ndarray,
-) -> None:
-    """Plots each model's scores per fold, and what the ensembles say of all rows."""
-    shown = [
-        key
-        for key in ("rmse", "accuracy", "average_precision")
-        if key in scores["mlp"][0]
-    ]
-    # Leave out the trivial baseline: it would set the scale. metrics.json has it.
-    hidden = ("majority_class", "mean_of_y", "uncalibrated")
-    names = [name for name in scores if name not in hidden]
-    with run.figure("result.png", figsize=(11.5, 4), layout="constrained") as figure:
-        *panels, last = figure.subplots(1, len(shown) + 1)
-        for axes, key in zip(panels, shown, strict=True):
-            for place, name in enumerate(names):
-                values = [fold[key] for fold in scores[name]]
-                mean, color = np.mean(values), OURS if name == "mlp" else OTHERS
-                axes.plot(values, [place] * len(values), "o", color=color, alpha=0.35)
-                axes.plot(mean, place, "|", color=color, ms=22, mew=2.5)
-                axes.text(mean, place - 0.27, f"{mean:.4g}", color=color, ha="center")
-            labels = [name.replace("_", " ") for name in names]
-            axes.set_yticks(range(len(names)), labels if axes is panels[0] else [])
-            axes.set_ylim(len(names) - 0.5, -0.6)
-            better = "lower" if key == "rmse" else "higher"
-            axes.set_xlabel(f"{key.replace('_', ' ')} ({better} is better)")
-            axes.set_title("Test score of each fold, and mean", loc="left", fontsize=10)
-            tidy(axes)
-        if table.classes:
-            chosen = predicted.argmax(axis=1)
-            if len(table.classes) == 2:
-                chosen = (predicted[:, 1] >= thresholds).astype(int)
-            sk_metrics.ConfusionMatrixDisplay.from_predictions(
-                table.y,
-                chosen,
-                display_labels=table.classes,
-                ax=last,
-                cmap="Blues",
-                normalize=None,
-                colorbar=False,
-                values_format=",d",
-            )
-        else:
-            y, predicted = table.y, predicted[:, 0]
-            ends = [min(y.min(), predicted.min()), max(y.max(), predicted.max())]
-            last.plot(ends, ends, color="#666666", linewidth=1)
-            last.plot(y, predicted, ".", color=OURS, alpha=0.5)
-            last.set(xlabel="true value", ylabel="predicted value", aspect="equal")
-        decided = ", decided by costs" if len(table.classes) == 2 else ""
-        last.set_title(f"Rows that were not seen{decided}", fontsize=10)
-        figure.suptitle(
-            f"MLPs on {table.target}, {len(scores['mlp'])} folds ({run.backend}, seed "
-            f"{run.seed})"
-        )
-
-
-def draw_probabilities(
-    run: Run,
-    table: Table,
-    predicted: dict[str, np.ndarray],
-    thresholds: np.ndarray,
-    costs: Costs,
-) -> None:
-    """Plots how often rows of a probability are positive, and the costs by threshold.
-
-    With more than two classes: how often the most probable class is right.
-    """
-    binary = len(table.classes) == 2
-    with run.figure(
-        "probabilities.png", figsize=(9 if binary else 4.5, 4), layout="constrained"
-    ) as figure:
-        left, *right = figure.subplots(1, 1 + binary, squeeze=False)[0]
-        left.plot([0, 1], [0, 1], color="#666666", linewidth=1)
-        for name, label, color in (
-            ("sklearn_mlp", "scikit-learn's MLP", "#999999"),
-            ("uncalibrated", "MLPs without temperatures", OTHERS),
-            ("mlp", "MLPs", OURS),
-        ):
-            p = predicted[name]
-            hit = table.y if binary else table.y == p.argmax(axis=1)
-            p = p[:, 1] if binary else p.max(axis=1)
-            share, mean = calibration_curve(hit, p, n_bins=10, strategy="quantile")
-            left.plot(mean, share, "o-", color=color, label=label)
-        left.set_title("Reliability: on the line is right", loc="left", fontsize=10)
-        what = f"is {table.classes[1]}" if binary else "has the most probable class"
-        left.set(xlabel="predicted probability", ylabel=f"share of rows that {what}")
-        left.legend(frameon=False)
-        tidy(left)
-        for axes in right:
-            p, x = predicted["mlp"][:, 1], np.linspace(0, 1, 201)
-            y = [costs.mean(table.y, p >= threshold) for threshold in x]
-            axes.plot(x, y, color=OURS)
-            axes.set_ylim(0, 1.5 * np.median(y))
-            theory = costs.false_positive / sum(costs)
-            for label, at, style in (
-                ("half", 0.5, ":"),
-                ("theory, for calibrated probabilities", theory, "--"),
-                ("chosen, mean of the folds", thresholds.mean(), "-"),
-            ):
-                axes.axvline(
-                    at, color=OTHERS, linestyle=style, linewidth=1, label=label
-                )
-            axes.set_title(
-                f"A missed row costs {costs.false_negative:g}, a false alarm "
-                f"{costs.false_positive:g}",
-                loc="left",
-                fontsize=10,
-            )
-            axes.set(xlabel="threshold", ylabel="mean cost of a row")
-            axes.legend(frameon=False)
-            tidy(axes)
-
-
-def draw_importance(run: Run, table: Table, importances: np.ndarray) -> None:
-    """Plots how much the loss grows if a column is permuted, (columns, repeats)."""
-    order = np.argsort(importances.mean(axis=1))[::-1]
-    names = [list(table.columns)[i].replace("_", " ") for i in order]
-    unit = "log loss" if table.classes else "RMSE"
-    with run.figure(
-        "importance.png",
-        figsize=(7, 1.2 + 0.24 * min(len(order), 20)),
-        layout="constrained",
-    ) as figure:
-        axes = figure.subplots()
-        for place, i in enumerate(order[:20]):
-            axes.plot(importances[i], [place] * len(importances[i]), ".", color=OTHERS)
-            axes.barh(place, importances[i].mean(), color=OURS, alpha=0.5)
-        axes.set_yticks(range(len(order[:20])), names[:20])
-        axes.invert_yaxis()
-        axes.set_xlabel(f"increase of the {unit} if the column is permuted")
-        axes.set_title("What the predictions need", loc="left", fontsize=10)
-        tidy(axes)
-
-
-def tidy(axes: Any) -> None:
-    """Removes the frame, and draws a light grid."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6")
-    axes.set_axisbelow(True)
 
 
 if __name__ == "__main__":

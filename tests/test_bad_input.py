@@ -1461,6 +1461,8 @@ EXEMPT = {
     "kit.models.check_targets": "`fit` calls it",
     "kit.rl.environments.env_name": "of whatever there is",
     "kit.lab.run.command_line": "of a recipe",
+    "kit.lab.table_scores": "of what a recipe has predicted",
+    "kit.lab.table_pictures": "of what a recipe has predicted",
     "kit.models.CompiledFit": "a mixin without arguments",
     "kit.models.WithParts": "a mixin without arguments",
     "kit.models.Sequential": "arguments are Keras'",
