@@ -10,8 +10,9 @@ encoder,
     a_t = sum_s softmax_s(g_t . h_s) h_s,       W and b applied to tanh(U [a_t, g_t])
 
 Both are baselines of `kit.encoder_decoder`, which uses attention only. This file also
-has what all three need for pairs of texts: characters as padded integers (`vocabulary`,
-`encode`, `decode`) and a metric (`ExactMatch`). Shapes: B batch, S and T positions of
+has what all three need for pairs of texts: characters or subwords as padded integers
+(`vocabulary`, `subwords`, `encode`, `decode`), a metric (`ExactMatch`), and a loss for
+few pairs (`SmoothedCrossentropy`). Shapes: B batch, S and T positions of
 source and target, V vocabulary.
 
 Paper: Sutskever et al., 2014, https://arxiv.org/abs/1409.3215, with the GRU of Cho et
@@ -30,6 +31,7 @@ from keras import ops
 from kit import checks, decoding
 from kit.backend import Tensor, compiled
 from kit.data.corpus import Characters
+from kit.data.subwords import Subwords
 from kit.models import Model
 
 # Unicode's control characters "start of text" and "end of text".
@@ -38,7 +40,13 @@ START_TOKEN, END_TOKEN = 1, 2  # their numbers; 0 is padding
 
 ACCEPTED = {
     "texts": checks.sequence(checks.TEXT, least=1),
-    "characters": checks.instance(Characters, what="a vocabulary of characters"),
+    "characters": checks.instance(
+        Characters, Subwords, what="a vocabulary of characters or subwords"
+    ),
+    "size": checks.SIZE,
+    "special": checks.sequence(checks.TEXT),
+    "label_smoothing": checks.SHARE,
+    "reduction": checks.one_of("sum_over_batch_size", "sum", "mean", "none") | None,
     "length": checks.SIZE | None,
     "tokens": checks.array("B T", "integers"),
     "name": checks.TEXT | None,
@@ -72,14 +80,35 @@ def vocabulary(texts: Iterable[str]) -> Characters:
     return Characters(START + END + "".join(sorted(set().union(*texts))))
 
 
+def subwords(texts: Iterable[str], size: int, special: Sequence[str] = ()) -> Subwords:
+    """Returns a vocabulary of subwords, whose first two are start and end characters.
+
+    Args:
+        texts: Texts to learn it from, sources and targets if both are to share it.
+        size: See `kit.data.subwords.Subwords.learn`.
+        special: Texts that are one token each, such as `"<0>"`. Defaults to none.
+
+    Raises:
+        ImportError: If the package tokenizers isn't installed.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `texts` is empty, or `size` too small.
+    """
+    if not isinstance(texts, str) and isinstance(texts, Iterable):
+        texts = list(texts)
+    checks.check("subwords", locals(), ACCEPTED)
+    return Subwords.learn(texts, size, [START, END, *special])
+
+
 def encode(
-    texts: Sequence[str], characters: Characters, length: int | None = None
+    texts: Sequence[str],
+    characters: Characters | Subwords,
+    length: int | None = None,
 ) -> np.ndarray:
     """Returns texts as integers, padded with zeros.
 
     Args:
         texts: One text per example, whose characters are in the vocabulary.
-        characters: The result of `vocabulary`.
+        characters: The result of `vocabulary` or `subwords`.
         length: S, at least the longest text's length. Defaults to `None`: that length.
 
     Returns:
@@ -97,17 +126,20 @@ def encode(
     ```
     """
     checks.check("encode", locals(), ACCEPTED)
-    longest = max(texts, key=len)
-    length = len(longest) if length is None else length
-    if len(longest) > length:
+    rows = [characters.encode(text) for text in texts]
+    sizes = [len(row) for row in rows]
+    length = max(sizes) if length is None else length
+    if max(sizes) > length:
+        longest = texts[int(np.argmax(sizes))]
+        unit = "characters" if isinstance(characters, Characters) else "subwords"
         raise ValueError(
-            f"The text {longest!r} has {len(longest)} characters, more than the "
+            f"The text {longest!r} has {max(sizes)} {unit}, more than the "
             f"{length} that were asked for (length={length})."
         )
     tokens = np.zeros((len(texts), length), "int32")
-    for row, text in zip(tokens, texts, strict=True):
-        row[: len(text)] = characters.encode(text)
-        if not row[: len(text)].all():
+    for row, numbers, text in zip(tokens, rows, texts, strict=True):
+        row[: len(numbers)] = numbers
+        if isinstance(characters, Characters) and not numbers.all():
             unknown = sorted(set(text) - set(characters.characters))
             raise ValueError(
                 f"The text {text!r} of `texts` has characters that the vocabulary "
@@ -117,7 +149,7 @@ def encode(
     return tokens
 
 
-def decode(tokens: Any, characters: Characters) -> list[str]:
+def decode(tokens: Any, characters: Characters | Subwords) -> list[str]:
     """Returns the texts of integers `(B, T)`, each up to its end character."""
     checks.check("decode", locals(), ACCEPTED)
     rows = ops.convert_to_numpy(tokens)
@@ -161,6 +193,58 @@ class ExactMatch(keras.metrics.Mean):
         right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == y_true
         values = ops.all(right | (y_true == 0), axis=-1)
         super().update_state(ops.cast(values, self.dtype), sample_weight)
+
+
+@keras.saving.register_keras_serializable(package="kit")
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Cross-entropy with smoothed labels, for integers as targets.
+
+    A share e of the right answer's probability is spread over all V tokens:
+
+        loss = -(1 - e) log p(y) - e / V sum_v log p(v)
+
+    So the network gains nothing from being surer than that, which helps where it could
+    learn few pairs by heart. The loss of the right distribution isn't 0 any more.
+
+    Args:
+        label_smoothing: e, in [0, 1). Defaults to 0.1.
+
+    Call arguments:
+        y_true: Integers `(B, T)`.
+        y_pred: Logits `(B, T, V)`. Positions that their Keras mask hides don't count.
+
+    Example:
+
+    ```python
+    loss = kit.seq2seq.SmoothedCrossentropy(label_smoothing=0.1)
+    float(loss(np.array([[1]]), np.zeros((1, 1, 4))))  # log 4 = 1.386
+    ```
+
+    Reference: Szegedy et al., 2015, https://arxiv.org/abs/1512.00567.
+    """
+
+    def __init__(
+        self,
+        label_smoothing=0.1,
+        name="smoothed_crossentropy",
+        reduction="sum_over_batch_size",
+        dtype=None,
+    ):
+        checks.check(self, locals(), ACCEPTED)
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        """Returns the loss of each position, `(B, T)`."""
+        log_probs = ops.log_softmax(y_pred, axis=-1)
+        labels = ops.cast(y_true, "int32")[..., None]
+        right = ops.squeeze(ops.take_along_axis(log_probs, labels, axis=-1), axis=-1)
+        e = self.label_smoothing
+        return -(1.0 - e) * right - e * ops.mean(log_probs, axis=-1)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return super().get_config() | {"label_smoothing": self.label_smoothing}
 
 
 # --- The model --------------------------------------------------------------

@@ -26,10 +26,11 @@ the whole text again. Shapes: B batch, T and S positions of target and source, D
 
 Paper: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; GPT-2: Radford et al.,
 2019; BERT: Devlin et al., 2018, https://arxiv.org/abs/1810.04805; rotary positions: Su
-et al., 2021, https://arxiv.org/abs/2104.09864. Letters: d_model = D, h = N, d_k = H,
-d_ff = `intermediate_dim`. Differences: no dropout of attention weights, which the
-backends' fused attention doesn't have; LayerNorm before the sublayers instead of after
-them, as in GPT-2 (`normalize_first=False` for the paper's order, which BERT has).
+et al., 2021, https://arxiv.org/abs/2104.09864; randomized positions: Ruoss et al.,
+2023, https://arxiv.org/abs/2305.16843. Letters: d_model = D, h = N, d_k = H, d_ff =
+`intermediate_dim`. Differences: no dropout of attention weights, which the backends'
+fused attention doesn't have; LayerNorm before the sublayers instead of after them, as
+in GPT-2 (`normalize_first=False` for the paper's order, which BERT has).
 """
 
 import math
@@ -67,7 +68,8 @@ ACCEPTED = {
     "stddev": checks.WEIGHT,
     # rotate
     "x": checks.array("B T N H"),
-    "positions": checks.one_of("learned", "sinusoidal", "rotary"),
+    "positions": checks.one_of("learned", "sinusoidal", "rotary", "randomized", "none"),
+    "random_length": checks.SIZE | None,
     # gpt, bert, encoder_decoder
     "vocabulary_size": checks.SIZE,
     "source_vocabulary_size": checks.SIZE,
@@ -273,6 +275,12 @@ class PositionEmbedding(keras.layers.Layer):
             sin(p / 10000^(2i/D)) and cosines. Defaults to `"learned"`.
         embeddings_initializer: Initializer of the learned vectors. Defaults to a normal
             distribution of standard deviation 0.02.
+        random_length: L, to train with randomized positions: in each training batch,
+            `max_length` of the positions 0 to L - 1 are drawn and sorted, and the first
+            T of them are used. So no position has a meaning of its own, only their
+            order, and vectors of later positions are trained, too. Outside of training,
+            the positions are L // `max_length` apart. Defaults to `None`: 0, 1, 2, ...
+        seed: Integer, or `None` for a seed from Python's `random`. Of the draws.
 
     Call arguments:
         x: Shape `(B, T, D)`.
@@ -283,20 +291,40 @@ class PositionEmbedding(keras.layers.Layer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If `kind` is unknown, or a sequence is longer than `max_length`.
+        ValueError: If `kind` is unknown, a sequence is longer than `max_length`, or
+            `random_length` is less than it.
 
     Example:
 
     ```python
     kit.transformer.PositionEmbedding(128)(np.zeros((2, 10, 64))).shape  # (2, 10, 64)
     ```
+
+    Reference: of randomized positions: Ruoss et al., 2023,
+    https://arxiv.org/abs/2305.16843. Difference: they draw T positions, also outside of
+    training, which a decoder can't do before it knows T.
     """
 
     def __init__(
-        self, max_length, kind="learned", embeddings_initializer=None, **kwargs
+        self,
+        max_length,
+        kind="learned",
+        embeddings_initializer=None,
+        random_length=None,
+        seed=None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
-        checks.check(self, locals(), ACCEPTED)
+        checks.check(self, locals(), ACCEPTED | {"seed": checks.SEED | None})
+        if random_length is not None and random_length < max_length:
+            raise ValueError(
+                f"PositionEmbedding: `random_length` must be at least max_length="
+                f"{max_length}, received {random_length}."
+            )
+        self.random_length = random_length
+        self.seed = seed
+        if random_length is not None:
+            self.seed_generator = keras.random.SeedGenerator(seed)
         self.max_length = max_length
         self.kind = kind
         self.embeddings_initializer = keras.initializers.get(
@@ -308,17 +336,19 @@ class PositionEmbedding(keras.layers.Layer):
         """Builds the weights for inputs of this shape."""
         if self.kind == "learned":
             self.embeddings = self.add_weight(
-                shape=(self.max_length, x_shape[-1]),
+                shape=(self.random_length or self.max_length, x_shape[-1]),
                 initializer=self.embeddings_initializer,
                 name="embeddings",
             )
 
-    def call(self, x, start=0):
+    def call(self, x, start=0, training=None):
         """Adds the positions' vectors."""
         length, width = x.shape[1:]
         if length is not None:
             _check_length(length, self.max_length)
         positions = start + ops.arange(ops.shape(x)[1])
+        if self.random_length is not None:
+            positions = ops.take(self._places(training), positions)
         if self.kind == "learned":
             return x + ops.take(self.embeddings, positions, axis=0)
         frequencies = 10_000.0 ** (-ops.arange(0, width, 2, dtype="float32") / width)
@@ -326,6 +356,13 @@ class PositionEmbedding(keras.layers.Layer):
         waves = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)  # (T, D/2, 2)
         waves = ops.reshape(waves, (-1, 2 * frequencies.shape[0]))[:, :width]
         return x + ops.cast(waves, x.dtype)
+
+    def _places(self, training):
+        """Returns the randomized positions, integers `(max_length,)` in order."""
+        if not training:
+            return ops.arange(self.max_length) * (self.random_length // self.max_length)
+        words = keras.random.uniform((self.random_length,), seed=self.seed_generator)
+        return ops.sort(ops.argsort(words)[: self.max_length])
 
     def compute_output_shape(self, x_shape):
         """Returns the shape of x."""
@@ -339,6 +376,8 @@ class PositionEmbedding(keras.layers.Layer):
             "embeddings_initializer": keras.initializers.serialize(
                 self.embeddings_initializer
             ),
+            "random_length": self.random_length,
+            "seed": self.seed,
         }
 
 
@@ -618,8 +657,10 @@ def gpt(
         dropout: Share of the embeddings and of each sublayer's outputs to drop in
             training, in [0, 1). Defaults to 0.
         activation: Of the feed-forward networks. Defaults to `"gelu"`.
-        positions: `"learned"` as in GPT-2, `"sinusoidal"` as in the paper, or
-            `"rotary"`. Defaults to `"learned"`.
+        positions: `"learned"` as in GPT-2, `"sinusoidal"` as in the paper, `"rotary"`
+            (see `Attention`), `"randomized"` sinusoidal ones out of four times as many
+            as `max_length` (see `PositionEmbedding`), or `"none"`: causal attention can
+            tell the order without. Defaults to `"learned"`.
         mask_zero: If `True`, token 0 is padding, which the loss ignores.
         epsilon: Of LayerNorm. Defaults to 1e-5.
 
@@ -769,7 +810,8 @@ def encoder_decoder(
         intermediate_dim: Of the feed-forward networks. Defaults to 4 D.
         dropout: As in `gpt`.
         activation: Of the feed-forward networks. Defaults to `"relu"`.
-        positions: As in `gpt`. Defaults to `"sinusoidal"`.
+        positions: As in `gpt`; with `"none"`, the encoder reads its source as a bag of
+            tokens. Defaults to `"sinusoidal"`.
         epsilon: Of LayerNorm. Defaults to 1e-5.
 
     Returns:
@@ -837,10 +879,14 @@ def _embedding_layers(
             vocabulary_size, hidden_dim, normal(0.02), mask_zero=mask_zero
         )
     ]
-    if positions == "sinusoidal":
+    if positions in ("sinusoidal", "randomized"):
         # Embeddings of size 0.02 would vanish beside sines of size 1.
         layers[0].embeddings_initializer = normal(1.0)
-    if positions != "rotary":
+    if positions == "randomized":
+        layers.append(
+            PositionEmbedding(max_length, "sinusoidal", random_length=4 * max_length)
+        )
+    elif positions in ("learned", "sinusoidal"):
         layers.append(PositionEmbedding(max_length, positions))
     if dropout:
         layers.append(keras.layers.Dropout(dropout))

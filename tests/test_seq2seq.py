@@ -54,6 +54,23 @@ def test_texts_become_integers_and_come_back():
     assert seq2seq.decode([[6, seq2seq.END_TOKEN, 3]], characters) == ["o"]
 
 
+def test_smoothed_labels_by_hand():
+    """Probabilities 1/2, 1/4, 1/4; a tenth of the label is spread over three tokens."""
+    loss = seq2seq.SmoothedCrossentropy(label_smoothing=0.1, reduction="none")
+    logits = np.log([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]])
+    half, quarter = np.log(2), np.log(4)
+    spread = 0.1 / 3 * (half + 2 * quarter)
+    expected = [[0.9 * half + spread, 0.9 * quarter + spread]]
+    found = ops.convert_to_numpy(loss(np.array([[0, 2]]), logits))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(seq2seq.SmoothedCrossentropy(0.0))
+    )
+    y = np.array([[0, 2]])
+    np.testing.assert_allclose(float(again(y, logits)), float(plain(y, logits)), 1e-5)
+
+
 def test_what_cannot_be_encoded_is_refused():
     characters = seq2seq.vocabulary(["ab"])
     with pytest.raises(ValueError, match=r"'abc!'.*lacks: '!', 'c'.*It has 'ab'"):

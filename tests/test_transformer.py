@@ -15,7 +15,7 @@ from kit.lab import language_model
 from kit.transformer import Attention, DecoderBlock, EncoderBlock, PositionEmbedding
 
 V = 11  # vocabulary
-POSITIONS = ("learned", "sinusoidal", "rotary")
+POSITIONS = ("learned", "sinusoidal", "rotary", "randomized", "none")
 every_position = pytest.mark.parametrize("positions", POSITIONS)
 
 
@@ -180,6 +180,49 @@ def test_learned_positions_are_added_by_hand():
     np.testing.assert_allclose(numpy(layer(x, start=1)), [[[13, 24], [35, 46]]])
 
 
+def test_randomized_positions_are_sorted_draws():
+    """The vector of position p is the number p, so that the outputs are positions."""
+    layer = PositionEmbedding(4, random_length=12, seed=3)
+    layer.build((None, None, 1))
+    layer.embeddings.assign(np.arange(12)[:, None])
+    x = np.zeros((2, 3, 1), "float32")
+    # Otherwise they are 12 // 4 apart.
+    np.testing.assert_array_equal(numpy(layer(x))[..., 0], [[0, 3, 6]] * 2)
+    np.testing.assert_array_equal(numpy(layer(x, start=1))[..., 0], [[3, 6, 9]] * 2)
+
+    draw = kit.compiled(lambda x: layer(x, training=True))
+    draws = np.array([numpy(draw(x))[..., 0] for _ in range(200)])
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 1])  # one for the batch
+    places = draws[:, 0]
+    assert (np.diff(places) >= 1).all() and places.min() == 0
+    # The i-th of 4 numbers of 0 to 11 is 13 i / 5 - 1 on average, so the third is at
+    # most 10.
+    assert places.max() == 10
+    np.testing.assert_allclose(places.mean(0), [1.6, 4.2, 6.8], atol=0.5)
+
+
+def test_as_many_randomized_positions_as_there_are_are_the_plain_ones():
+    layer = PositionEmbedding(5, "sinusoidal", random_length=5, seed=0)
+    plain, x = PositionEmbedding(5, "sinusoidal"), normal(1, 4, 6)
+    for training in (True, False):
+        drawn = numpy(layer(x, training=training))
+        np.testing.assert_allclose(drawn, run(plain, x), atol=1e-6)
+
+
+@pytest.mark.once
+def test_an_encoder_without_positions_reads_a_bag_of_tokens():
+    outputs = {}
+    for positions in ("none", "randomized"):
+        model = transformer.encoder_decoder(
+            V, V, 12, 1, num_heads=2, hidden_dim=8, positions=positions
+        )
+        kit.initialize_weights(model, 0)
+        encoder, x = model.get_layer("encoder"), np.array([[3, 4, 5]])
+        outputs[positions] = run(encoder, x), run(encoder, x[:, ::-1])[:, ::-1]
+    np.testing.assert_allclose(*outputs["none"], atol=1e-5)
+    assert np.abs(np.subtract(*outputs["randomized"])).max() > 1e-3
+
+
 # Blocks
 
 
@@ -334,6 +377,7 @@ def test_saved_models_load(make, tmp_path):
             {"num_heads": 3, "causal": True, "rotary_length": 9, "use_bias": False},
         ),
         (PositionEmbedding, {"max_length": 7, "kind": "sinusoidal"}),
+        (PositionEmbedding, {"max_length": 7, "random_length": 30, "seed": 5}),
         (
             EncoderBlock,
             {
@@ -539,9 +583,13 @@ def test_wider_beams_find_likelier_sequences():
             "`vocabulary_size` must be an integer .*received 0",
         ),
         (lambda: kit.gpt(V, 8, dropout=1), r"`dropout` must be .*\[0, 1\), received 1"),
-        (lambda: kit.gpt(V, 8, positions="none"), "`positions` must be.*'none'"),
+        (lambda: kit.gpt(V, 8, positions="alibi"), "`positions` must be.*'alibi'"),
         (lambda: kit.bert(V, num_segments=0), "num_segments.*received 0"),
         (lambda: PositionEmbedding(8, "rotary"), "`kind` must be.*'rotary'"),
+        (
+            lambda: PositionEmbedding(8, random_length=7),
+            "`random_length` must be at least max_length=8, received 7",
+        ),
         (lambda: PositionEmbedding(0), r"`max_length` must be .*\[1, .*received 0"),
         (lambda: Attention(0), r"`num_heads` must be .*\[1, .*received 0"),
         (lambda: Attention(3)(np.ones((1, 2, 8))), "multiple of 3.*received 8"),

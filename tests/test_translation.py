@@ -12,6 +12,7 @@ from keras import ops
 import kit
 from kit import seq2seq, transformer
 from kit.data.corpus import Characters
+from kit.data.subwords import Subwords
 
 TINY = {
     "num_pairs": 90,
@@ -36,6 +37,29 @@ def folder(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("translation")
     recipe.main(output_dir=folder, seed=1, **TINY)
     return folder
+
+
+# Sentences of words that nobody has, which don't resemble each other; some have tags.
+PAIRS = {
+    "task": "pairs",
+    "num_pairs": None,
+    "vocabulary_size": 320,
+    "max_length": 60,
+    "epochs": 1,
+    "beam_width": 2,
+}
+
+
+def write_pairs(path, count=180):
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 4)) for _ in range(400)]
+    lines = []
+    for i in range(count):
+        source = " ".join(rng.choice(words, 5, replace=False))
+        tag = " <b>%(name)s</b>" if i % 3 == 0 else ""
+        lines.append(f"{source}{tag}\t{source[::-1]}{tag}\n")
+    path.write_text("".join(lines), "utf-8")
+    return path
 
 
 @pytest.fixture
@@ -74,6 +98,97 @@ def test_leaves_what_it_promises(folder):
     assert {"epoch", "val_exact_match", "recurrent_loss"} <= set(header.split(","))
     assert len(rows) == 2
     assert "GRU with attention" in (folder / "examples.txt").read_text("utf-8")
+
+
+def test_sentences_of_a_file(recipe, tmp_path):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("tokenizers")
+    pairs = write_pairs(tmp_path / "pairs.tsv")
+    folder = tmp_path / "run"
+    record = recipe.main(output_dir=folder, pairs=pairs, **TINY | PAIRS)
+    scores = {"exact_match", "bleu", "chrf", "placeholders_kept"}
+    beams = {f"beam_{name}" for name in scores}
+    assert set(record["metrics"]) == scores | beams | {"parameters", "test_pairs"}
+    assert set(record["baselines"]) == {
+        *(f"memory_{name}" for name in scores),
+        *(f"gru_attention_{name}" for name in scores | beams | {"parameters"}),
+    }
+    assert record["config"]["epochs"] == 1
+    assert record["config"]["label_smoothing"] == 0.1  # the task's own
+    assert "memory" in (folder / "examples.txt").read_text("utf-8")
+    assert {"attention.png", "learning_curve.png"} <= {x.name for x in folder.iterdir()}
+
+    # The saved files translate; the loss of the training is found, too.
+    model = keras.saving.load_model(folder / "model.keras")
+    assert isinstance(model.loss, seq2seq.SmoothedCrossentropy)
+    words = Subwords.load(folder / "source_vocabulary.json")
+    tokens = transformer.translate(
+        model,
+        seq2seq.encode(["abcd <0>"], words, 59),
+        seq2seq.START_TOKEN,
+        seq2seq.END_TOKEN,
+        length=60,
+    )
+    assert len(seq2seq.decode(tokens, words)) == 1
+
+
+@pytest.mark.once
+def test_sentences_are_masked_split_and_cut(recipe, tmp_path):
+    pytest.importorskip("tokenizers")
+    pairs = write_pairs(tmp_path / "pairs.tsv")
+    options = recipe.with_defaults(TINY | PAIRS | {"pairs": pairs, "unseen_length": 0})
+    options |= {"validation": False, "num_primed": 0}
+    data = recipe.load_data(options, np.random.default_rng(0))
+    assert len(data.masked["train"]) % 16 == 0 and data.source is data.target
+    for name, part in data.parts.items():
+        assert len(part) == len(data.masked[name])
+        for (source, target), (read, write) in zip(
+            part, data.masked[name], strict=True
+        ):
+            tag = " <b>%(name)s</b>"
+            assert read == source.replace(tag, " <0><1><2>")
+            assert write == target.replace(tag, " <0><1><2>")
+    restored = recipe.with_placeholders(
+        [target for _, target in data.masked["test"]], data.parts["test"]
+    )
+    assert restored == [target for _, target in data.parts["test"]]
+
+    # Another seed has another order, and the same parts.
+    other = recipe.load_data(options, np.random.default_rng(1))
+    assert other.parts["test"] != data.parts["test"]
+    assert sorted(other.parts["test"]) == sorted(data.parts["test"])
+
+    # Long sentences are left out, and validation replaces the test.
+    def longest(data):
+        pairs = data.masked["train"] + data.masked["valid"]
+        return max(len(data.source.encode(text)) for pair in pairs for text in pair)
+
+    limit = longest(data)
+    options |= {"max_length": limit, "validation": True, "batch_size": 1}
+    short = recipe.load_data(options, np.random.default_rng(0))
+    assert longest(short) < limit
+    assert short.parts["test"] == short.parts["valid"]
+    assert set(short.parts["valid"]) <= set(data.parts["valid"])
+
+
+@pytest.mark.once
+def test_the_memory_returns_the_nearest_translation(recipe):
+    pairs = [("open the file", "Datei öffnen"), ("delete this page", "Seite löschen")]
+    found = recipe.translation_memory(pairs, ["deleted pages", "the files are open"])
+    assert found == ["Seite löschen", "Datei öffnen"]
+
+
+@pytest.mark.once
+def test_scores_of_sentences_are_sacrebleus(recipe):
+    pytest.importorskip("sacrebleu")
+    pairs = [("a %s b", "der %s ist rot und groß"), ("plain", "ein ganz anderer Satz")]
+    right = recipe.score([t for _, t in pairs], pairs, sentences=True)
+    assert right["exact_match"] == 1.0 and right["placeholders_kept"] == 1.0
+    assert right["bleu"] == pytest.approx(100) and right["chrf"] == pytest.approx(100)
+    wrong = recipe.score(["der ist rot und groß", pairs[1][1]], pairs, sentences=True)
+    assert wrong["exact_match"] == 0.5 and wrong["placeholders_kept"] == 0.0
+    assert 20 < wrong["bleu"] < 100
+    assert set(recipe.score(["x", "y"], pairs, sentences=False)) == {"exact_match"}
 
 
 @pytest.mark.once
@@ -170,6 +285,20 @@ def test_the_parts_share_no_pair_and_one_length_is_apart(recipe):
     assert recipe.split(pairs, unseen_length=0)["unseen"] == []
 
 
+@pytest.mark.once
+def test_a_few_pairs_of_the_unseen_length_may_be_trained_on(recipe):
+    pairs = recipe.load_pairs("numbers", "de", 1_200, np.random.default_rng(0))
+    parts, plain = recipe.split(pairs, 5, num_primed=7), recipe.split(pairs, 5)
+    assert [len(source) == 5 for source, _ in parts["train"]][:8] == [True] * 7 + [
+        False
+    ]
+    assert parts["train"][7:] == plain["train"]
+    assert {**parts, "train": 0} == {**plain, "train": 0}
+    assert not set(parts["train"]) & set(parts["unseen"])
+    with pytest.raises(ValueError, match="`num_primed` must be at most 183.*9999"):
+        recipe.split(pairs, 5, num_primed=9999)
+
+
 def test_the_decoder_reads_what_it_wrote_before(recipe):
     pairs = [("12", "ab"), ("1", "b")]
     source, target = seq2seq.vocabulary(["12"]), seq2seq.vocabulary(["ab"])
@@ -187,8 +316,13 @@ def test_the_decoder_reads_what_it_wrote_before(recipe):
     [
         (
             {"task": "poems"},
-            "`task` must be one of 'numbers', 'phonemes', received 'poems'",
+            "`task` must be one of 'numbers', 'phonemes', 'pairs', received 'poems'",
         ),
+        ({"pairs": Path("x.tsv")}, "`pairs` goes with task='pairs', received .*'numb"),
+        ({"task": "pairs", "pairs": Path("x.tsv")}, "pairs=.x.tsv. can.t be read"),
+        ({"positions": "some"}, "`positions` must be .*'none', received 'some'"),
+        ({"num_primed": -1}, r"`num_primed` must be .*\[0, .*received -1"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must be .*\[0, 1\)"),
         ({"language": "xx"}, "language='xx' is none that num2words has: .*de.*fr"),
         ({"num_pairs": 0}, r"`num_pairs` must be .*\[1, .*received 0"),
         ({"num_pairs": 20}, "num_pairs=20 leaves .* to train on"),
