@@ -1,4 +1,4 @@
-"""Recognizes turned and shifted digits, by a capsule network and by a CNN.
+"""Recognizes turned digits, or lesions, by a capsule network and by a CNN.
 
 You will learn: capsules and their routing (`kit/capsnet.py`), how to test a network on
 images unlike those it was trained on, and how to compare two kinds of networks fairly:
@@ -7,6 +7,7 @@ convolutions.
 
     KERAS_BACKEND=jax python recipes/capsnet.py
     KERAS_BACKEND=torch python recipes/capsnet.py --routings 1 --ablation
+    KERAS_BACKEND=jax python recipes/capsnet.py --dataset lesions --epochs 4 --ablation
     KERAS_BACKEND=tensorflow python recipes/capsnet.py --architecture paper --epochs 5
 
 All models are trained on nearly upright, centred digits: turned by up to 11 degrees,
@@ -35,6 +36,13 @@ paper, it had been no better than a CNN on those: 67.9 against 68.1 %.) The
 decoder draws little more than the mean of each class after so few steps, so poses.png
 changes little.
 
+`--dataset lesions` asks the same of medical images (`kit/data/phantoms.py`): crops of
+drawn CT images with a lesion of one of four shapes, or none, in training upright and of
+one size. With the options above (JAX, seed 0), capsules classify 98.6 % of the upright
+crops correctly. If lesions are turned by 30 to 90 degrees and magnified or reduced by
+1.4 to 1.8, it is 50.8 %. The CNN has 98.4 and 54.1 %, the averaged convolutions 99.4
+and 50.7 %. Capsules don't help there.
+
 Paper: Sabour, Frosst and Hinton, 2017, https://arxiv.org/abs/1710.09829. Differences:
 more and smaller convolutions with batch normalization, so that it trains on a CPU;
 weights that all places share; more augmentation than shifts, as there are few training
@@ -42,8 +50,10 @@ images; a decaying learning rate. To choose settings, compare them with
 `--validation 0.25`, as was done for the convolutions.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -53,6 +63,7 @@ import kit
 from kit import checks
 from kit.capsnet import CapsNet, capsnet
 from kit.cnn import RandomAffine
+from kit.data.phantoms import LESION_KINDS, lesion_crops
 from kit.data.vision import Split, images
 from kit.lab.run import Run, command_line
 
@@ -60,6 +71,12 @@ from kit.lab.run import Run, command_line
 TRAIN_DEGREES, TRAIN_PIXELS = 0.03 * 360, 0.07 * 28
 # The transformed test digits lie beyond that, in any direction.
 DEGREES, PIXELS = (15.0, 40.0), (3.0, 5.0)
+# Lesions are turned and scaled when they are drawn. The augmentation adds to that.
+TRAIN_LESIONS, TEST_LESIONS = 4_000, 1_000
+UPRIGHT: Any = {"degrees": (0.0, 10.0), "scales": (1.0, 1.1)}
+LESION_DEGREES, SCALES = (30.0, 90.0), (1.4, 1.8)
+# Seeds of the crops: the same in each run, as the digits are.
+TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 0, 2**32 - 1, 2**32 - 2
 
 
 def load_data(dataset: str, validation: float) -> Split:
@@ -68,12 +85,71 @@ def load_data(dataset: str, validation: float) -> Split:
     Return uint8 arrays (N, height, width, channels), and their classes as integers
     that start at 0. With `validation`, a part of the training images is the test set.
     """
+    if dataset == "lesions":
+        seed = VALIDATION_SEED if validation else TEST_SEED
+        train = lesion_crops(TRAIN_LESIONS, seed=TRAIN_SEED, **UPRIGHT)
+        return Split(*train, *lesion_crops(TEST_LESIONS, seed=seed, **UPRIGHT))
     data = images(dataset)
     if not validation:
         return data
     x, y = data.x_train, data.y_train
     first = round(len(x) * (1.0 - validation))
     return Split(x[:first], y[:first], x[first:], y[first:])
+
+
+class Change(NamedTuple):
+    """How test images are changed, further than in training.
+
+    Attributes:
+        apply: Function of images and two ranges, of the angle in degrees and of the
+            amount of the second change, to changed images.
+        name: The second change: "shifted" or "scaled".
+        degrees: Range of the angles of changed test images.
+        amounts: Range of the amounts of the second change.
+        none: The amount that leaves an image as it is.
+        trained: The largest angle and amount in training.
+        label: What the amount is, for the axis of a plot.
+        angles: Angles to plot.
+        sweep: Amounts to plot.
+    """
+
+    apply: Callable[[np.ndarray, tuple, tuple], np.ndarray]
+    name: str
+    degrees: tuple[float, float]
+    amounts: tuple[float, float]
+    none: float
+    trained: tuple[float, float]
+    label: str
+    angles: np.ndarray
+    sweep: np.ndarray
+
+
+def change_of(dataset: str, validation: float, seed: int) -> Change:
+    """Returns the changes of a set's test images."""
+    if dataset == "lesions":
+        crops_seed = VALIDATION_SEED if validation else TEST_SEED
+        return Change(
+            functools.partial(redraw, seed=crops_seed),
+            "scaled",
+            LESION_DEGREES,
+            SCALES,
+            1.0,
+            (UPRIGHT["degrees"][1] + TRAIN_DEGREES, UPRIGHT["scales"][1] * 1.1),
+            "Magnified or reduced by a factor",
+            np.arange(0, 91, 15),
+            np.arange(1.0, 2.01, 0.2),
+        )
+    return Change(
+        functools.partial(transform, seed=seed),
+        "shifted",
+        DEGREES,
+        PIXELS,
+        0.0,
+        (TRAIN_DEGREES, TRAIN_PIXELS),
+        "Shift in pixels, either way",
+        np.arange(0, 61, 10),
+        np.arange(0, 9, 1),
+    )
 
 
 ACCEPTED = {
@@ -99,7 +175,7 @@ COMPARISON = {
 
 def main(
     *,
-    dataset: Literal["mnist_5k", "mnist", "fashion_mnist"] = "mnist_5k",
+    dataset: Literal["mnist_5k", "lesions", "mnist", "fashion_mnist"] = "mnist_5k",
     architecture: Literal["small", "paper"] = "small",
     routings: int = 3,
     reconstruction_weight: float = 0.0005,
@@ -117,7 +193,8 @@ def main(
 
     Args:
         dataset: "mnist_5k" needs no download: 4,000 training and 1,000 test digits.
-            Keras downloads the others.
+            Nor does "lesions": 5,000 drawn crops of CT images with a lesion of one of
+            four shapes, or none. Keras downloads the others.
         architecture: "paper" has the sizes of the paper, and takes hours on a CPU.
         routings: Steps of routing by agreement.
         reconstruction_weight: Weight of the decoder's summed squared error.
@@ -127,7 +204,8 @@ def main(
         batch_size: Images in a gradient step.
         learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
         validation: Share of the training images to hold out and to test on instead of
-            the test images. Use it to choose settings.
+            the test images. With "lesions", any share tests on other crops. Use it to
+            choose settings.
         seed: Seed of all random draws.
         output_dir: Folder for the results; runs/capsnet-<backend>-<seed> if not given.
         resume: Resume an interrupted run from its last backup.
@@ -189,11 +267,13 @@ def main(
     )
 
     # Every model gets the same transformed images.
+    change = change_of(dataset, validation, seed)
+    upright, unchanged = (0.0, 0.0), (change.none, change.none)
     test = {
         "validation" if validation else "test": data.x_test,
-        "transformed": transform(data.x_test, DEGREES, PIXELS, seed),
-        "rotated": transform(data.x_test, DEGREES, (0.0, 0.0), seed),
-        "shifted": transform(data.x_test, (0.0, 0.0), PIXELS, seed),
+        "transformed": change.apply(data.x_test, change.degrees, change.amounts),
+        "rotated": change.apply(data.x_test, change.degrees, unchanged),
+        change.name: change.apply(data.x_test, upright, change.amounts),
     }
 
     def scores(model: keras.Model, prefix: str = "") -> dict[str, float]:
@@ -210,11 +290,15 @@ def main(
             ablated, _ = train_capsnet(number)
             baselines |= scores(ablated, f"routings_{number}_")
 
-    draw_robustness(
-        run, {"capsules": model, "CNN": cnn, "pooled CNN": pooled}, data, seed
+    names = (
+        LESION_KINDS if dataset == "lesions" else tuple(map(str, range(num_classes)))
     )
-    draw_reconstructions(run, model, data, test["transformed"])
-    draw_poses(run, model, data)
+    models = {"capsules": model, "CNN": cnn, "pooled CNN": pooled}
+    draw_robustness(run, models, data, change)
+    draw_reconstructions(run, model, data, test["transformed"], names)
+    draw_poses(run, model, data, names)
+    if dataset == "lesions":
+        draw_lesions(run, models, data.y_test, test)
     return run.finish(
         history=history,
         metrics=metrics,
@@ -318,9 +402,14 @@ def train(
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     """Returns the share of images whose class has the highest score."""
+    return float(np.mean(classes_of(model, x) == y))
+
+
+def classes_of(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    """Returns the classes with the highest scores."""
     scores = model.predict(x, batch_size=500, verbose=0)
     scores = scores["length"] if isinstance(scores, dict) else scores
-    return float(np.mean(scores.argmax(axis=1) == y))
+    return scores.argmax(axis=1)
 
 
 def transform(
@@ -358,37 +447,83 @@ def transform(
     return changed
 
 
+def redraw(x: np.ndarray, degrees: tuple, scales: tuple, seed: int) -> np.ndarray:
+    """Returns the test crops of x with their lesions turned and scaled.
+
+    The bodies around them stay as they are. To use pictures of your own, turn and scale
+    them instead, as `transform` does.
+    """
+    return lesion_crops(len(x), seed=seed, degrees=degrees, scales=scales).images
+
+
 def draw_robustness(
-    run: Run, models: dict[str, keras.Model], data: Split, seed: int
+    run: Run, models: dict[str, keras.Model], data: Split, change: Change
 ) -> None:
-    """Plots accuracy over angle and over shift; the range seen in training is grey."""
+    """Plots accuracy over both changes; the range seen in training is grey."""
     x, y = data.x_test[:500], data.y_test[:500]
-    angles, shifts = np.arange(0, 61, 10), np.arange(0, 9, 1)
+    none, start = change.none, (0.0, change.none)
     panels: list[Any] = [
-        ("Rotation in degrees", angles, TRAIN_DEGREES, lambda a: ((a, a), (0, 0))),
-        ("Shift in pixels", shifts, TRAIN_PIXELS, lambda s: ((0, 0), (s, s))),
+        (
+            "Rotation in degrees, either way",
+            change.angles,
+            lambda a: ((a, a), (none,) * 2),
+        ),
+        (change.label, change.sweep, lambda s: ((0.0, 0.0), (s, s))),
     ]
     with run.figure("robustness.png", figsize=(8, 3.6)) as figure:
-        for axes, panel in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-            label, amounts, shown, change = panel
-            changed = [
-                transform(x, degrees, pixels, seed)
-                for degrees, pixels in map(change, amounts)
-            ]
-            axes.axvspan(0, shown, color="0.9", label="shown in training")
+        grid = figure.subplots(1, 2, sharey=True)
+        for axes, panel, low, high in zip(
+            grid, panels, start, change.trained, strict=True
+        ):
+            label, amounts, ranges = panel
+            changed = [change.apply(x, *ranges(amount)) for amount in amounts]
+            axes.axvspan(low, high, color="0.9", label="shown in training")
             for name, model in models.items():
                 shares = [100 * accuracy(model, z, y) for z in changed]
                 axes.plot(amounts, shares, marker=".", label=name)
-            axes.set_xlabel(f"{label}, either way")
+            axes.set_xlabel(label)
             axes.set_ylim(0, 101)
             axes.grid(alpha=0.3)
         figure.axes[0].set_ylabel("Accuracy in %")
         figure.axes[0].legend(loc="lower left")
-        figure.suptitle("How far digits may be turned and shifted")
+        figure.suptitle(f"How far test images may be rotated and {change.name}")
+
+
+def draw_lesions(
+    run: Run,
+    models: dict[str, keras.Model],
+    y: np.ndarray,
+    test: dict[str, np.ndarray],
+    bodies: int = 3,
+) -> None:
+    """Draws the first test crops as they are changed, and the mistakes in them."""
+    number = bodies * len(LESION_KINDS)
+    title = "Below each lesion: models that mistake it (" + ", ".join(
+        f"{name[0]} = {name}" for name in models
+    )
+    with run.figure("lesions.png", figsize=(0.72 * number, 4.6)) as figure:
+        grid = figure.subplots(len(test), number, squeeze=False)
+        for (name, x), line in zip(test.items(), grid, strict=True):
+            wrong = {
+                label: classes_of(model, x[:number]) != y[:number]
+                for label, model in models.items()
+            }
+            for i, axes in enumerate(line):
+                show(axes, x[i] / 255, "gray")
+                letters = "".join(label[0] for label, w in wrong.items() if w[i])
+                axes.set_xlabel(letters, color="#c03000", labelpad=2)
+            line[0].set_ylabel(name)
+        for axes, kind in zip(grid[0], y, strict=False):
+            axes.set_title(LESION_KINDS[kind], fontsize=8)
+        figure.suptitle(f"{title})", fontsize=10)
 
 
 def draw_reconstructions(
-    run: Run, model: CapsNet, data: Split, transformed: np.ndarray
+    run: Run,
+    model: CapsNet,
+    data: Split,
+    transformed: np.ndarray,
+    names: tuple[str, ...],
 ) -> None:
     """Draws images, and the reconstructions from their longest capsules."""
     first = [int(np.argmax(data.y_test == c)) for c in np.unique(data.y_test)]
@@ -407,13 +542,16 @@ def draw_reconstructions(
                 show(axes, image)
                 if name == "decoded":
                     colour = "black" if number == true else "red"
-                    axes.set_title(f"as {number}", fontsize=8, color=colour, pad=2)
+                    axes.set_title(
+                        f"as {names[number]}", fontsize=8, color=colour, pad=2
+                    )
             line[0].set_ylabel(name)
-        figure.suptitle("Digits, and what the decoder draws of the longest capsule")
+        figure.suptitle("Images, and what the decoder draws of the longest capsule")
 
 
-def draw_poses(run: Run, model: CapsNet, data: Split, klass: int = 5) -> None:
+def draw_poses(run: Run, model: CapsNet, data: Split, names: tuple[str, ...]) -> None:
     """Draws reconstructions of an image as one number of its capsule changes."""
+    klass = len(names) // 2
     image = data.x_test[np.argmax(data.y_test == klass)]
     v = model.predict(image[None], verbose=0)["capsules"]
     changes = np.linspace(-0.25, 0.25, 11)  # as in the paper
@@ -435,12 +573,12 @@ def draw_poses(run: Run, model: CapsNet, data: Split, klass: int = 5) -> None:
         for axes, change in zip(grid[0], changes, strict=True):
             axes.set_title(f"{change:+.2f}" if change else "0", fontsize=9)
         figure.supylabel("Number of the capsule, the most effective first")
-        figure.suptitle(f"A {klass}, with something added to one of its numbers")
+        figure.suptitle(f"Class {names[klass]}: one number of its capsule changes")
 
 
-def show(axes: Any, image: np.ndarray) -> None:
+def show(axes: Any, image: np.ndarray, colours: str = "gray_r") -> None:
     """Draws an image of values in [0, 1], without axes."""
-    axes.imshow(image.squeeze(), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(image.squeeze(), cmap=colours, vmin=0, vmax=1)
     axes.set_xticks([])
     axes.set_yticks([])
 

@@ -20,6 +20,7 @@ from kit.capsnet import (
     margin_loss,
     squash,
 )
+from kit.data import phantoms
 
 
 def to_numpy(x):
@@ -545,6 +546,106 @@ def test_transform_turns_and_shifts(load_recipe):
     both = transform(image[:2], (15, 40), (3, 5), 0)
     np.testing.assert_array_equal(transform(image[:2], (15, 40), (3, 5), 0), both)
     assert both.dtype == "uint8" and not np.array_equal(both[0], both[1])
+
+
+# --- Lesions ----------------------------------------------------------------------
+
+
+def lesion_pixels(number, **pose):
+    """Where the lesions of some crops are: what differs without their brightness."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantoms, "LESION_CONTRAST", (0.3, 0.3))
+        bright = phantoms.lesion_crops(number, **pose)
+        patch.setattr(phantoms, "LESION_CONTRAST", (0.0, 0.0))
+        dark = phantoms.lesion_crops(number, **pose)
+    difference = bright.images.astype(int) - dark.images.astype(int)
+    return (difference > 38)[..., 0], bright.kinds  # half of 0.3 times 255
+
+
+@pytest.mark.once
+def test_crops_have_lesions_of_four_shapes():
+    mask, kinds = lesion_pixels(60, size=40, seed=3, degrees=(0, 0), scales=(1, 1))
+    assert kinds.tolist() == [0, 1, 2, 3, 4] * 12
+    areas = mask.sum(axis=(1, 2))
+    assert (areas[kinds == 0] == 0).all() and (areas[kinds > 0] > 40).all()
+    # Round and elongated ones have the area of a circle of radius 0.2 * 40.
+    plain = (kinds == 1) | (kinds == 2)
+    np.testing.assert_allclose(areas[plain], np.pi * 8**2, rtol=0.06)
+    height = mask.any(axis=2).sum(axis=1)
+    width = mask.any(axis=1).sum(axis=1)
+    ratio = (height / np.maximum(width, 1))[kinds == 2]
+    assert ratio.min() > 1.6 and ratio.max() < 2.6  # upright: 1.8 to 2.4
+    assert abs(height - width)[kinds == 1].max() <= 1
+    # How often a circle around a lesion's centre crosses its outline.
+    t = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    for kind, radius, expected in ((3, 1.0, 6), (4, 0.9, 14)):
+        crossings = []
+        for one in mask[kinds == kind]:
+            y, x = np.argwhere(one).mean(axis=0)
+            at = np.round([y + 8 * radius * np.sin(t), x + 8 * radius * np.cos(t)])
+            inside = one[tuple(at.astype(int))]
+            crossings.append(np.sum(inside != np.roll(inside, 1)))
+        assert np.median(crossings) == expected, (kind, crossings)
+
+
+@pytest.mark.once
+def test_a_pose_changes_the_lesion_alone():
+    upright, kinds = lesion_pixels(20, seed=1, degrees=(0, 0), scales=(1, 1))
+    for pose in ({"degrees": (90, 90), "scales": (1, 1)}, {"scales": (1.6, 1.6)}):
+        images = phantoms.lesion_crops(20, seed=1, **pose).images
+        same = phantoms.lesion_crops(20, seed=1).images
+        np.testing.assert_array_equal(images[kinds == 0], same[kinds == 0])
+        np.testing.assert_array_equal(images[:, 0], same[:, 0])  # the rim
+        assert not np.array_equal(images[kinds > 0], same[kinds > 0])
+    turned, _ = lesion_pixels(20, seed=1, degrees=(90, 90), scales=(1, 1))
+    for one, other in zip(upright[kinds == 2], turned[kinds == 2], strict=True):
+        assert one.any(axis=1).sum() > 1.5 * one.any(axis=0).sum()
+        assert other.any(axis=0).sum() > 1.5 * other.any(axis=1).sum()
+    scaled, _ = lesion_pixels(40, seed=1, degrees=(0, 0), scales=(1.5, 1.5))
+    upright, kinds = lesion_pixels(40, seed=1, degrees=(0, 0), scales=(1, 1))
+    factors = scaled.sum(axis=(1, 2))[kinds == 1] / upright.sum(axis=(1, 2))[kinds == 1]
+    larger = factors > 1
+    np.testing.assert_allclose(factors[larger], 1.5**2, rtol=0.1)
+    np.testing.assert_allclose(factors[~larger], 1.5**-2, rtol=0.2)
+    assert 0 < larger.sum() < len(larger)
+
+
+@pytest.mark.once
+def test_crops_depend_on_seed_and_place_only():
+    few, many = phantoms.lesion_crops(7, seed=5), phantoms.lesion_crops(12, seed=5)
+    np.testing.assert_array_equal(few.images, many.images[:7])
+    other = phantoms.lesion_crops(7, seed=6)
+    assert few.images.dtype == "uint8" and few.kinds.dtype == "int32"
+    assert not np.array_equal(few.images, other.images)
+    for name in ("degrees", "scales"):
+        with pytest.raises(ValueError, match=f"`{name}`.*smallest.*received"):
+            phantoms.lesion_crops(5, **{name: (1.5, 1.2)})
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("small_convolutions")
+def test_recipe_with_lesions(load_recipe, tmp_path, monkeypatch):
+    recipe = load_recipe("capsnet")
+    monkeypatch.setattr(recipe, "TRAIN_LESIONS", 40)
+    monkeypatch.setattr(recipe, "TEST_LESIONS", 20)
+    record = recipe.main(
+        dataset="lesions", output_dir=tmp_path, ablation=(), validation=0.5, **TINY
+    )
+    names = {
+        f"{x}_accuracy" for x in ("validation", "transformed", "rotated", "scaled")
+    }
+    assert set(record["metrics"]) == {*names, "parameters"}
+    assert (tmp_path / "lesions.png").stat().st_size > 10_000
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    pose = {"degrees": recipe.LESION_DEGREES, "scales": (1.0, 1.0)}
+    x, y = phantoms.lesion_crops(20, seed=recipe.VALIDATION_SEED, **pose)
+    found = model.predict(x, verbose=0)["length"].argmax(axis=1)
+    assert np.mean(found == y) == record["metrics"]["rotated_accuracy"]
+    # Test crops are neither those of training nor those of validation.
+    data, held_out = recipe.load_data("lesions", 0.0), recipe.load_data("lesions", 0.5)
+    np.testing.assert_array_equal(data.x_train, held_out.x_train)
+    for other in (held_out.x_test, data.x_train[:20]):
+        assert not np.array_equal(data.x_test, other)
 
 
 @pytest.mark.parametrize(
