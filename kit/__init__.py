@@ -34,11 +34,13 @@ if not _runs_commands():
         data,
         decoding,
         gan,
+        pointer,
         pretrained,
         random,
         recurrent,
         seq2seq,
         speech,
+        super_resolution,
         transformer,
     )
     from kit.a3c import A3C
@@ -80,6 +82,7 @@ if not _runs_commands():
     from kit.lab import gan_metrics, ngram
     from kit.mlp import mlp
     from kit.models import CompiledFit, Model, Sequential
+    from kit.pointer import pointer_generator
     from kit.ppo import PPO
     from kit.pretrained import load_bert
     from kit.q_learning import QLearning
@@ -89,6 +92,7 @@ if not _runs_commands():
     from kit.rl.policies import policy_network, shared_network, value_network
     from kit.rl.together import fit_together
     from kit.speech import SpeechRecognizer, speech_recognizer
+    from kit.super_resolution import SRGAN, super_resolver
     from kit.transformer import bert, encoder_decoder, gpt
     from kit.unet import unet
 
@@ -118,6 +122,7 @@ __all__ = [
     "QLearning",
     "RBM",
     "RandomAffine",
+    "SRGAN",
     "Sequential",
     "SpeechRecognizer",
     "VariationalAutoencoder",
@@ -148,6 +153,8 @@ __all__ = [
     "ngram",
     "policies",
     "policy_network",
+    "pointer",
+    "pointer_generator",
     "pretrained",
     "q_network",
     "random",
@@ -161,6 +168,8 @@ __all__ = [
     "speech",
     "speech_recognizer",
     "squash",
+    "super_resolution",
+    "super_resolver",
     "transformer",
     "unet",
     "value_network",

