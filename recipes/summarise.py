@@ -13,12 +13,15 @@ The documents are docstrings of installed packages (`kit/data/docstrings.py`): t
 line is the summary, the rest the document. Test documents come from modules that the
 training doesn't have, and in a second test, from a package that it doesn't have.
 
-The model hasn't been trained with these settings yet, so no score can be expected here.
-On 400 validation documents, without training, ROUGE-L is 0.192 for the lead sentence,
-0.200 for the first ten words, 0.188 for TextRank, and 0.182 for the summary of the most
-similar training document. The best sentence of each document would have 0.261, as 52 %
-of a summary's words don't occur in its document. All of these depend on the packages'
-versions.
+Expected result (JAX, seed 0, 400 test documents, ROUGE-L): 0.194 for the model, 0.184
+for the lead sentence, 0.189 for the first ten words and for TextRank, 0.186 for BERT's
+sentence, 0.175 for the summary of the most similar training document. So the model is
+ahead, but not clearly: the interval of its gain over the lead sentence is -0.006 to
+0.026. In ROUGE-2 it is behind (0.034, lead 0.056). Its summaries are short, begin like
+one ("return the ..."), take their nouns from the document and often repeat them: 6,000
+documents are few. The best sentence of each document would have 0.264, as half of a
+summary's words don't occur in its document. All of this depends on the packages'
+versions. A run takes 7 minutes on one core.
 
 Papers: See et al., 2017, https://arxiv.org/abs/1704.04368 (copying); Lin, 2004,
 https://aclanthology.org/W04-1013 (ROUGE); Mihalcea and Tarau, 2004,

@@ -232,11 +232,11 @@ def main(
     Returns:
         The contents of metrics.json.
     """
-    config = with_defaults(locals())
+    settings = with_defaults(locals())
     run = Run(
-        "translation", seed=seed, output_dir=output_dir, resume=resume, config=config
+        "translation", seed=seed, output_dir=output_dir, resume=resume, config=settings
     )
-    data = load_data(config, np.random.default_rng(seed))
+    data = load_data(settings, np.random.default_rng(seed))
     parts, names = data.parts, names_of(task)
     x, y = {}, {}
     for name, part in data.masked.items():
@@ -246,11 +246,11 @@ def main(
     sizes = len(data.source), len(data.target)
     model = transformer.encoder_decoder(
         *sizes,
-        config["max_length"],
+        settings["max_length"],
         num_layers=num_layers,
         num_heads=num_heads,
-        hidden_dim=config["hidden_dim"],
-        dropout=config["dropout"],
+        hidden_dim=settings["hidden_dim"],
+        dropout=settings["dropout"],
         positions=positions,
     )
     models = {"": model}
@@ -258,12 +258,12 @@ def main(
         attention = prefix == "gru_attention_"
         units = seq2seq.units_for(model.count_params(), *sizes, attention=attention)
         models[prefix] = seq2seq.gru_encoder_decoder(
-            *sizes, units, attention, config["dropout"]
+            *sizes, units, attention, settings["dropout"]
         )
 
     histories = {}
     for prefix, network in models.items():
-        rate = recurrent_learning_rate if prefix else config["learning_rate"]
+        rate = recurrent_learning_rate if prefix else settings["learning_rate"]
         histories[prefix] = train(run, network, x, y, rate)
 
     model.save(run.output_dir / "model.keras")

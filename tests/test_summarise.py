@@ -462,6 +462,7 @@ def test_refuses_other_files(recipe, tmp_path):
         recipe.load_data(tmp_path / "none.tsv", (), 50)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_has_the_same_figures(recipe, pairs, bert, tmp_path, monkeypatch):
     init = backups.Session.__init__
 

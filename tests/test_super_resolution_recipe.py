@@ -260,6 +260,7 @@ def test_refuses_files(recipe, tmp_path):
         recipe.main(images=tmp_path, output_dir=tmp_path / "run", **TINY)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_has_the_same_figures(recipe, few, tmp_path, monkeypatch):
     init = backups.Session.__init__
 
