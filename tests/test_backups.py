@@ -13,6 +13,7 @@ import gymnasium
 import keras
 import numpy as np
 import pytest
+from interruptions import Killed, interrupt
 from trainings import KINDS, differing, train
 
 import kit
@@ -21,24 +22,6 @@ from kit.files import replacing
 from kit.rl import env_state
 from kit.rl.environments import Environments
 from kit.rl.replay import ReplayBuffer
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def interrupt(monkeypatch, after):
-    """Ends a training after so many steps, as abruptly as a test can."""
-    looks = []
-    look = backups.Session.look
-
-    def look_and_die(session):
-        look(session)
-        looks.append(session)
-        if len(looks) == after:
-            raise Killed
-
-    monkeypatch.setattr(backups.Session, "look", look_and_die)
 
 
 def every_step(folder, **options):

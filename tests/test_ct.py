@@ -5,9 +5,8 @@ import json
 import keras
 import numpy as np
 import pytest
-from test_backups import Killed, interrupt
+from interruptions import check_resumed_run
 
-from kit import backups
 from kit.data import phantoms as data
 from kit.data.phantoms import phantoms
 
@@ -352,24 +351,10 @@ def test_refuses_other_files(recipe, tmp_path):
 
 
 def test_a_resumed_run_has_the_same_figures(recipe, tmp_path, monkeypatch):
-    init = backups.Session.__init__
-
-    def often(session, files, interval, *args):
-        init(session, files, 0, *args)
-
-    monkeypatch.setattr(backups.Session, "__init__", often)
     for name in ("draw_learning_curve", "draw_reconstructions", "draw_lesions"):
         monkeypatch.setattr(recipe, name, lambda *_: None)  # they take most of the time
-    expected = recipe.main(output_dir=tmp_path / "undisturbed", **TINY)
-    folder = tmp_path / "resumed"
     # Two epochs in one call each; then the segmentation's training.
-    for after, resume in ((1, False), (2, True)):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            interrupt(patch, after)
-            recipe.main(output_dir=folder, resume=resume, **TINY)
-    found = recipe.main(output_dir=folder, resume=True, **TINY)
-    for part in ("metrics", "baselines", "config"):
-        assert found[part] == expected[part]
+    check_resumed_run(recipe.main, tmp_path, monkeypatch, (1, 2), **TINY)
 
 
 @pytest.mark.learn

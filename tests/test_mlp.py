@@ -1,6 +1,5 @@
 """The multilayer perceptron, and its recipe."""
 
-import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -9,11 +8,10 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from interruptions import check_resumed_run
 from scipy.special import softmax
-from test_backups import Killed, interrupt
 
 import kit
-from kit import backups
 
 TINY = {
     "folds": 2,
@@ -460,22 +458,8 @@ def test_recipe_names_a_wrong_argument(recipe, wrong, tmp_path):
 
 @pytest.mark.once
 def test_a_resumed_run_has_the_same_figures(recipe, tmp_path, monkeypatch):
-    often = functools.partialmethod(_every_step, init=backups.Session.__init__)
-    monkeypatch.setattr(backups.Session, "__init__", often)
     options = {**TINY, "dataset": "wine", "epochs": 6, "patience": 1}
-    expected = recipe.main(output_dir=tmp_path / "whole", **options)
-    folder = tmp_path / "resumed"
-    for i, after in enumerate((4, 5)):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            interrupt(patch, after)
-            recipe.main(output_dir=folder, resume=i > 0, **options)
-    found = recipe.main(output_dir=folder, resume=True, **options)
-    for part in ("metrics", "baselines", "config"):
-        assert found[part] == expected[part]
-
-
-def _every_step(session, files, interval, *args, init):
-    init(session, files, 0, *args)
+    check_resumed_run(recipe.main, tmp_path, monkeypatch, (4, 5), **options)
 
 
 @pytest.mark.learn

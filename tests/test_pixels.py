@@ -5,10 +5,9 @@ import json
 import keras
 import numpy as np
 import pytest
-from test_backups import Killed, interrupt
+from interruptions import check_resumed_run
 
 import kit
-from kit import backups
 from kit.envs import Breakout
 from kit.envs.minatar.board import COLORS, GROUND, paint
 from kit.lab.run import Run
@@ -86,24 +85,9 @@ def test_several_seeds_are_compared_by_their_means(recipe, tmp_path):
 
 @pytest.mark.once
 def test_a_resumed_comparison_has_the_same_figures(recipe, tmp_path, monkeypatch):
-    init = backups.Session.__init__
-    monkeypatch.setattr(
-        backups.Session,
-        "__init__",
-        lambda session, files, _, *rest: init(session, files, 0, *rest),
-    )
     options = {**TINY, "ways": ("frozen", "linear"), "total_timesteps": 24}
-    folder, other = tmp_path / "resumed", tmp_path / "undisturbed"
-    expected = recipe.main(output_dir=other, **options)
     # The autoencoder makes one call of its program, the agents three or more.
-    for after in (3, 4):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            interrupt(patch, after)
-            recipe.main(output_dir=folder, resume=after > 3, **options)
-    assert (folder / "backups" / "autoencoder-0").is_dir()
-    found = recipe.main(output_dir=folder, resume=True, **options)
-    for part in ("metrics", "baselines", "config"):
-        assert found[part] == expected[part]
+    check_resumed_run(recipe.main, tmp_path, monkeypatch, (3, 4), **options)
 
 
 # --- Networks ------------------------------------------------------------------------

@@ -4,8 +4,9 @@ import gymnasium
 import keras
 import numpy as np
 import pytest
+from interruptions import Killed, interrupt
 from keras import ops
-from test_backups import Killed, every_step, interrupt
+from test_backups import every_step
 from test_dqn import Corridor, agent_for, batches, linear, network
 
 import kit

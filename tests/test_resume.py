@@ -10,9 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_backups import Killed, interrupt
+from interruptions import check_resumed_run
 
-from kit import backups
 from kit.lab.run import Run
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -50,43 +49,28 @@ TINY = {
 }
 
 
-@pytest.fixture
-def each_step(monkeypatch):
-    """Has recipes write a backup after each step."""
-    init = backups.Session.__init__
-
-    def often(session, files, interval, *args):
-        init(session, files, 0, *args)
-
-    monkeypatch.setattr(backups.Session, "__init__", often)
-
-
 # Backups are compared on every backend by test_backups.py.
 @pytest.mark.once
 @pytest.mark.parametrize("name", list(INTERRUPTED))
 def test_a_resumed_recipe_has_the_same_figures(
-    name, load_recipe, tmp_path, monkeypatch, each_step
+    name, load_recipe, tmp_path, monkeypatch
 ):
     options = dict(TINY[name])
     if name == "lstm":
         options["text"] = tmp_path / "text.txt"
         lines = "to be or not to be, that is the question\n" * 60
         options["text"].write_text(lines, encoding="utf-8")
-    main = load_recipe(name).main
-    folder, other = tmp_path / "resumed", tmp_path / "undisturbed"
-    expected = main(output_dir=other, verbose=0, **options)
-    for i, after in enumerate(INTERRUPTED[name]):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            interrupt(patch, after)
-            main(output_dir=folder, verbose=0, resume=i > 0, **options)
-    assert (folder / "backups").is_dir()
-    found = main(output_dir=folder, verbose=0, resume=True, **options)
-    for part in ("metrics", "baselines", "config"):
-        assert found[part] == expected[part]
-    assert not (folder / "backups").exists()
+    runs = check_resumed_run(
+        load_recipe(name).main,
+        tmp_path,
+        monkeypatch,
+        INTERRUPTED[name],
+        verbose=0,
+        **options,
+    )
     histories = []
-    for path in (folder, other):
-        rows = np.genfromtxt(path / "history.csv", delimiter=",", names=True)
+    for folder, _ in runs:
+        rows = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
         names = [n for n in rows.dtype.names if "second" not in n]
         histories.append([rows[n].tolist() for n in names])
     np.testing.assert_array_equal(*histories)

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 from gymnasium import spaces
+from interruptions import Killed, interrupt
 from keras import ops
-from test_backups import Killed, every_step, interrupt
+from test_backups import every_step
 
 import kit
 import kit.envs

@@ -17,8 +17,9 @@ from gymnasium.spaces import (
     Tuple,
 )
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from interruptions import Killed, interrupt
 from keras import ops
-from test_backups import Killed, check_goes_on, every_step, interrupt
+from test_backups import check_goes_on, every_step
 
 import kit
 import kit.envs

@@ -8,10 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_backups import Killed, interrupt
+from interruptions import check_resumed_run
 
 import kit
-from kit import backups
 from kit.data import speech
 
 loader = pytest.importorskip("espeakng_loader")
@@ -258,26 +257,9 @@ def test_recipe_leaves_what_it_promises(recipe, tmp_path, few_words, capsys):
 
 
 @pytest.mark.once
-def test_a_resumed_recipe_has_the_same_figures(
-    recipe, tmp_path, few_words, monkeypatch
-):
-    init = backups.Session.__init__
-    monkeypatch.setattr(
-        backups.Session,
-        "__init__",
-        lambda session, files, interval, *args: init(session, files, 0, *args),
-    )
-    expected = recipe.main(output_dir=tmp_path / "a", **TINY)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        interrupt(patch, 1)
-        recipe.main(output_dir=tmp_path / "b", **TINY)
-    found = recipe.main(output_dir=tmp_path / "b", resume=True, **TINY)
+def test_a_resumed_run_has_the_same_figures(recipe, tmp_path, few_words, monkeypatch):
     timed = {"milliseconds_per_frame", "data_seconds"}
-    for part in ("metrics", "baselines"):
-        a, b = (
-            {k: x[part][k] for k in x[part].keys() - timed} for x in (expected, found)
-        )
-        assert a == b
+    check_resumed_run(recipe.main, tmp_path, monkeypatch, (1,), timed, **TINY)
 
 
 @pytest.mark.once

@@ -6,10 +6,9 @@ import json
 import keras
 import numpy as np
 import pytest
+from interruptions import check_resumed_run
 from PIL import Image
-from test_backups import Killed, interrupt
 
-from kit import backups
 from kit.data import photographs as data
 
 pytest.importorskip("skimage")
@@ -262,24 +261,10 @@ def test_refuses_files(recipe, tmp_path):
 
 @pytest.mark.thorough
 def test_a_resumed_run_has_the_same_figures(recipe, few, tmp_path, monkeypatch):
-    init = backups.Session.__init__
-
-    def often(session, files, interval, *args):
-        init(session, files, 0, *args)
-
-    monkeypatch.setattr(backups.Session, "__init__", often)
     for name in ("draw_learning_curves", "draw_crops", "draw_tradeoff"):
         monkeypatch.setattr(recipe, name, lambda *_: None)  # they take most of the time
-    expected = recipe.main(output_dir=tmp_path / "undisturbed", **TINY)
-    folder = tmp_path / "resumed"
     # Within the first training; then within the networks for features.
-    for after, resume in ((1, False), (3, True)):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            interrupt(patch, after)
-            recipe.main(output_dir=folder, resume=resume, **TINY)
-    found = recipe.main(output_dir=folder, resume=True, **TINY)
-    for part in ("metrics", "baselines", "config"):
-        assert found[part] == expected[part]
+    check_resumed_run(recipe.main, tmp_path, monkeypatch, (1, 3), **TINY)
 
 
 @pytest.mark.learn
@@ -287,4 +272,3 @@ def test_beats_interpolation(recipe, tmp_path):
     record = recipe.main(output_dir=tmp_path, verbose=0)
     metrics, baselines = record["metrics"], record["baselines"]
     assert metrics["test_psnr"] > baselines["lanczos_test_psnr"]
-    assert metrics["test_least_gain_over_bicubic"] > 0.0
