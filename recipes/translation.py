@@ -98,7 +98,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_dim": 96,
         "dropout": 0.2,
         "label_smoothing": 0.1,
-        "epochs": 12,
+        "epochs": 8,
         "learning_rate": 3e-3,
         "unseen_length": 0,
     },
@@ -217,7 +217,7 @@ def main(
         label_smoothing: Share of the probability that the loss spreads over all tokens.
             Defaults to 0, or 0.1 for sentences.
         batch_size: Pairs in a gradient step.
-        epochs: Passes over the training pairs. Defaults to 10, or 12 for sentences.
+        epochs: Passes over the training pairs. Defaults to 10, or 8 for sentences.
         learning_rate: Largest step size of Adam: it rises for a twentieth of the
             training, then falls on a half cosine. Defaults to 3e-3.
         recurrent_learning_rate: The same for the recurrent models.
