@@ -46,13 +46,13 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-from scipy import stats
 
 import kit
 from kit import checks
 from kit.data.vision import Split, images
 from kit.gan import GAN, conv_discriminator, conv_generator
 from kit.lab.gan_metrics import nearest_neighbours
+from kit.lab.intervals import student_half_width
 from kit.lab.run import COLORS, Run, command_line
 
 WAYS = {
@@ -408,11 +408,8 @@ def copied_share(samples: np.ndarray, x: np.ndarray, unseen: np.ndarray) -> floa
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean, and half of its 95 % interval (Student's t), 0 for one."""
-    number = len(values)
-    if number < 2:
-        return float(np.mean(values)), 0.0
-    error = np.std(values, ddof=1) / number**0.5
-    return float(np.mean(values)), float(stats.t.ppf(0.975, number - 1) * error)
+    half = student_half_width(np.array(values)) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(half)
 
 
 def figures(scores: Mapping[str, Any], name: str) -> tuple[dict, dict]:

@@ -70,6 +70,7 @@ from kit.data.passages import (
 )
 from kit.data.python_questions import FOLLOW_UPS, OFF_TOPIC, QUESTIONS
 from kit.files import replacing
+from kit.lab.intervals import bootstrap_interval
 from kit.lab.ranking import BM25, first_ranks, reciprocal_rank_fusion
 from kit.lab.run import COLORS, Run, command_line
 
@@ -489,7 +490,7 @@ def evaluate(
             for key, value in summarize(ranks[name]).items():
                 baselines[f"{name}_{key}"] = value
             gains = 1 / ranks[method] - 1 / ranks[name]
-            low, high = bootstrap(gains, seed)
+            low, high = bootstrap_interval(gains, seed)
             metrics[f"gain_over_{name}"] = gains.mean()
             metrics[f"gain_over_{name}_low"] = low
             metrics[f"gain_over_{name}_high"] = high
@@ -594,16 +595,6 @@ def hit_rate(ranks: np.ndarray, k: int) -> dict[str, float]:
         "low": float(interval.low),
         "high": float(interval.high),
     }
-
-
-def bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """Returns the interval of the mean at 95 %, by the bootstrap of the questions."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    rng = np.random.default_rng(seed)
-    found = stats.bootstrap((values,), np.mean, rng=rng, method="percentile")
-    low, high = found.confidence_interval
-    return float(low), float(high)
 
 
 def summarize(ranks: np.ndarray) -> dict[str, float]:

@@ -38,7 +38,6 @@ from typing import Any
 import keras
 import numpy as np
 from rouge_score import rouge_scorer
-from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import kit
@@ -47,6 +46,7 @@ from kit.data import docstrings, passages
 from kit.data.catalogues import read_pairs
 from kit.data.docstrings import Document
 from kit.data.subwords import Subwords
+from kit.lab.intervals import bootstrap_interval
 from kit.lab.run import COLORS, Run, command_line
 
 Parts = dict[str, list[Document]]
@@ -503,7 +503,7 @@ def compare(
     references = [d.summary for d in documents]
     own = rouge(references, written)
     metrics = {f"{kind}_{ROUGE[name]}": float(x.mean()) for name, x in own.items()}
-    low, high = interval(own["rougeL"], seed)
+    low, high = bootstrap_interval(own["rougeL"], seed)
     metrics |= {f"{kind}_rouge_l_low": low, f"{kind}_rouge_l_high": high}
     baselines: dict[str, float] = {}
     for method, texts in others.items():
@@ -511,7 +511,7 @@ def compare(
         for name, x in scores.items():
             baselines[f"{method}_{kind}_{ROUGE[name]}"] = float(x.mean())
         gains = own["rougeL"] - scores["rougeL"]
-        low, high = interval(gains, seed)
+        low, high = bootstrap_interval(gains, seed)
         gain = f"{kind}_gain_over_{method}"
         metrics |= {gain: float(gains.mean()), f"{gain}_low": low, f"{gain}_high": high}
     # The best that any method could do that picks a sentence.
@@ -531,16 +531,6 @@ def compare(
 def words(text: str) -> list[str]:
     """Returns a text's words in lower case."""
     return re.findall(r"\w+", text.lower())
-
-
-def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """Returns the interval of the mean at 95 %, by the bootstrap of the documents."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    rng = np.random.default_rng(seed)
-    found = stats.bootstrap((values,), np.mean, rng=rng, method="percentile")
-    low, high = found.confidence_interval
-    return float(low), float(high)
 
 
 # --- Texts and pictures ---------------------------------------------------------------

@@ -11,6 +11,7 @@ from tiny_bert import write_tiny_bert
 from kit import pretrained
 from kit.data import passages, python_questions
 from kit.lab import ranking
+from kit.lab.intervals import bootstrap_interval
 
 TINY = {"max_length": 16, "verbose": 0}
 
@@ -213,9 +214,9 @@ def test_measures_by_hand(recipe):
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     assert row["hit_rate"] == p
     assert (row["low"], row["high"]) == pytest.approx((centre - half, centre + half))
-    low, high = recipe.bootstrap(np.arange(100) % 2.0, seed=0)
+    low, high = bootstrap_interval(np.arange(100) % 2.0, seed=0)
     assert 0.35 < low < 0.45 and 0.55 < high < 0.65  # 0.5 +- 1.96 * 0.05
-    assert recipe.bootstrap(np.ones(3), seed=0) == (1, 1)
+    assert bootstrap_interval(np.ones(3), seed=0) == (1, 1)
 
 
 @pytest.mark.once

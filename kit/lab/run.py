@@ -491,15 +491,13 @@ def mean_and_interval(
         for these steps, the returns without gaps, `(R, ...)`, their mean, and half the
         width of the interval.
     """
-    from scipy import stats
+    from kit.lab.intervals import student_half_width
 
     x, y = np.asarray(steps, "float64"), np.asarray(returns, "float64")
     seen = np.isfinite(y)
     begin = seen.argmax(axis=1).max() if seen.any(axis=1).all() else len(x)
     x, y = x[begin:], np.stack(list(map(_fill, y)))[:, begin:]
-    mean, num_runs = y.mean(axis=0), len(y)
-    half = stats.t.ppf(0.975, num_runs - 1) * y.std(axis=0, ddof=1) / num_runs**0.5
-    return x, y, mean, half
+    return x, y, y.mean(axis=0), student_half_width(y)
 
 
 def _fill(values: np.ndarray) -> np.ndarray:
