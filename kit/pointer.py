@@ -34,9 +34,9 @@ from kit.transformer import (
     DecoderBlock,
     EncoderBlock,
     PositionEmbedding,
+    beam_step,
     normal,
     start,
-    step,
 )
 
 ACCEPTED = {
@@ -330,21 +330,11 @@ def _make_summarize(model, start_token, end_token, length, beam_width, length_pe
         beams = batch_size * beam_width
         cache = start(writer, beams, length, (context, repeated != 0))
 
-        # As in `kit.transformer.translate`: beams are reordered together with their own
-        # keys and values; those of the source are the same for all beams.
-        def read(token, own, position):
-            blocks = [
-                block | {"own": keys_values}
-                for block, keys_values in zip(cache, own, strict=True)
-            ]
-            states, blocks = step(writer, token[:, None], blocks, position)
-            logits = _predict(model, states, context, repeated)
-            logits = decoding.without_padding(logits[:, 0])
-            return logits, [block["own"] for block in blocks]
+        def predict(states):
+            return _predict(model, states, context, repeated)
 
         tokens, _ = decoding.beam_search(
-            read,
-            [block["own"] for block in cache],
+            *beam_step(writer, cache, predict),
             batch_size,
             length,
             start_token,

@@ -34,6 +34,7 @@ in GPT-2 (`normalize_first=False` for the paper's order, which BERT has).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -1158,20 +1159,8 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
         mask = ops.repeat(source != 0, beam_width, axis=0)
         cache = start(decoder, batch_size * beam_width, length, (context, mask))
 
-        # Beams are reordered, together with their own keys and values; the keys and
-        # values of the source are the same for all beams.
-        def read(token, own, position):
-            blocks = [
-                block | {"own": keys_values}
-                for block, keys_values in zip(cache, own, strict=True)
-            ]
-            logits, blocks = step(decoder, token[:, None], blocks, position)
-            logits = decoding.without_padding(logits[:, 0])
-            return logits, [block["own"] for block in blocks]
-
         return decoding.beam_search(
-            read,
-            [block["own"] for block in cache],
+            *beam_step(decoder, cache),
             batch_size,
             length,
             start_token,
@@ -1181,6 +1170,33 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
         )
 
     return program
+
+
+def beam_step(
+    decoder: keras.Model, cache: list, predict: Callable = lambda outputs: outputs
+) -> tuple[Callable, list]:
+    """Returns the step of `kit.decoding.beam_search`, and its state before it.
+
+    Beams are reordered, together with their own keys and values; the keys and values of
+    the source are the same for all beams.
+
+    Args:
+        decoder: The decoder, as for `step`.
+        cache: The result of `start`.
+        predict: Function from the decoder's outputs `(B, 1, ...)` to logits
+            `(B, 1, V)`. Defaults to one that returns them as they are.
+    """
+
+    def read(token, own, position):
+        blocks = [
+            block | {"own": keys_values}
+            for block, keys_values in zip(cache, own, strict=True)
+        ]
+        outputs, blocks = step(decoder, token[:, None], blocks, position)
+        logits = decoding.without_padding(predict(outputs)[:, 0])
+        return logits, [block["own"] for block in blocks]
+
+    return read, [block["own"] for block in cache]
 
 
 def _layers(model):
