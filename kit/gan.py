@@ -212,16 +212,55 @@ def conv_discriminator(
     return _judge(image, layers.Flatten()(x), num_classes)
 
 
+class Adversarial(WithParts, Model):
+    """Base class of models of two networks, each of which has its own optimizer.
+
+    Attributes:
+        generator: A built model.
+        discriminator: A built model.
+    """
+
+    generator: keras.Model
+    discriminator: keras.Model
+
+    def build(self, input_shape):
+        """Does nothing: the parts are already built."""
+
+    def compile(self, generator_optimizer="adam", discriminator_optimizer="adam"):
+        """Sets the optimizer of each part: a Keras optimizer or the name of one."""
+        super().compile(optimizer=None, loss=None)
+        self.generator_optimizer = keras.optimizers.get(generator_optimizer)
+        self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)
+        if self.generator_optimizer is self.discriminator_optimizer:
+            raise ValueError(
+                f"{type(self).__name__}: `generator_optimizer` and "
+                "`discriminator_optimizer` must be two optimizers, received the same "
+                "one twice."
+            )
+        self.generator_optimizer.build(self.generator.trainable_variables)
+        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    def get_compile_config(self):
+        """Returns the arguments of `compile`, for saving."""
+        if not self.compiled:
+            return {}
+        return {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("generator_optimizer", "discriminator_optimizer")
+        }
+
+
 @keras.saving.register_keras_serializable(package="kit")
-class GAN(WithParts, Model):
+class GAN(Adversarial):
     """Generator and discriminator, trained in alternating steps.
 
     For each batch of real examples, the discriminator makes `discriminator_steps`
     steps, each with new fake examples; then the generator makes one. A step of one
     leaves the other unchanged, including BatchNormalization's running statistics.
     Train with `fit(x)`, or `fit(x, y)` with labels. `compile` takes two optimizers and
-    no loss. The logs contain both losses, and the mean scores of real and of fake
-    examples.
+    no loss. If the generator's has `use_ema=True`, `fit` ends with the moving averages
+    of its weights, which generate better examples than the last step's. The logs
+    contain both losses, and the mean scores of real and of fake examples.
 
     Args:
         generator: Built model from z `(B, L)` to examples; with `num_classes` from
@@ -283,35 +322,6 @@ class GAN(WithParts, Model):
             for name in ("discriminator_loss", "generator_loss", "real", "fake")
         ]
         self.built = True
-
-    def build(self, input_shape):
-        """Does nothing: generator and discriminator are already built."""
-
-    def compile(self, generator_optimizer="adam", discriminator_optimizer="adam"):
-        """Sets the optimizer of each part: a Keras optimizer or the name of one.
-
-        If the generator's has `use_ema=True`, `fit` ends with the moving averages of
-        its weights, which generate better examples than the last step's.
-        """
-        super().compile(optimizer=None, loss=None)
-        self.generator_optimizer = keras.optimizers.get(generator_optimizer)
-        self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)
-        if self.generator_optimizer is self.discriminator_optimizer:
-            raise ValueError(
-                "GAN: `generator_optimizer` and `discriminator_optimizer` must be two "
-                "optimizers, received the same one twice."
-            )
-        self.generator_optimizer.build(self.generator.trainable_variables)
-        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
-
-    def get_compile_config(self):
-        """Returns the arguments of `compile`, for saving."""
-        if not self.compiled:
-            return {}
-        return {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in ("generator_optimizer", "discriminator_optimizer")
-        }
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """Trains on real examples x `(N, ...)`, and labels y `(N,)` if conditional.

@@ -326,7 +326,7 @@ def gru_encoder_decoder(
     logits = keras.layers.Dense(target_vocabulary_size, name="logits")(x)
     decoder = keras.Model([target, *states], logits, name="decoder")
 
-    logits = decoder([target, *_as_list(encoder(source))])
+    logits = decoder([target, *keras.tree.flatten(encoder(source))])
     inputs = {"source": source, "target": target}
     name = "gru_with_attention" if attention else "gru_encoder_decoder"
     return Model(inputs, logits, name=name)
@@ -432,7 +432,7 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
         x = ops.cast(x, embedding.compute_dtype)
         for layer, before in zip(grus, state["h"], strict=True):
             x, new = layer.cell(x, before)
-            after.append(_as_list(new)[0])
+            after.append(keras.tree.flatten(new)[0])
         if "attention" in names:
             context, mask = state["context"]
             asked = [x[:, None], context]  # a target of one position
@@ -444,7 +444,10 @@ def _make_translate(model, start_token, end_token, length, beam_width, length_pe
 
     @compiled
     def program(source):
-        states = [ops.repeat(h, beam_width, axis=0) for h in _as_list(encoder(source))]
+        states = [
+            ops.repeat(h, beam_width, axis=0)
+            for h in keras.tree.flatten(encoder(source))
+        ]
         state: dict[str, Any] = {"h": states[: len(grus)]}
         if "attention" in names:
             mask = ops.repeat(source != 0, beam_width, axis=0)
@@ -468,7 +471,3 @@ def _grus(model):
     """Returns the model's GRU layers in order."""
     layers = getattr(model, "layers", ())
     return [layer for layer in layers if isinstance(layer, keras.layers.GRU)]
-
-
-def _as_list(x):
-    return list(x) if isinstance(x, list | tuple) else [x]

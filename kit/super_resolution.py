@@ -46,7 +46,8 @@ from keras import layers, ops
 
 from kit import checks
 from kit.backend import minimize
-from kit.models import Model, WithParts
+from kit.gan import Adversarial
+from kit.models import Model
 
 ACCEPTED = {
     "scale": checks.integer("[2, 16]"),
@@ -341,14 +342,11 @@ def perceptual_distance(features: keras.Model, x: Any, y: Any) -> Any:
     """
     checks.check("perceptual_distance", locals(), ACCEPTED)
     distances = []
-    for a, b in zip(_as_list(features(x)), _as_list(features(y)), strict=True):
+    maps = (keras.tree.flatten(features(images)) for images in (x, y))
+    for a, b in zip(*maps, strict=True):
         squares = ops.sum(ops.square(_unit_length(a) - _unit_length(b)), axis=-1)
         distances.append(ops.mean(squares, axis=(1, 2)))
     return sum(distances) / len(distances)
-
-
-def _as_list(maps):
-    return list(maps) if isinstance(maps, list | tuple) else [maps]
 
 
 def _unit_length(x):
@@ -360,7 +358,7 @@ def _unit_length(x):
 
 
 @keras.saving.register_keras_serializable(package="kit")
-class SRGAN(WithParts, Model):
+class SRGAN(Adversarial):
     """Trains a network that enlarges images to draw details that look real.
 
     For each batch of small and large patches, the discriminator makes a gradient step,
@@ -422,31 +420,6 @@ class SRGAN(WithParts, Model):
         names = ("pixel_loss", "feature_loss", "adversarial_loss", "discriminator_loss")
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self.built = True
-
-    def build(self, input_shape):
-        """Does nothing: the parts are already built."""
-
-    def compile(self, generator_optimizer="adam", discriminator_optimizer="adam"):
-        """Sets the optimizer of each part: a Keras optimizer or the name of one."""
-        super().compile(optimizer=None, loss=None)
-        self.generator_optimizer = keras.optimizers.get(generator_optimizer)
-        self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)
-        if self.generator_optimizer is self.discriminator_optimizer:
-            raise ValueError(
-                "SRGAN: `generator_optimizer` and `discriminator_optimizer` must be "
-                "two optimizers, received the same one twice."
-            )
-        self.generator_optimizer.build(self.generator.trainable_variables)
-        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
-
-    def get_compile_config(self):
-        """Returns the arguments of `compile`, for saving."""
-        if not self.compiled:
-            return {}
-        return {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in ("generator_optimizer", "discriminator_optimizer")
-        }
 
     def train_batch(self, x, y=None, sample_weight=None):
         """Makes a step of the discriminator, then one of the generator."""
