@@ -4,6 +4,7 @@ Keras is imported where it is needed: not in the process that only hands out tes
 """
 
 import collections
+import functools
 import gc
 import importlib.util
 import os
@@ -71,22 +72,23 @@ def pytest_addoption(parser):
     )
 
 
-def is_of_part(path, config):
-    """Whether a test file is one of the part that `--part` names.
+@functools.cache
+def other_parts(part):
+    """Returns the test files that aren't of the part I/N.
 
     XLA keeps what it compiled, some two hundred memory maps for a model, and a process
     on Linux may have 65,530: the whole suite in one process is aborted.
     """
+    if part is None:
+        return frozenset()
+    number, count = map(int, part.split("/"))
     files = sorted(Path(__file__).parent.glob("test_*.py"))
-    if not config.getoption("part") or path not in files:
-        return True
-    number, count = map(int, config.getoption("part").split("/"))
-    return files.index(path) % count == number - 1
+    return frozenset(files) - frozenset(files[number - 1 :: count])
 
 
 def pytest_ignore_collect(collection_path, config):
     """Leaves out the files of other parts, before time is spent on reading them."""
-    return None if is_of_part(collection_path, config) else True
+    return collection_path in other_parts(config.getoption("part")) or None
 
 
 @pytest.hookimpl(trylast=True)  # after the choice by markers
@@ -96,7 +98,8 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("no_repeats"):
         chosen = list(without_repeats(chosen))
     # Files that the command line names were read all the same.
-    chosen = [x for x in chosen if is_of_part(x.path, config)]
+    others = other_parts(config.getoption("part"))
+    chosen = [x for x in chosen if x.path not in others]
     if left_out := set(items) - set(chosen):
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = chosen

@@ -43,8 +43,6 @@ class _Member(keras.callbacks.Callback):
         saved: The state of this loop's parts in the existing backup, or `None`.
     """
 
-    delete_checkpoint = False
-
     def __init__(self, saved: Mapping[str, Any] | None):
         super().__init__()
         self.saved = saved
@@ -82,7 +80,6 @@ class _Leader(keras.callbacks.Callback):
         self.callback = callback
         self.names = names
         self.members = members
-        self.delete_checkpoint = callback.delete_checkpoint
 
     def open_session(self, identity, parts):
         """Returns the session that saves all loops."""

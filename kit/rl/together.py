@@ -185,13 +185,13 @@ def _in_step(agents, progress: Sequence[Iterator[Turn]]) -> Iterator[list[Turn]]
         for loop in progress:
             stack.callback(loop.close)  # type: ignore[attr-defined]
         while True:
-            turn = []
+            turn: list[Any] = []  # of each loop
             for loop in progress:
-                turn += [x for x in [next(loop, None)] if x is not None]
+                turn += [next(loop, None)]
                 if agents[0].stop_training:
                     for agent in agents:
                         agent.stop_training = True
-            if not turn:
+            if None in turn:  # all loops have equally many turns
                 return
             yield turn
 
