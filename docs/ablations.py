@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,8 +28,10 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import train_test_split
 
 import kit
+from kit.data.corpus import Characters, load_text
 from kit.envs.classic_control import CartPole
 from kit.envs.grid_worlds import FrozenLake
+from kit.lab import language_model
 from kit.lab.run import COLORS, mean_and_interval
 
 IMAGES = Path(__file__).parent / "images"
@@ -36,7 +39,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SEEDS = range(30, 35)
 STYLES = ("--", "-", ":")  # of the three values, beside their colours
 # Where intervals leave the range of what is measured.
-LIMITS = {"gan": (0, 8.5), "mlp": (0, 1.5)}
+LIMITS = {"a3c": (0, 520), "gan": (0, 8.5), "mlp": (0, 1.5)}
 
 # --- What is trained ----------------------------------------------------------
 
@@ -232,6 +235,149 @@ def rnn(seed, window=48, units=64):
     return history.history["val_loss"]
 
 
+def gru(seed, units=64, dropout=0.5):
+    speakers = recipe("gru")
+    speech, _ = speakers.load_data()
+    # Of each speaker's 30 utterances in a row, every third one is held out.
+    parts = [
+        speakers.Speech(speech.utterances[i::3], speech.speakers[i::3])
+        for i in range(3)
+    ]
+    held_out = parts.pop()
+    known = speakers.Speech(
+        parts[0].utterances + parts[1].utterances,
+        np.concatenate([part.speakers for part in parts]),
+    )
+    altered = speakers.augment(known, 10, 0.3, 0.3, seed)
+    x, x_valid = (speakers.pad(part.utterances) for part in (altered, held_out))
+    normalization = keras.layers.Normalization()
+    normalization.adapt(np.concatenate(known.utterances))
+    model = kit.gru(
+        (None, x.shape[-1]),
+        9,
+        units=(units, units),
+        output_activation="softmax",
+        mask_value=speakers.PADDING,
+        dropout=dropout,
+        preprocessing=[normalization, keras.layers.GaussianNoise(0.3)],
+    )
+    networks(seed, model)
+    optimizer = cosine(3e-3, len(x), 30, epochs=8)
+    loss = "sparse_categorical_crossentropy"
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    valid = x_valid, held_out.speakers
+    options = {"batch_size": 30, "epochs": 8, "verbose": 0}
+    history = model.fit(x, altered.speakers, validation_data=valid, **options)
+    return history.history["val_accuracy"]
+
+
+@functools.cache
+def text():
+    """Returns tokens to train on and to validate on, and the vocabulary's size."""
+    train, valid, _ = load_text(None)
+    vocabulary = Characters.of(train)
+    return (
+        vocabulary.encode(train[:200_000]),
+        vocabulary.encode(valid[:30_000]),
+        len(vocabulary),
+    )
+
+
+def bits(model, measure, rate, seed, **options):
+    """Trains a language model on a sixth of the recipes' text."""
+    train, valid, _ = text()
+    settings = {"length": 128, "batch_size": 16, "epochs": 6, "verbose": 0}
+    history = language_model.fit(
+        model, train, valid, measure, learning_rate=rate, seed=seed, **settings, **options
+    )
+    return [row["val_bits_per_char"] for row in history]
+
+
+def lstm(seed, units=64, learning_rate=5e-3):
+    size = text()[2]
+    model = kit.lstm(
+        (None,), size, units=(units,), return_sequences=True, vocabulary_size=size
+    )
+    networks(seed, model)
+    (embeddings,) = model.layers[0].get_weights()
+    model.layers[0].set_weights([10 * embeddings])  # as the recipe
+    measure = language_model.make_bits_by_steps(model)
+    return bits(model, measure, learning_rate, seed)
+
+
+def transformer(seed, hidden_dim=64, learning_rate=3e-3):
+    model = kit.gpt(text()[2], 128, 2, 4, hidden_dim, positions="rotary")
+    networks(seed, model)
+    measure = language_model.make_bits_by_windows(model, 128)
+    return bits(model, measure, learning_rate, seed, warmup_steps=100, beta_2=0.99)
+
+
+def translation(seed, hidden_dim=64, num_pairs=12_000):
+    translator, epochs = recipe("translation"), 10
+    pairs = translator.numbers("de", num_pairs, np.random.default_rng(seed))
+    lengths = translator.check_length(pairs, 80)
+    parts = translator.split(pairs, 4)
+    source, target = (
+        kit.seq2seq.vocabulary(pair[side] for pair in parts["train"])
+        for side in (0, 1)
+    )
+    (x, y), valid = (
+        translator.arrays(parts[name], source, target, lengths)
+        for name in ("train", "valid")
+    )
+    model = kit.encoder_decoder(
+        len(source),
+        len(target),
+        80,
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=hidden_dim,
+        positions="sinusoidal",
+    )
+    networks(seed, model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    exact = kit.seq2seq.ExactMatch()
+    model.compile(cosine(3e-3, len(y), 64, epochs), loss, metrics=[exact])
+    options = {"batch_size": 64, "epochs": epochs, "verbose": 0}
+    history = model.fit(x, y, validation_data=valid, **options)
+    return history.history["val_exact_match"]
+
+
+def capsnet(seed, routings=3, reconstruction_weight=0.0005):
+    (x, y), valid = digits()
+    model = kit.capsnet(
+        (28, 28, 1), 10, "small", routings, reconstruction_weight=reconstruction_weight
+    )
+    networks(seed, model)
+    model.compile(cosine(2e-3, len(x), 64, epochs=5), metrics=["accuracy"])
+    options = {"batch_size": 64, "epochs": 5, "verbose": 0}
+    history = model.fit(x, y, validation_data=valid, **options)
+    return history.history["val_accuracy"]
+
+
+def a3c(num_workers=2, learning_rate=2e-3):
+    """Trains one agent for each seed; returns steps and returns, (E,) and (S, E)."""
+    curves, at = [], np.arange(2_000, 100_001, 2_000)
+    for seed in SEEDS:
+        agent = on_policy(kit.A3C, 1.0, seed, num_steps=20, gae_lambda=1.0, ent_coef=0.01)
+        schedule = keras.optimizers.schedules.PolynomialDecay(
+            learning_rate, at[-1] // 20, 0.0
+        )
+        agent.compile(
+            keras.optimizers.RMSprop(
+                schedule, rho=0.99, epsilon=1e-5, global_clipnorm=40.0
+            )
+        )
+        history = agent.fit(
+            functools.partial(gymnasium.make, "CartPole-v1"),
+            total_timesteps=int(at[-1]),
+            num_workers=num_workers,
+            verbose=0,
+        ).history
+        curves.append(np.interp(at, history["timesteps"], history["return"]))
+    return at, np.array(curves)
+
+
 def by_seed(train: Callable, **options):
     """Trains once for each of three seeds; returns epochs and curves, (E,), (S, E)."""
     curves = np.array([train(seed, **options) for seed in SEEDS[:3]])
@@ -304,6 +450,36 @@ ABLATIONS: dict[str, tuple[Callable, tuple[str, str], dict[str, tuple]]] = {
         functools.partial(by_seed, rnn),
         ("epoch", "error in the validation span (°C)"),
         {"window": (6, 48, 96), "units": (4, 64, 256)},
+    ),
+    "gru": (
+        functools.partial(by_seed, gru),
+        ("epoch", "accuracy on held-out utterances"),
+        {"units": (4, 64, 256), "dropout": (0.0, 0.5, 0.9)},
+    ),
+    "lstm": (
+        functools.partial(by_seed, lstm),
+        ("epoch", "bits per character, validation text"),
+        {"units": (16, 64, 256), "learning_rate": (1e-4, 5e-3, 1e-1)},
+    ),
+    "transformer": (
+        functools.partial(by_seed, transformer),
+        ("epoch", "bits per character, validation text"),
+        {"hidden_dim": (16, 64, 192), "learning_rate": (1e-4, 3e-3, 1e-1)},
+    ),
+    "translation": (
+        functools.partial(by_seed, translation),
+        ("epoch", "exact match, validation numbers"),
+        {"hidden_dim": (16, 64, 128), "num_pairs": (1_000, 4_000, 12_000)},
+    ),
+    "capsnet": (
+        functools.partial(by_seed, capsnet),
+        ("epoch", "accuracy on validation digits"),
+        {"routings": (1, 3, 6), "reconstruction_weight": (0.0, 5e-4, 5e-2)},
+    ),
+    "a3c": (
+        a3c,
+        ("environment step", "return"),
+        {"num_workers": (1, 2, 8), "learning_rate": (1e-4, 2e-3, 2e-2)},
     ),
 }
 

@@ -623,6 +623,18 @@ def test_crops_depend_on_seed_and_place_only():
 
 
 @pytest.mark.once
+def test_lesions_of_test_and_validation_are_others(load_recipe, monkeypatch):
+    recipe = load_recipe("capsnet")
+    monkeypatch.setattr(recipe, "TRAIN_LESIONS", 40)
+    monkeypatch.setattr(recipe, "TEST_LESIONS", 20)
+    data, held_out = recipe.load_data("lesions", 0.0), recipe.load_data("lesions", 0.5)
+    np.testing.assert_array_equal(data.x_train, held_out.x_train)
+    for other in (held_out.x_test, data.x_train[:20]):
+        assert not np.array_equal(data.x_test, other)
+
+
+@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small_convolutions")
 def test_recipe_with_lesions(load_recipe, tmp_path, monkeypatch):
     recipe = load_recipe("capsnet")
@@ -641,11 +653,6 @@ def test_recipe_with_lesions(load_recipe, tmp_path, monkeypatch):
     x, y = phantoms.lesion_crops(20, seed=recipe.VALIDATION_SEED, **pose)
     found = model.predict(x, verbose=0)["length"].argmax(axis=1)
     assert np.mean(found == y) == record["metrics"]["rotated_accuracy"]
-    # Test crops are neither those of training nor those of validation.
-    data, held_out = recipe.load_data("lesions", 0.0), recipe.load_data("lesions", 0.5)
-    np.testing.assert_array_equal(data.x_train, held_out.x_train)
-    for other in (held_out.x_test, data.x_train[:20]):
-        assert not np.array_equal(data.x_test, other)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,7 @@ def test_scores_of_sentences_are_sacrebleus(recipe):
 
 
 @pytest.mark.once
+@pytest.mark.thorough  # sentences have no held-out length, either
 def test_no_length_is_held_out(recipe, tmp_path):
     recipe.main(output_dir=tmp_path, unseen_length=0, **TINY | {"epochs": 1})
     metrics = json.loads((tmp_path / "metrics.json").read_text())
