@@ -286,9 +286,16 @@ def text():
 def bits(model, measure, rate, seed, **options):
     """Trains a language model on a sixth of the recipes' text."""
     train, valid, _ = text()
-    settings = {"length": 128, "batch_size": 16, "epochs": 6, "verbose": 0}
+    settings = {"length": 64, "batch_size": 8, "epochs": 6, "verbose": 0}
     history = language_model.fit(
-        model, train, valid, measure, learning_rate=rate, seed=seed, **settings, **options
+        model,
+        train,
+        valid,
+        measure,
+        learning_rate=rate,
+        seed=seed,
+        **settings,
+        **options,
     )
     return [row["val_bits_per_char"] for row in history]
 
@@ -306,9 +313,9 @@ def lstm(seed, units=64, learning_rate=5e-3):
 
 
 def transformer(seed, hidden_dim=64, learning_rate=3e-3):
-    model = kit.gpt(text()[2], 128, 2, 4, hidden_dim, positions="rotary")
+    model = kit.gpt(text()[2], 64, 2, 4, hidden_dim, positions="rotary")
     networks(seed, model)
-    measure = language_model.make_bits_by_windows(model, 128)
+    measure = language_model.make_bits_by_windows(model, 64)
     return bits(model, measure, learning_rate, seed, warmup_steps=100, beta_2=0.99)
 
 
@@ -318,8 +325,7 @@ def translation(seed, hidden_dim=64, num_pairs=12_000):
     lengths = translator.check_length(pairs, 80)
     parts = translator.split(pairs, 4)
     source, target = (
-        kit.seq2seq.vocabulary(pair[side] for pair in parts["train"])
-        for side in (0, 1)
+        kit.seq2seq.vocabulary(pair[side] for pair in parts["train"]) for side in (0, 1)
     )
     (x, y), valid = (
         translator.arrays(parts[name], source, target, lengths)
@@ -359,7 +365,8 @@ def a3c(num_workers=2, learning_rate=2e-3):
     """Trains one agent for each seed; returns steps and returns, (E,) and (S, E)."""
     curves, at = [], np.arange(2_000, 100_001, 2_000)
     for seed in SEEDS:
-        agent = on_policy(kit.A3C, 1.0, seed, num_steps=20, gae_lambda=1.0, ent_coef=0.01)
+        options = {"num_steps": 20, "gae_lambda": 1.0, "ent_coef": 0.01}
+        agent = on_policy(kit.A3C, 1.0, seed, **options)
         schedule = keras.optimizers.schedules.PolynomialDecay(
             learning_rate, at[-1] // 20, 0.0
         )

@@ -54,7 +54,6 @@ RUNS: dict = {  # name of the run: recipe and arguments
             "hidden_dim": 8,
             "sequence_length": 32,
             "epochs": 1,
-            "lstm": False,
             "max_ngram_order": 2,
         },
     ),

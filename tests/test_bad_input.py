@@ -1161,7 +1161,7 @@ CASES = {
     "kit.data.corpus.Characters": case(fine={"characters": "text"}, characters="abc"),
     "kit.data.catalogues.catalogue_pairs": case(
         runs=False,
-        # Its package need not be installed: tests/test_catalogues.py has one of its own.
+        # No package need be installed: tests/test_catalogues.py has one of its own.
         fine={"source": "text", "target": "text", "packages": "[text]"},
         source="en",
         target="de",
@@ -1458,6 +1458,7 @@ CASES = {
         batch_size=2,
         epochs=1,
         learning_rate=0.1,
+        optimizer="adam",
         warmup_steps=0,
         beta_2=0.9,
         seed=0,

@@ -73,7 +73,7 @@ def test_games_of_minatar_have_defaults_of_their_own(load_recipe, recipe, monkey
     monkeypatch.setattr(tyro, "cli", lambda main: chosen.update(main=main))
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--env", "kit/Seaquest-v1"])
     command_line(module.main, module.BY_ENV)
-    own = module.CONVOLUTIONS if recipe == "fused" else {}
+    own = module.SEAQUEST if recipe == "fused" else {}
     options = chosen["main"].keywords
     assert options == module.MINATAR | own
     inspect.signature(module.main).bind(**options)  # all are its options

@@ -255,6 +255,39 @@ def test_each_epoch_cuts_at_other_places(monkeypatch):
     assert len({x.tobytes() for x in given}) > 2
 
 
+def test_muon_moves_a_matrix_equally_in_all_directions():
+    model = kit.gpt(5, 8, 1, 2, 8)
+    kit.initialize_weights(model, 0)
+    before = model.get_weights()
+    tokens = np.random.default_rng(0).integers(5, size=16 * 9 + 1)
+    language_model.fit(
+        model,
+        tokens,
+        tokens,
+        lambda tokens: 1.0,
+        length=8,
+        batch_size=16,  # one step
+        epochs=1,
+        learning_rate=0.01,
+        optimizer="muon",
+        verbose=0,
+    )
+    steps = {
+        variable.path: after - x
+        for variable, after, x in zip(
+            model.weights, model.get_weights(), before, strict=True
+        )
+    }
+    sizes = np.linalg.svd(steps["gpt/block_0/output_dense/kernel"], compute_uv=False)
+    expected = 0.01 * 0.2 * 32**0.5  # (32, 8)
+    # All but one: the LayerNorm that follows takes the mean away.
+    assert (sizes[:-1] > 0.5 * expected).all() and (sizes < 1.3 * expected).all()
+    assert sizes[-1] < 1e-3 * expected
+    # What isn't between two vectors has Adam, whose first step has one size.
+    for path in ("gpt/embedding/embeddings", "gpt/logits/kernel"):
+        np.testing.assert_allclose(np.abs(steps[path]), 0.005, rtol=0.05)
+
+
 def test_lstm_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys):
     folder = tmp_path / "run"
     load_recipe("lstm").main(text=text_file, output_dir=folder, seed=1, **TINY)

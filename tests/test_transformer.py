@@ -706,7 +706,8 @@ def text_file(tmp_path):
 @pytest.mark.once  # test_exchange.py runs it under each backend
 def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys):
     folder = tmp_path / "run"
-    load_recipe("transformer").main(text=text_file, output_dir=folder, seed=1, **TINY)
+    main = load_recipe("transformer").main
+    main(text=text_file, output_dir=folder, seed=1, lstm=True, **TINY)
     assert {path.name for path in folder.iterdir()} == {
         "model.keras",
         "vocabulary.json",

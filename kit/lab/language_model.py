@@ -31,6 +31,7 @@ ACCEPTED = {
     "measure": checks.FUNCTION,
     "epochs": checks.SIZE,
     "learning_rate": checks.POSITIVE,
+    "optimizer": checks.one_of("adam", "muon"),
     "warmup_steps": checks.COUNT,
     "beta_2": checks.SHARE,
     "backup": checks.instance(BackupAndRestore) | None,
@@ -111,16 +112,18 @@ def fit(
     batch_size: int,
     epochs: int,
     learning_rate: float,
+    optimizer: str = "adam",
     warmup_steps: int = 0,
     beta_2: float = 0.999,
     seed: int = 0,
     backup: BackupAndRestore | None = None,
     verbose: int = 1,
 ) -> list[dict[str, float]]:
-    """Trains a language model with Adam, and keeps the weights of the best epoch.
+    """Trains a language model, and keeps the weights of the best epoch.
 
-    The learning rate falls on a half cosine to a hundredth. Gradients are clipped to
-    norm 1, as they sometimes explode.
+    The learning rate falls on a half cosine to a hundredth. For Adam, gradients are
+    clipped to norm 1, as they sometimes explode. Muon has no use for that: whatever a
+    gradient's norm, its steps have the same one.
 
     Args:
         model: Model from `(B, T)` integers to `(B, T, V)` logits.
@@ -130,7 +133,12 @@ def fit(
         length: Characters in a window; gradients reach that far.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
-        learning_rate: Adam's largest step size.
+        learning_rate: Largest step size.
+        optimizer: `"adam"`, or `"muon"` (Jordan et al., 2024,
+            https://kellerjordan.github.io/posts/muon/): the step of a matrix of weights
+            is orthogonal, so that it moves all directions equally far, also those in
+            which gradients are small. Embeddings, biases and the last layer have Adam,
+            with half the step size. Defaults to `"adam"`.
         warmup_steps: Gradient steps in which the step size rises from a hundredth to
             `learning_rate`. Defaults to 0.
         beta_2: Adam's second decay rate, in [0, 1).
@@ -160,7 +168,18 @@ def fit(
         warmup_steps=warmup_steps,
     )
     model.compile(
-        optimizer=keras.optimizers.Adam(schedule, beta_2=beta_2, clipnorm=1.0),
+        optimizer=(
+            keras.optimizers.Adam(schedule, beta_2=beta_2, clipnorm=1.0)
+            if optimizer == "adam"
+            else keras.optimizers.Muon(
+                schedule,
+                adam_beta_2=beta_2,
+                adam_lr_ratio=0.5,
+                weight_decay=None,
+                adam_weight_decay=None,
+                exclude_layers=[f"(^|/){model.layers[-1].name}/"],
+            )
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     callbacks = [] if backup is None else [backup]
