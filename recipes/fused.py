@@ -82,8 +82,8 @@ MINATAR = {
 }
 # In Asterix, convolutions reach several times the score, in four times the time.
 ASTERIX = {"network": "minatar", "units": (128,), "learning_rate": 4e-3}
-# In Seaquest, a smaller lambda, smaller steps and more exploration reach three times the
-# score.
+# In Seaquest, a smaller lambda, smaller steps and more exploration reach three times
+# the score.
 SEAQUEST = {
     "num_minibatches": 32,
     "learning_rate": 1e-3,
