@@ -1,6 +1,6 @@
 """Measures what a hyper-parameter does, and draws the pictures of docs/algorithms.
 
-    KERAS_BACKEND=jax python docs/ablations.py          # all, half an hour or less
+    KERAS_BACKEND=jax python docs/ablations.py          # all, an hour or two
     KERAS_BACKEND=jax python docs/ablations.py dqn ppo
     KERAS_BACKEND=jax python docs/ablations.py --draw   # again, from stored numbers
 
@@ -8,7 +8,8 @@ Each hyper-parameter has three values; the others stay as they are below. Agents
 in environments of `kit.envs`, with seeds 30 to 34, on which nothing was chosen; a curve
 is the mean over these seeds, a band its 95 % interval. Networks have seeds 30 to 32 and
 are measured on validation data. docs/images/ has the pictures, docs/images/ablations/
-the numbers. (Six pictures are older: of those, ablations.json has the last values.)
+the numbers. (Six pictures are older: of those, ablations.json has the last values. Five
+of the last six aren't drawn yet.)
 """
 
 import functools

@@ -28,7 +28,7 @@ To use the trained model elsewhere:
 
 Papers: Hochreiter and Schmidhuber, 1997, https://doi.org/10.1162/neco.1997.9.8.1735;
 Graves, 2013, https://arxiv.org/abs/1308.0850. Differences: one layer instead of a
-stack, Adam with a cosine schedule, and windows that start from a zero state instead of
+stack, Muon with a cosine schedule, and windows that start from a zero state instead of
 the state of the batch before.
 """
 
