@@ -282,7 +282,7 @@ def patch_classifier(num_classes: int, filters: Sequence[int] = (16, 32, 64)) ->
             `(16, 32, 64)`.
 
     Returns:
-        A `kit.Model` from images of any size, `(B, H, W, C)` with pixel values from 0
+        A `kit.Model` from images of any size, `(B, H, W, 3)` with pixel values from 0
         to 255, to probabilities `(B, num_classes)`.
 
     Raises:

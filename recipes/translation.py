@@ -86,6 +86,7 @@ SHORT: dict[str, Any] = {
     "hidden_dim": 64,
     "dropout": 0.0,
     "label_smoothing": 0.0,
+    "batch_size": 64,
     "epochs": 10,
     "learning_rate": 3e-3,
 }
@@ -96,10 +97,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_pairs": 1_000_000,  # all that there are
         "max_length": 24,
         "hidden_dim": 96,
-        "dropout": 0.2,
+        "dropout": 0.1,
         "label_smoothing": 0.1,
+        "batch_size": 32,
         "epochs": 8,
-        "learning_rate": 3e-3,
+        "learning_rate": 4e-3,
         "unseen_length": 0,
     },
 }
@@ -113,8 +115,10 @@ NAMES = {
 ACCEPTED = {
     "task": checks.one_of(*DEFAULTS),
     "pairs": checks.PATH | None,
-    **dict.fromkeys(("num_pairs", "max_length", "epochs"), checks.SIZE | None),
-    **dict.fromkeys(("batch_size", "beam_width", "vocabulary_size"), checks.SIZE),
+    **dict.fromkeys(
+        ("num_pairs", "max_length", "epochs", "batch_size"), checks.SIZE | None
+    ),
+    **dict.fromkeys(("beam_width", "vocabulary_size"), checks.SIZE),
     "num_primed": checks.COUNT,
     "positions": transformer.ACCEPTED["positions"],
     "learning_rate": checks.POSITIVE | None,
@@ -172,7 +176,7 @@ def main(
     ] = "sinusoidal",
     dropout: float | None = None,
     label_smoothing: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     epochs: int | None = None,
     learning_rate: float | None = None,
     recurrent_learning_rate: float = 5e-3,
@@ -213,13 +217,14 @@ def main(
         hidden_dim: Width of the Transformer. Defaults to 64, or 96 for sentences.
         positions: How the Transformer knows a token's position; see `kit.gpt`.
         dropout: Share of each sublayer's outputs to drop in training, in [0, 1).
-            Defaults to 0, or 0.2 for sentences.
+            Defaults to 0, or 0.1 for sentences.
         label_smoothing: Share of the probability that the loss spreads over all tokens.
             Defaults to 0, or 0.1 for sentences.
-        batch_size: Pairs in a gradient step.
+        batch_size: Pairs in a gradient step. Defaults to 64, or 32 for sentences.
         epochs: Passes over the training pairs. Defaults to 10, or 8 for sentences.
         learning_rate: Largest step size of Adam: it rises for a twentieth of the
-            training, then falls on a half cosine. Defaults to 3e-3.
+            training, then falls on a half cosine. Defaults to 3e-3, or 4e-3 for
+            sentences.
         recurrent_learning_rate: The same for the recurrent models.
         beam_width: Number of candidates that beam search keeps.
         validation: Report scores on the validation pairs, to choose settings.
