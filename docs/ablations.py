@@ -61,12 +61,17 @@ def dqn(seed, **options):
     return agent
 
 
-def on_policy(kind, rate, seed, **options):
+def with_critic(kind, seed, **options):
+    """Returns an agent that has an actor and a critic, not compiled yet."""
     env = CartPole(num_envs=8)
     actor = kit.policy_network((4,), env.action_space)
     critic = kit.value_network((4,))
     networks(seed, actor, critic)
-    agent = kind(actor, critic, **{"seed": seed, **options})
+    return kind(actor, critic, seed=seed, **options)
+
+
+def on_policy(kind, rate, seed, **options):
+    agent = with_critic(kind, seed, **options)
     agent.compile(keras.optimizers.Adam(rate, epsilon=1e-5, global_clipnorm=0.5))
     return agent
 
@@ -306,9 +311,7 @@ def lstm(seed, units=64, learning_rate=5e-3):
     model = kit.lstm(
         (None,), size, units=(units,), return_sequences=True, vocabulary_size=size
     )
-    networks(seed, model)
-    (embeddings,) = model.layers[0].get_weights()
-    model.layers[0].set_weights([10 * embeddings])  # as the recipe
+    language_model.initialize_recurrent(model, seed)
     measure = language_model.make_bits_by_steps(model)
     return bits(model, measure, learning_rate, seed)
 
@@ -367,7 +370,7 @@ def a3c(num_workers=2, learning_rate=2e-3):
     curves, at = [], np.arange(2_000, 100_001, 2_000)
     for seed in SEEDS:
         options = {"num_steps": 20, "gae_lambda": 1.0, "ent_coef": 0.01}
-        agent = on_policy(kit.A3C, 1.0, seed, **options)
+        agent = with_critic(kit.A3C, seed, **options)
         schedule = keras.optimizers.schedules.PolynomialDecay(
             learning_rate, at[-1] // 20, 0.0
         )

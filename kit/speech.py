@@ -105,9 +105,9 @@ def speech_recognizer(
             `a` to `z`.
         sampling_rate: Samples each second, a multiple of 200. Defaults to 8000.
         num_mel_bins: Number of mel bands. Defaults to 40.
-        windows_per_frame: Windows in a frame. There must be as many frames as letters,
-            and one more where a letter is doubled; people speak up to 20 letters each
-            second. Defaults to 3.
+        windows_per_frame: Windows in a frame. There must be at least as many frames
+            as letters, and one more where a letter is doubled; people speak up to 20
+            letters each second. Defaults to 3.
         dropout: Share of each recurrent layer's outputs to drop in training, in [0, 1).
             Defaults to 0.
 

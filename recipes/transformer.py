@@ -242,9 +242,7 @@ def make_lstm(vocabulary_size: int, seed: int) -> kit.Sequential:
         vocabulary_size=vocabulary_size,
         dropout=0.1,
     )
-    kit.initialize_weights(model, seed)
-    (embeddings,) = model.layers[0].get_weights()
-    model.layers[0].set_weights([10 * embeddings])
+    language_model.initialize_recurrent(model, seed)
     return model
 
 

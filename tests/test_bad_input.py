@@ -1465,6 +1465,9 @@ CASES = {
         backup=None,
         verbose=0,
     ),
+    LM + "initialize_recurrent": case(
+        runs=False, fine={"seed": "0"}, model=LANGUAGE_MODEL, seed=1
+    ),
     LM + "make_bits_by_windows": case(
         fine={"stride": "None"}, model=LANGUAGE_MODEL, length=4, stride=2, batch_size=2
     ),

@@ -766,8 +766,22 @@ def test_recipe_refuses_bad_input_before_it_trains(
 
 
 @pytest.mark.learn
-def test_recipe_beats_the_best_ngram(load_recipe, tmp_path):
-    record = load_recipe("transformer").main(output_dir=tmp_path, verbose=0)
+@pytest.mark.parametrize(
+    ("others", "options"),
+    [
+        (("ngram",), {}),
+        (
+            ("ngram", "lstm"),
+            {"lstm": True, "optimizer": "adam", "learning_rate": 3e-3, "epochs": 20},
+        ),
+    ],
+)
+def test_recipe_beats_the_lstm_and_the_best_ngram(
+    load_recipe, tmp_path, others, options
+):
+    main = load_recipe("transformer").main
+    record = main(output_dir=tmp_path, verbose=0, **options)
     bits, baselines = record["metrics"]["bits_per_char"], record["baselines"]
-    assert bits < baselines["ngram_bits_per_char"]
+    for other in others:
+        assert bits < baselines[f"{other}_bits_per_char"]
     assert bits > 1  # less would mean that held-out text is known

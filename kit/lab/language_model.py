@@ -18,6 +18,7 @@ from kit import checks, recurrent
 from kit.backend import compiled, scan
 from kit.backups import Values
 from kit.callbacks import BackupAndRestore
+from kit.initialization import initialize_weights
 from kit.lab.run import Run
 
 ACCEPTED = {
@@ -102,6 +103,26 @@ def check(vocabulary_size: int, **config) -> None:
         raise ValueError("`prompt` must hold one character at least, received ''.")
 
 
+def initialize_recurrent(model: keras.Sequential, seed: int) -> None:
+    """Initializes a recurrent language model, with larger embeddings than Keras'.
+
+    Keras initializes embeddings within 0.05 of zero, where an LSTM hardly
+    distinguishes characters; a factor of ten saves hundreds of steps.
+
+    Args:
+        model: Model whose first layer is an embedding.
+        seed: Seed of the weights.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If `seed` is out of its range.
+    """
+    checks.check("initialize_recurrent", locals(), ACCEPTED)
+    initialize_weights(model, seed)
+    (embeddings,) = model.layers[0].get_weights()
+    model.layers[0].set_weights([10 * embeddings])
+
+
 def fit(
     model: keras.Model,
     tokens: np.ndarray,
@@ -167,19 +188,20 @@ def fit(
         warmup_target=learning_rate if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
+    update: keras.optimizers.Optimizer
+    if optimizer == "adam":
+        update = keras.optimizers.Adam(schedule, beta_2=beta_2, clipnorm=1.0)
+    else:
+        update = keras.optimizers.Muon(
+            schedule,
+            adam_beta_2=beta_2,
+            adam_lr_ratio=0.5,
+            weight_decay=None,
+            adam_weight_decay=None,
+            exclude_layers=[f"(^|/){model.layers[-1].name}/"],
+        )
     model.compile(
-        optimizer=(
-            keras.optimizers.Adam(schedule, beta_2=beta_2, clipnorm=1.0)
-            if optimizer == "adam"
-            else keras.optimizers.Muon(
-                schedule,
-                adam_beta_2=beta_2,
-                adam_lr_ratio=0.5,
-                weight_decay=None,
-                adam_weight_decay=None,
-                exclude_layers=[f"(^|/){model.layers[-1].name}/"],
-            )
-        ),
+        optimizer=update,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     callbacks = [] if backup is None else [backup]
