@@ -703,10 +703,9 @@ def plot_attention(
         panels[-1].set_xticks(range(len(letters)), letters)
         for label in panels[-1].get_xticklabels():
             label.set_rotation(90 if len(label.get_text()) > 1 else 0)
-        panels[0].set_title(
-            "Where the decoder's last block looks (rows) as it writes (columns)",
-            loc="left",
-        )
+        # Two lines: a short text makes a narrow figure.
+        title = "Where the decoder's last block\nlooks (rows) as it writes (columns)"
+        figure.suptitle(title, x=0.02, horizontalalignment="left", fontsize="medium")
         figure.colorbar(image, ax=panels, label="attention weight", pad=0.01)
 
 
