@@ -53,7 +53,7 @@ from kit.data.vision import Split, images
 from kit.gan import GAN, conv_discriminator, conv_generator
 from kit.lab.gan_metrics import nearest_neighbours
 from kit.lab.intervals import student_half_width
-from kit.lab.run import COLORS, Run, command_line
+from kit.lab.run import COLORS, Run, command_line, history_rows
 
 WAYS = {
     "none": "no augmentation",
@@ -243,10 +243,7 @@ def main(
             callbacks=[kit.EpochTimer(), run.backup(name)],
             **options,
         )
-        for values in zip(logs.epoch, *logs.history.values(), strict=True):
-            history.append(
-                {**row, **dict(zip(("epoch", *logs.history), values, strict=True))}
-            )
+        history.extend(history_rows(logs, **row))
         score = classifier.evaluate(data.x_test, data.y_test, 500, verbose=0)[1]
         history[-1]["test_accuracy"] = float(score)
         return float(score)

@@ -47,7 +47,7 @@ from skimage.transform import iradon, iradon_sart, resize
 import kit
 from kit import checks
 from kit.data.phantoms import Phantoms, phantoms
-from kit.lab.run import Run, command_line
+from kit.lab.run import Run, command_line, history_rows
 
 # The same test phantoms in each run; training phantoms have the run's seed.
 TEST_SEED, VALIDATION_SEED = 2**32 - 1, 2**32 - 2
@@ -124,6 +124,7 @@ COMPARISON = {
     "score": "test_psnr",
     "larger_is_better": True,
     "curve": "loss",
+    "curve_rows": {"training": "reconstruction"},
     "quick": "--train-phantoms 200 --test-phantoms 10 --epochs 1 "
     "--segmentation-epochs 1",
 }
@@ -235,12 +236,12 @@ def main(
     }
 
     # 3. The second U-Net outlines lesions.
-    outlined = None
+    outlined, rows = None, history_rows(history, training="reconstruction")
     if train.lesions is not None and test.lesions is not None:
         if segment == "unet":
             x_train = model.predict(x_train, batch_size=64, verbose=0)
         x_test = found[segment]
-        fit(
+        segmentation = fit(
             segmenter,
             segmentation_loss,
             x_train,
@@ -249,6 +250,7 @@ def main(
             run.backup("segmentation"),
             **options,
         )
+        rows += history_rows(segmentation, training="segmentation")
         segmenter.compile(loss="binary_crossentropy")  # no function of the recipe
         segmenter.save(run.output_dir / "segmentation.keras")
         outlined = segmenter.predict(x_test, batch_size=64, verbose=0) > 0.5
@@ -262,7 +264,7 @@ def main(
     draw_learning_curve(run, history)
     draw_reconstructions(run, test, found, outlined)
     return run.finish(
-        history=history,
+        history=rows,
         metrics=metrics,
         baselines=baselines,
         throughput=(

@@ -56,7 +56,7 @@ import kit
 from kit import checks
 from kit.data.vision import images
 from kit.dbn import DBN, RBM
-from kit.lab.run import Run, command_line
+from kit.lab.run import Run, command_line, history_rows
 
 NAMES = {
     "dbn": "deep belief network, fine-tuned",
@@ -300,9 +300,9 @@ def main(
         for name, v in ((name, values[i]) for name, values in accuracy.items())
     }
     rows = [
-        {"rbm": i, "epoch": epoch, **dict(zip(history.history, values, strict=True))}
+        row
         for i, history in enumerate(histories, 1)
-        for epoch, values in enumerate(zip(*history.history.values(), strict=True))
+        for row in history_rows(history, rbm=i)
     ]
     return run.finish(
         history=rows,

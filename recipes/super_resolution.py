@@ -51,7 +51,7 @@ import kit
 from kit import checks
 from kit.data.photographs import photographs, read_image, read_images
 from kit.gan import conv_discriminator
-from kit.lab.run import Run, command_line
+from kit.lab.run import Run, command_line, history_rows
 from kit.super_resolution import (
     enlarge,
     feature_maps,
@@ -124,6 +124,7 @@ COMPARISON = {
     "score": "test_gain_over_bicubic",
     "larger_is_better": True,
     "curve": "loss",
+    "curve_rows": {"training": "l1"},
     "quick": "--filters 8 --num-blocks 1 --patches 200 --feature-patches 100 "
     "--adversarial-patches 100",
 }
@@ -291,7 +292,8 @@ def main(
         for method in ("ensemble", "adversarial"):
             metrics |= {f"{method}_{name}": x for name, x in means[method].items()}
         result = run.finish(
-            history=history,
+            history=history_rows(history, training="l1")
+            + history_rows(adversarial, training="adversarial"),
             metrics=metrics,
             baselines={
                 f"{method}_{name}": x

@@ -236,7 +236,9 @@ class Run:
             "versions": versions(),
         }
         record = {name: _to_json(value, name) for name, value in record.items()}
-        _write_rows(self.output_dir / "history.csv", _rows(history))
+        if isinstance(history, keras.callbacks.History):
+            history = history_rows(history)
+        _write_rows(self.output_dir / "history.csv", history)
         with replacing(self.output_dir / "metrics.json") as file:
             text = json.dumps(record, indent=2, allow_nan=False)
             file.write_text(text + "\n", encoding="utf-8")
@@ -617,10 +619,25 @@ def _to_json(value: Any, name: str) -> Any:
     raise TypeError(f"{name} has no form in JSON: {value!r} ({type(value).__name__}).")
 
 
-def _rows(history: Any) -> list[Mapping[str, Any]]:
-    """Returns a Keras History, or rows, as a list of rows."""
-    if not isinstance(history, keras.callbacks.History):
-        return list(history)
+def history_rows(history: keras.callbacks.History, **columns: Any) -> list[dict]:
+    """Returns the rows of a training: the epoch, and what was logged in it.
+
+    With several trainings in a run, join their rows, and say which one each is of.
+
+    Args:
+        history: The result of `fit`.
+        **columns: Further columns, the same in all rows. They come first.
+
+    Raises:
+        ValueError: If a quantity wasn't logged in every epoch.
+
+    Example:
+
+    ```python
+    rows = history_rows(first, part="first") + history_rows(second, part="second")
+    run.finish(history=rows, ...)
+    ```
+    """
     for name, column in history.history.items():
         if len(column) != len(history.epoch):
             raise ValueError(
@@ -628,14 +645,14 @@ def _rows(history: Any) -> list[Mapping[str, Any]]:
                 f"{len(history.epoch)} epochs, so they don't form a table. Log it in "
                 "every epoch (NaN if there is none), or pass a list of rows."
             )
-    columns = {"epoch": history.epoch, **history.history}
+    logged = {"epoch": history.epoch, **history.history}
     return [
-        dict(zip(columns, row, strict=True))
-        for row in zip(*columns.values(), strict=True)
+        {**columns, **dict(zip(logged, row, strict=True))}
+        for row in zip(*logged.values(), strict=True)
     ]
 
 
-def _write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     with replacing(path) as file, file.open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, names)
