@@ -40,7 +40,7 @@ Papers: Antoniou et al., 2017, https://arxiv.org/abs/1711.04340 (augmentation by
 Mirza and Osindero, 2014, https://arxiv.org/abs/1411.1784 (conditional GAN).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +51,14 @@ import kit
 from kit import checks
 from kit.data.vision import Split, images
 from kit.gan import GAN, conv_discriminator, conv_generator
+from kit.lab.few_labels import (
+    draw_labelled,
+    mean_and_half_width,
+    plot_by_labels,
+    restarter,
+)
 from kit.lab.gan_metrics import nearest_neighbours
-from kit.lab.intervals import student_half_width
-from kit.lab.run import COLORS, Run, command_line, history_rows
+from kit.lab.run import Run, command_line, history_rows
 
 WAYS = {
     "none": "no augmentation",
@@ -266,7 +271,7 @@ def main(
     for draw in range(seed, seed + seeds):
         weights_seed, gan_seed, data_seed = kit.random.split_seed(draw, 3)
         for count in labels:
-            x, y = draw_labelled(data, count, draw)
+            x, y = draw_labelled(data.x_train, data.y_train, count, draw)
             rows = np.resize(np.arange(len(x)), num_images)
             restart_gan(gan_seed)
             gan.fit(
@@ -322,40 +327,6 @@ def check_sizes(data: Split, num_classes: int, given: Mapping[str, Any]) -> None
     checks.check("augment", given, {"batch_size": checks.integer(f"[1, {most}]")})
 
 
-def restarter(model: keras.Model, optimizers: Sequence[Any]) -> Any:
-    """Returns a function of a seed that makes a model untrained again.
-
-    A new model would have to be compiled anew.
-    """
-    for optimizer in optimizers:
-        if not optimizer.built:
-            optimizer.build(model.trainable_variables)
-    variables = [v for optimizer in optimizers for v in optimizer.variables]
-    values = [keras.ops.convert_to_numpy(v) for v in variables]
-
-    def restart(seed: int) -> None:
-        kit.set_random_seed(seed)  # the order of the images
-        kit.initialize_weights(model, seed)
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-    return restart
-
-
-def draw_labelled(data: Split, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `count` training images of each class; with more, the first are the same.
-
-    The classes take turns.
-    """
-    rng = np.random.default_rng(seed)
-    classes = range(int(data.y_train.max()) + 1)
-    places = [
-        rng.permutation(np.flatnonzero(data.y_train == c))[:count] for c in classes
-    ]
-    rows = np.stack(places, axis=1).ravel()
-    return data.x_train[rows], data.y_train[rows]
-
-
 def training_sets(
     x: np.ndarray,
     y: np.ndarray,
@@ -403,12 +374,6 @@ def copied_share(samples: np.ndarray, x: np.ndarray, unseen: np.ndarray) -> floa
 # --- The comparison -------------------------------------------------------------------
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean, and half of its 95 % interval (Student's t), 0 for one."""
-    half = student_half_width(np.array(values)) if len(values) > 1 else 0.0
-    return float(np.mean(values)), float(half)
-
-
 def figures(scores: Mapping[str, Any], name: str) -> tuple[dict, dict]:
     """Returns metrics and baselines: means over the seeds, with intervals.
 
@@ -419,7 +384,7 @@ def figures(scores: Mapping[str, Any], name: str) -> tuple[dict, dict]:
     baselines: dict[str, Any] = {}
 
     def add(where: dict[str, Any], key: str, values: Any) -> None:
-        where[key], half = interval(values)
+        where[key], half = mean_and_half_width(values)
         if len(values) > 1:
             where |= {f"{key}_low": where[key] - half, f"{key}_high": where[key] + half}
 
@@ -448,27 +413,12 @@ def draw_comparison(
     with run.figure("augmentation.png", figsize=(11, 5)) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
         axes = left.subplots()
-        counts, num_seeds = list(sheets), len(next(iter(scores["none"].values())))
-        for i, (color, (way, by_count)) in enumerate(
-            zip(COLORS, scores.items(), strict=False)
-        ):
-            points = [interval(by_count[count]) for count in counts]
-            means, halves = (100 * np.array(x) for x in zip(*points, strict=True))
-            at = np.array(counts) * 1.02 ** (i - 1.5)  # bars side by side
-            axes.errorbar(
-                at, means, halves, color=color, marker="o", capsize=3, label=WAYS[way]
-            )
+        plot_by_labels(axes, scores, WAYS)
         axes.axhline(100 * full, color="#666666", linestyle="--", linewidth=1)
+        counts, num_seeds = list(sheets), len(next(iter(scores["none"].values())))
         axes.annotate(
             "all labels", (counts[0], 100 * full), (0, 3), textcoords="offset points"
         )
-        axes.set_xscale("log")
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.set_xticks([], minor=True)
-        axes.set(xlabel="Labelled images of each class", ylabel="Accuracy in %")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e6e6")
-        axes.legend(frameon=False, loc="lower right")
         what = (
             f"Ways to augment: mean of {num_seeds} seeds, 95 % intervals"
             if num_seeds > 1

@@ -40,8 +40,9 @@ import keras
 import numpy as np
 
 import kit
-from kit import transformer
+from kit import checks, transformer
 from kit.data.corpus import Characters, load_text
+from kit.data.subwords import NUM_BYTES, Subwords
 from kit.lab import language_model
 from kit.lab.ngram import best_ngram
 from kit.lab.run import Run, command_line
@@ -60,22 +61,24 @@ COMPARISON = {
 def main(
     *,
     text: Path | None = None,
+    tokenizer: Literal["subwords", "characters"] = "subwords",
+    vocabulary_size: int = 1024,
     num_layers: int = 4,
     num_heads: int = 4,
     hidden_dim: int = 128,
     dropout: float = 0.1,
     positions: Literal["rotary", "learned", "sinusoidal"] = "rotary",
-    sequence_length: int = 128,
+    sequence_length: int = 64,
     batch_size: int = 16,
-    epochs: int = 10,
+    epochs: int = 6,
     optimizer: Literal["muon", "adam"] = "muon",
     learning_rate: float = 1e-2,
     warmup_steps: int = 100,
     beta_2: float = 0.99,
     lstm: bool = False,
     max_ngram_order: int = 16,
-    prompt: str = "This function returns ",
-    sample_length: int = 400,
+    prompt: str = "This function returns",
+    sample_length: int = 200,
     temperatures: tuple[float, ...] = (0.3, 0.7, 1.0),
     top_k: int = 20,
     seed: int = 0,
@@ -88,12 +91,15 @@ def main(
     Args:
         text: UTF-8 text file to learn instead, of at least tens of thousands of
             characters; its end is held out.
+        tokenizer: What a token is. Subwords are frequent pieces of words; a window of
+            them covers more than twice as many characters.
+        vocabulary_size: Number of different subwords.
         num_layers: Number of decoder blocks.
         num_heads: Attention heads per block.
         hidden_dim: Width of the model, a multiple of num_heads.
         dropout: Share of each sublayer's outputs to drop in training, in [0, 1).
         positions: Position encoding.
-        sequence_length: Characters in a window; the model can look back that far.
+        sequence_length: Tokens in a window; the model can look back that far.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
         optimizer: "muon" needs fewer epochs than "adam", whose steps are cheaper.
@@ -103,14 +109,15 @@ def main(
             `learning_rate`. Without warm-up, large first steps spoil the attention.
         beta_2: Adam's second decay rate. Muon leaves vectors, the embedding and the
             last layer to Adam.
-        lstm: Whether to train recipes/lstm.py's model, too, with the same optimizer and
-            as many epochs.
+        lstm: Whether to train recipes/lstm.py's model, too, on the same tokens, with
+            the same optimizer and as many epochs.
         max_ngram_order: Longest n-grams to try as the other baseline.
-        prompt: Beginning of the samples.
-        sample_length: Characters to generate per temperature.
+        prompt: Beginning of the samples. Spaces at its end are left out, as subwords
+            begin with them.
+        sample_length: Tokens to generate per temperature.
         temperatures: Sampling temperatures, one sample each. Below 1, probable
-            characters become more probable; 0 always takes the most probable one.
-        top_k: Sample from this many most probable characters only.
+            tokens become more probable; 0 always takes the most probable one.
+        top_k: Sample from this many most probable tokens only.
         seed: Seed of all random draws.
         output_dir: Folder for the results; runs/transformer-<backend>-<seed> if not
             given.
@@ -123,10 +130,16 @@ def main(
     run = Run(
         "transformer", seed=seed, output_dir=output_dir, resume=resume, config=locals()
     )
-    train_text, valid_text, test_text = load_text(text)
-    vocabulary = Characters.of(train_text)
-    train, valid, test = map(vocabulary.encode, (train_text, valid_text, test_text))
-    language_model.check(len(vocabulary), **run.config)
+    parts = train_text, _, _ = load_text(text)
+    characters = Characters.of(train_text)
+    vocabulary: Characters | Subwords = characters
+    if tokenizer == "subwords":
+        sizes = {"vocabulary_size": checks.integer(f"[{NUM_BYTES + 1}, 65536]")}
+        checks.check("transformer", run.config, sizes)
+        vocabulary = Subwords.learn(train_text.splitlines(), vocabulary_size)
+    train, valid, test = map(vocabulary.encode, parts)
+    language_model.check(**run.config | {"vocabulary_size": len(vocabulary)})
+    prompt = prompt.rstrip(" ") or prompt
     if sequence_length < 2:
         raise ValueError(
             f"sequence_length must be at least 2, to look back; got {sequence_length}."
@@ -153,10 +166,13 @@ def main(
         "optimizer": optimizer,
         "warmup_steps": warmup_steps,
         "beta_2": beta_2,
+        "characters_per_token": len(train_text) / len(train),
         "seed": seed,
         "verbose": verbose,
     }
-    measure = language_model.make_bits_by_windows(model, sequence_length)
+    measure = language_model.per_character(
+        language_model.make_bits_by_windows(model, sequence_length), vocabulary
+    )
     history = language_model.fit(
         model,
         train,
@@ -166,22 +182,24 @@ def main(
         backup=run.backup("gpt"),
         **options,
     )
-    # Slower than while generating: each character gets nearly a whole window before it.
-    measure = language_model.make_bits_by_windows(
+    # Slower than in training: each token gets nearly a whole window before it.
+    by_windows = language_model.make_bits_by_windows(
         model, sequence_length, stride=max(1, sequence_length // 8)
     )
+    measure = language_model.per_character(by_windows, vocabulary)
     model.save(run.output_dir / "model.keras")
     vocabulary.save(run.output_dir / "vocabulary.json")
     metrics: dict[str, Any] = {
         "bits_per_char": measure(test),
-        "test_characters": len(test),
+        "test_characters": len(parts[2]),
         "parameters": model.count_params(),
     }
 
-    # The best n-gram: kind and order are chosen on the validation text.
-    ngram = best_ngram(train, valid, len(vocabulary), max_ngram_order)
+    # The best n-gram of characters: kind and order are chosen on the validation text.
+    train_set, valid_set, test_set = map(characters.encode, parts)
+    ngram = best_ngram(train_set, valid_set, len(characters), max_ngram_order)
     baselines: dict[str, Any] = {
-        "ngram_bits_per_char": ngram.bits_per_token(test),
+        "ngram_bits_per_char": ngram.bits_per_token(test_set),
         "ngram_order": ngram.order,
     }
     levels = {
@@ -190,7 +208,9 @@ def main(
     }
     if lstm:
         baseline = make_lstm(len(vocabulary), seed)
-        measure = language_model.make_bits_by_steps(baseline)
+        measure = language_model.per_character(
+            language_model.make_bits_by_steps(baseline), vocabulary
+        )
         language_model.fit(
             baseline,
             train,
@@ -247,7 +267,7 @@ def make_lstm(vocabulary_size: int, seed: int) -> kit.Sequential:
 
 
 def writing_speed(model: keras.Model, length: int, use_cache: bool) -> float:
-    """Returns characters per second when generating one text that fills a window."""
+    """Returns tokens per second when generating one text that fills a window."""
     seconds = []
     for _ in range(4):  # the first one compiles
         start = time.perf_counter()

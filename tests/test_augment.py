@@ -10,6 +10,7 @@ from scipy import stats
 
 import kit
 from kit.data.vision import Split
+from kit.lab.few_labels import draw_labelled, mean_and_half_width, restarter
 
 TINY = {
     "labels": (4, 2),
@@ -69,19 +70,20 @@ def test_validation_images_are_no_training_images(recipe, few_digits):
 @pytest.mark.once
 def test_draws_as_many_of_each_class(recipe):
     data = numbered()
-    x, y = recipe.draw_labelled(data, 4, seed=1)
+    x, y = draw_labelled(data.x_train, data.y_train, 4, seed=1)
     assert y.tolist() == [0, 1, 2] * 4  # they take turns
     assert len(np.unique(x[:, 0, 0, 0])) == 12
     by_value = dict(zip(data.x_train[:, 0, 0, 0], data.y_train, strict=True))
     assert [by_value[value] for value in x[:, 0, 0, 0]] == y.tolist()
-    more, _ = recipe.draw_labelled(data, 9, seed=1)
+    more, _ = draw_labelled(data.x_train, data.y_train, 9, seed=1)
     np.testing.assert_array_equal(more[:12], x)
-    other, _ = recipe.draw_labelled(data, 4, seed=2)
+    other, _ = draw_labelled(data.x_train, data.y_train, 4, seed=2)
     assert not np.array_equal(other, x)
 
 
 def test_the_ways_make_as_many_images(recipe):
-    x, y = recipe.draw_labelled(numbered(), 4, seed=1)
+    data = numbered()
+    x, y = draw_labelled(data.x_train, data.y_train, 4, seed=1)
     x = x * np.pad(np.ones((1, 4, 4, 1), "float32"), ((0, 0), (2, 2), (2, 2), (0, 0)))
     asked = np.array([2, 1, 0, 2, 1, 0, 2, 1, 0, 2], "int32")
     samples = np.zeros((10, 8, 8, 1), "float32")
@@ -121,7 +123,7 @@ def test_a_restart_forgets_everything(recipe):
     model = kit.cnn((8, 8, 1), 2, (2,), units=(), dropout=0.3, batch_normalization=True)
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 6)
     model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
-    restart = recipe.restarter(model, (model.optimizer,))
+    restart = restarter(model, (model.optimizer,))
     losses = []
     for seed in (0, 1, 0):
         restart(seed)
@@ -136,11 +138,11 @@ def test_a_restart_forgets_everything(recipe):
 
 @pytest.mark.once
 def test_intervals_by_hand(recipe):
-    mean, half = recipe.interval([0.8, 0.9, 1.0])
+    mean, half = mean_and_half_width([0.8, 0.9, 1.0])
     # The standard error is 0.1 / sqrt(3); t at 97.5 % with two degrees is 4.303.
     assert mean == pytest.approx(0.9)
     assert half == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
-    assert recipe.interval([0.7]) == (0.7, 0.0)
+    assert mean_and_half_width([0.7]) == (0.7, 0.0)
 
 
 @pytest.mark.once
@@ -194,7 +196,7 @@ def test_the_gan_sees_the_labelled_images_alone(recipe, tmp_path, monkeypatch):
     recipe.main(output_dir=tmp_path, seed=4, **one)
     [(x, y)] = seen
     data = recipe.load_data("mnist_5k", 2, False)
-    labelled, classes = recipe.draw_labelled(data, 2, seed=4)
+    labelled, classes = draw_labelled(data.x_train, data.y_train, 2, seed=4)
     assert len(labelled) == 20
     np.testing.assert_allclose(x, np.tile(2 * labelled - 1, (4, 1, 1, 1)), atol=1e-6)
     np.testing.assert_array_equal(y, np.tile(classes, 4))

@@ -1446,6 +1446,7 @@ CASES = {
         runs=False,
         fine={"learning_rate": "1.5", "warmup_steps": "0", "beta_2": "0"}
         | {
+            "characters_per_token": "1.5",
             "verbose": "0",
             "valid": "[-1]",
             "backup": "None",
@@ -1461,12 +1462,16 @@ CASES = {
         optimizer="adam",
         warmup_steps=0,
         beta_2=0.9,
+        characters_per_token=1.0,
         seed=0,
         backup=None,
         verbose=0,
     ),
     LM + "initialize_recurrent": case(
         runs=False, fine={"seed": "0"}, model=LANGUAGE_MODEL, seed=1
+    ),
+    LM + "per_character": case(
+        runs=False, measure=len, vocabulary=later(lambda: corpus.Characters("ab"))
     ),
     LM + "make_bits_by_windows": case(
         fine={"stride": "None"}, model=LANGUAGE_MODEL, length=4, stride=2, batch_size=2
@@ -1619,6 +1624,7 @@ EXEMPT = {
     "kit.models.check_targets": "`fit` calls it",
     "kit.rl.environments.env_name": "of whatever there is",
     "kit.lab.run.command_line": "of a recipe",
+    "kit.lab.few_labels": "a recipe has checked its arguments",
     "kit.lab.intervals": "of what a recipe has measured",
     "kit.lab.table_scores": "of what a recipe has predicted",
     "kit.lab.table_pictures": "of what a recipe has predicted",
@@ -1631,6 +1637,7 @@ EXEMPT = {
     "kit.models.Functional": "arguments are Keras'",
     "kit.pretrained.Tokenizer": "made by load_tokenizer",
     "kit.rl.agent.compiled_with_numbers": "a decorator within agents",
+    "kit.lab.run.history_rows": "a training of a recipe",
     "kit.lab.run.plot_learning_curve": "a picture of what a recipe has measured",
     "kit.lab.run.plot_seeds": "a picture of what a recipe has measured",
     "kit.lab.run.plot_comparison": "a picture of what a recipe has measured",

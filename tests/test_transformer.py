@@ -11,6 +11,7 @@ from keras import layers, ops
 import kit
 from kit import transformer
 from kit.data.corpus import Characters
+from kit.data.subwords import Subwords
 from kit.lab import language_model
 from kit.transformer import Attention, DecoderBlock, EncoderBlock, PositionEmbedding
 
@@ -644,9 +645,17 @@ def test_writing_refuses_other_models():
 # Language models
 
 
+def test_bits_of_subwords_are_shared_among_their_characters():
+    vocabulary = Subwords.learn(["low lower lowest"] * 9, 265)
+    tokens = vocabulary.encode("lowest low")
+    assert 2 <= len(tokens) < 10
+    measure = language_model.per_character(lambda tokens: 3.0, vocabulary)
+    assert measure(tokens) == pytest.approx(3.0 * len(tokens) / 10)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("stride", [None, 5])
-def test_bits_by_windows_counts_every_character_once(stride):
+def test_bits_by_windows_counts_every_token_once(stride):
     model, text = small_gpt(), tokens(50)
     measure = language_model.make_bits_by_windows(model, 12, stride, batch_size=4)
     with pytest.raises(ValueError, match=r"`stride` must be .*\[1, 12\], received 13"):
@@ -679,6 +688,7 @@ def test_gpt_learns_to_copy():
 # The recipe
 
 TINY = {
+    "tokenizer": "characters",
     "num_layers": 1,
     "num_heads": 2,
     "hidden_dim": 8,
@@ -704,10 +714,14 @@ def text_file(tmp_path):
 
 
 @pytest.mark.once  # test_exchange.py runs it under each backend
-def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys):
+@pytest.mark.parametrize("kind", [Characters, Subwords])
+def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys, kind):
     folder = tmp_path / "run"
     main = load_recipe("transformer").main
-    main(text=text_file, output_dir=folder, seed=1, lstm=True, **TINY)
+    chosen = {"tokenizer": kind.__name__.lower(), "vocabulary_size": 270}
+    if kind is Subwords:
+        chosen["batch_size"] = 4  # there are fewer tokens
+    main(text=text_file, output_dir=folder, seed=1, lstm=True, **(TINY | chosen))
     assert {path.name for path in folder.iterdir()} == {
         "model.keras",
         "vocabulary.json",
@@ -733,14 +747,16 @@ def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys
     assert capsys.readouterr().out == ""
 
     model = keras.saving.load_model(folder / "model.keras")
-    vocabulary = Characters.load(folder / "vocabulary.json")
+    vocabulary = kind.load(folder / "vocabulary.json")
     prompt = vocabulary.encode("\nin")[None]
     continued = numpy(transformer.generate(model, prompt, 12, temperature=0))[0]
     written = (folder / "samples.txt").read_text().split("\n")[1]
     assert written == "in" + vocabulary.decode(continued)
     test = vocabulary.encode(text_file.read_text()[-175:])
     bits = language_model.make_bits_by_windows(model, 16, stride=2)(test)
+    bits *= len(test) / 175
     assert record["metrics"]["bits_per_char"] == pytest.approx(bits, rel=1e-4)
+    assert record["metrics"]["test_characters"] == 175
 
 
 @pytest.mark.parametrize(
@@ -755,6 +771,10 @@ def test_recipe_leaves_what_it_promises(load_recipe, text_file, tmp_path, capsys
         ({"prompt": ""}, "`prompt` must hold one character"),
         ({"sequence_length": 400}, "fewer than the 3601 of one batch"),
         ({"text": "nowhere.txt"}, "text='nowhere.txt' can't be read"),
+        (
+            {"tokenizer": "subwords", "vocabulary_size": 256},
+            r"`vocabulary_size` must be an integer in \[257, .*received 256",
+        ),
     ],
 )
 def test_recipe_refuses_bad_input_before_it_trains(
@@ -772,7 +792,14 @@ def test_recipe_refuses_bad_input_before_it_trains(
         (("ngram",), {}),
         (
             ("ngram", "lstm"),
-            {"lstm": True, "optimizer": "adam", "learning_rate": 3e-3, "epochs": 20},
+            {
+                "lstm": True,
+                "tokenizer": "characters",
+                "sequence_length": 128,
+                "optimizer": "adam",
+                "learning_rate": 3e-3,
+                "epochs": 20,
+            },
         ),
     ],
 )

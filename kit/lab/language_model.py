@@ -1,9 +1,11 @@
-"""Character-level language models: training, evaluation and plots.
+"""Language models: training, evaluation and plots.
 
 A model from tokens (B, T) to logits (B, T, V) predicts the token after each one;
 `kit.lstm` and `kit.gpt` build such models. The measure is bits per character on a text
 that the model has never seen: the mean of -log2 of the probability that it gave to the
-actual next character. Shapes: B batch, T time steps, V vocabulary.
+actual next character. If tokens are subwords, their bits are added up and divided by
+the number of characters, so that models with different tokens can be compared. Shapes:
+B batch, T time steps, V vocabulary.
 """
 
 import math
@@ -18,6 +20,8 @@ from kit import checks, recurrent
 from kit.backend import compiled, scan
 from kit.backups import Values
 from kit.callbacks import BackupAndRestore
+from kit.data.corpus import Characters
+from kit.data.subwords import Subwords
 from kit.initialization import initialize_weights
 from kit.lab.run import Run
 
@@ -35,12 +39,14 @@ ACCEPTED = {
     "optimizer": checks.one_of("adam", "muon"),
     "warmup_steps": checks.COUNT,
     "beta_2": checks.SHARE,
+    "characters_per_token": checks.POSITIVE,
     "backup": checks.instance(BackupAndRestore) | None,
     "seed": checks.SEED,
     "verbose": checks.VERBOSE,
     "stride": checks.SIZE | None,
     "lanes": checks.SIZE,
     "warm_up": checks.COUNT,
+    "vocabulary": checks.instance(Characters, Subwords),
     # check
     "sequence_length": checks.SIZE,
     "sample_length": checks.SIZE,
@@ -53,7 +59,7 @@ ACCEPTED = {
 def windows(
     tokens: np.ndarray, length: int, batch_size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a text into windows (N, T), and returns them with their next characters.
+    """Cuts a text into windows (N, T), and returns them with their next tokens.
 
     The first window starts at a random place, so that each epoch has other windows. N
     fills whole batches: always the same number, so that one program suffices.
@@ -65,7 +71,7 @@ def windows(
         rng: Generator of the random start.
 
     Returns:
-        Windows, and the windows shifted by one character.
+        Windows, and the windows shifted by one token.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -75,7 +81,7 @@ def windows(
     count = ((len(tokens) - 1) // length - 1) // batch_size * batch_size
     if count < 1:
         raise ValueError(
-            f"`tokens`, the text, has {len(tokens)} characters to train on, fewer than "
+            f"`tokens`, the text, has {len(tokens)} tokens to train on, fewer than "
             f"the {length * (batch_size + 1) + 1} of one batch: "
             f"sequence_length={length}, batch_size={batch_size}."
         )
@@ -136,6 +142,7 @@ def fit(
     optimizer: str = "adam",
     warmup_steps: int = 0,
     beta_2: float = 0.999,
+    characters_per_token: float = 1.0,
     seed: int = 0,
     backup: BackupAndRestore | None = None,
     verbose: int = 1,
@@ -151,7 +158,7 @@ def fit(
         tokens: Text to train on.
         valid: Validation text, which determines the best epoch.
         measure: Function that returns the bits per character of a text.
-        length: Characters in a window; gradients reach that far.
+        length: Tokens in a window; gradients reach that far.
         batch_size: Windows in a gradient step.
         epochs: Passes over the text.
         learning_rate: Largest step size.
@@ -163,6 +170,8 @@ def fit(
         warmup_steps: Gradient steps in which the step size rises from a hundredth to
             `learning_rate`. Defaults to 0.
         beta_2: Adam's second decay rate, in [0, 1).
+        characters_per_token: Mean over `tokens`, which the history's numbers need.
+            Defaults to 1: tokens are characters.
         seed: Seed of the windows' starts.
         backup: Callback that backs up the training. Defaults to `None`.
         verbose: 0 silent, 1 progress bar, 2 a line for each epoch.
@@ -224,8 +233,10 @@ def fit(
         ).history["loss"][0]
         row = {
             "epoch": at.epoch + 1,
-            "bits_per_char": nats / math.log(2),
-            "characters_per_second": x.size / (time.perf_counter() - start),
+            "bits_per_char": nats / math.log(2) / characters_per_token,
+            "characters_per_second": characters_per_token
+            * x.size
+            / (time.perf_counter() - start),
             "val_bits_per_char": measure(valid),
         }
         if verbose:
@@ -239,14 +250,34 @@ def fit(
     return at.history
 
 
+def per_character(
+    measure: Callable[[np.ndarray], float], vocabulary: Characters | Subwords
+) -> Callable[[np.ndarray], float]:
+    """Returns a function that measures a text in bits per character.
+
+    Args:
+        measure: Function that returns the bits per token of a text.
+        vocabulary: Vocabulary that made the text's tokens.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+    """
+    checks.check("per_character", locals(), ACCEPTED)
+
+    def bits_per_char(tokens):
+        return measure(tokens) * len(tokens) / len(vocabulary.decode(tokens))
+
+    return bits_per_char
+
+
 def make_bits_by_windows(
     model: keras.Model, length: int, stride: int | None = None, batch_size: int = 64
 ) -> Callable[[np.ndarray], float]:
     """Returns a function that measures a model on a text, window by window.
 
-    Windows begin `stride` characters apart, and only the last `stride` characters of
-    each count. So, except at the text's beginning, each prediction is based on at least
-    `length - stride` characters.
+    The function returns bits per token. Windows begin `stride` tokens apart, and only
+    the last `stride` tokens of each count. So, except at the text's beginning, each
+    prediction is based on at least `length - stride` tokens.
 
     Args:
         model: Model from `(B, T)` integers to `(B, T, V)` logits.
@@ -271,7 +302,7 @@ def make_bits_by_windows(
         )
         return ops.sum(weights * loss)
 
-    def bits_per_char(tokens):
+    def bits_per_token(tokens):
         tokens = np.asarray(tokens, "int32")
         count = math.ceil(len(tokens) / stride)
         count = math.ceil(count / batch_size) * batch_size
@@ -292,7 +323,7 @@ def make_bits_by_windows(
         )
         return nats / math.log(2) / len(tokens)
 
-    return bits_per_char
+    return bits_per_token
 
 
 def make_bits_by_steps(
@@ -300,9 +331,9 @@ def make_bits_by_steps(
 ) -> Callable[[np.ndarray], float]:
     """Returns a function that measures a recurrent model on a text.
 
-    The state is carried along the text. To be faster, the text is divided into lanes
-    that are read in parallel; each lane begins `warm_up` characters early, to have a
-    state at the beginning of its own part.
+    The function returns bits per token. The state is carried along the text. To be
+    faster, the text is divided into lanes that are read in parallel; each lane begins
+    `warm_up` tokens early, to have a state at the beginning of its own part.
     """
     checks.check("make_bits_by_steps", locals(), ACCEPTED)
 
@@ -320,7 +351,7 @@ def make_bits_by_steps(
         _, nats = scan(read, state, (inputs, targets, weights))
         return ops.sum(nats)
 
-    def bits_per_char(tokens):
+    def bits_per_token(tokens):
         per_lane = math.ceil(len(tokens) / lanes)
         # Padding before and after the text doesn't count.
         padded = np.zeros(warm_up + 1 + lanes * per_lane, "int32")
@@ -331,7 +362,7 @@ def make_bits_by_steps(
         nats = total_nats(padded[places], padded[places + 1], counts.astype("float32"))
         return float(nats) / math.log(2) / len(tokens)
 
-    return bits_per_char
+    return bits_per_token
 
 
 def plot(
