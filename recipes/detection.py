@@ -32,38 +32,45 @@ import io
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from skimage.data import lfw_subset
 from sklearn.datasets import load_sample_images
 
 import kit
 from kit import checks
 from kit.cnn import RandomAffine
+from kit.data.photographs import photographs
 from kit.data.vision import images
 from kit.lab.run import COLORS, Run, command_line
 
-NAMES = list("0123456789")
-# Canvases: digits are 14 to 28 pixels long; the boxes of two of them may share up to
+NAMES = {"digits": list("0123456789"), "faces": ["face"]}
+# Canvases: objects are 14 to 28 pixels long; the boxes of two of them may share up to
 # 15 % of the smaller one.
 LENGTHS, MAX_SHARED = (14, 28), 0.15
 TEST_SEED = 2019  # the same test canvases in each run
+TEST_FACES = 30  # of a hundred
 # The sliding window: a square, this much longer than the digit in it.
 MARGIN = 1.25
 WINDOWS = (18, 21, 25, 30, 35)  # pixels in a side
 WINDOW_STEP = 0.2  # of the side
 
 ACCEPTED = {
-    **dict.fromkeys(("train_canvases", "test_canvases", "max_digits"), checks.SIZE),
+    **dict.fromkeys(("train_canvases", "test_canvases", "max_objects"), checks.SIZE),
     **dict.fromkeys(("epochs", "batch_size", "window_epochs"), checks.SIZE),
     "canvas_size": checks.integer(f"[{2 * LENGTHS[0]}, 2**31)"),
     "learning_rate": checks.POSITIVE,
     "validation": checks.SHARE,
 }
+
+
+# Patches (n, height, width), their classes (n,), and grey photographs.
+Part = tuple[np.ndarray, np.ndarray, list[np.ndarray]]
 
 
 class Canvases(NamedTuple):
@@ -84,9 +91,10 @@ def load_data(
     train_canvases: int,
     test_canvases: int,
     size: int,
-    max_digits: int,
+    max_objects: int,
     validation: float,
     seed: int,
+    objects: str = "digits",
 ) -> tuple[Canvases, Canvases, list[str]]:
     """Returns training and test canvases, and the names of the classes.
 
@@ -94,9 +102,32 @@ def load_data(
     the names of your classes. All images must have one size, with sides that are
     multiples of 2 to the power of the number of `filters`.
 
-    With `validation`, the test canvases are made of this share of the training digits,
-    and of half of the training strips of the photographs.
+    With `validation`, the test canvases are made of this share of the training digits
+    or faces, and of half of the training photographs.
     """
+    if objects == "digits":
+        train_parts, test_parts = digit_parts(validation)
+        # Training digits are turned, slanted and warped; test digits are as they are.
+        change = RandomAffine(
+            rotation_factor=0.03, shear_factor=0.1, elastic_stddev=1.0, seed=seed
+        )
+    else:
+        train_parts, test_parts = face_parts(validation)
+        change = RandomAffine(
+            rotation_factor=0.03, shear_factor=0.1, fill_mode="nearest", seed=seed
+        )
+    options: Any = {"opaque": objects == "faces"}
+    rng = np.random.default_rng(seed)
+    train = draw_canvases(
+        train_canvases, *train_parts, size, max_objects, rng, change, **options
+    )
+    rng = np.random.default_rng(TEST_SEED)
+    test = draw_canvases(test_canvases, *test_parts, size, max_objects, rng, **options)
+    return train, test, NAMES[objects]
+
+
+def digit_parts(validation: float) -> tuple[Part, Part]:
+    """Returns digits, their classes, and photographs: to train on, and to test on."""
     digits = images()
     x_train, y_train = digits.x_train, digits.y_train
     x_test, y_test = digits.x_test, digits.y_test
@@ -110,21 +141,50 @@ def load_data(
         x_train, x_test = x_train[:first], x_train[first:]
         y_train, y_test = y_train[:first], y_train[first:]
         train_photos, test_photos = train_photos[0::2], train_photos[1::2]
-    # Training digits are turned, slanted and warped; test digits are as they are.
-    change = RandomAffine(
-        rotation_factor=0.03, shear_factor=0.1, elastic_stddev=1.0, seed=seed
+    return (x_train[..., 0], y_train, train_photos), (
+        x_test[..., 0],
+        y_test,
+        test_photos,
     )
 
-    def draw(number, digits, labels, photos, rng, change=None):
-        return draw_canvases(
-            number, digits[..., 0], labels, photos, size, max_digits, rng, change
-        )
 
-    rng = np.random.default_rng(seed)
-    train = draw(train_canvases, x_train, y_train, train_photos, rng, change)
-    rng = np.random.default_rng(TEST_SEED)
-    test = draw(test_canvases, x_test, y_test, test_photos, rng)
-    return train, test, NAMES
+def face_parts(validation: float) -> tuple[Part, Part]:
+    """Returns patches, their classes, and photographs: to train on, and to test on.
+
+    Half of the patches are faces, of class 0. The others show something else; they get
+    no box (class -1), so that being pasted doesn't give a face away. In training, there
+    is a mirror image of each.
+    """
+    faces, others = np.split((255 * lfw_subset()).round().astype("uint8"), 2)
+    order = np.random.default_rng(0).permutation(len(faces))
+    train, test = order[:-TEST_FACES], order[-TEST_FACES:]
+    # Two photographs have faces themselves.
+    photos = {
+        part: [
+            np.asarray(Image.fromarray(photo).convert("L"))
+            for name, photo in photographs(part).items()
+            if name not in ("astronaut", "camera")
+        ]
+        for part in ("train", "test")
+    }
+    if validation:
+        first = round(len(train) * (1.0 - validation))
+        if not 0 < first < len(train):
+            raise ValueError(
+                f"detection: `validation` must leave faces to train on and to test on, "
+                f"of {len(train)}; received {validation}."
+            )
+        train, test = train[:first], train[first:]
+        photos = {"train": photos["train"][0::2], "test": photos["train"][1::2]}
+    pasted, shown = (
+        np.concatenate([faces[rows], others[rows]]) for rows in (train, test)
+    )
+    pasted = np.concatenate([pasted, pasted[:, :, ::-1]])
+    classes = np.repeat(np.array([0, -1], "int32"), len(train))
+    return (
+        (pasted, np.tile(classes, 2), photos["train"]),
+        (shown, np.repeat(np.array([0, -1], "int32"), len(test)), photos["test"]),
+    )
 
 
 def _photographs() -> list[np.ndarray]:
@@ -144,10 +204,11 @@ COMPARISON = {
 
 def main(
     *,
+    objects: Literal["digits", "faces"] = "digits",
     train_canvases: int = 16_000,
     test_canvases: int = 300,
     canvas_size: int = 64,
-    max_digits: int = 5,
+    max_objects: int = 5,
     filters: tuple[int, ...] = (16, 32, 64, 128),
     stride: int = 4,
     min_overlap: float = 0.7,
@@ -164,11 +225,14 @@ def main(
     """Trains a detector and a sliding window, and compares them on new canvases.
 
     Args:
+        objects: What to find. "faces" are a hundred of Labeled Faces in the Wild, 25
+            pixels large, which scikit-image brings along; patches without a face are
+            pasted beside them.
         train_canvases: Number of training canvases.
         test_canvases: Number of test canvases.
         canvas_size: Pixels in a canvas' side, a multiple of 2 to the power of the
             number of `filters`.
-        max_digits: Largest number of digits on a canvas.
+        max_objects: Largest number of digits or patches on a canvas.
         filters: Number of filters on each grid of the detector; each grid has half the
             side of the one before.
         stride: Pixels in a side of the heat map's cells.
@@ -177,8 +241,9 @@ def main(
         batch_size: Canvases in a gradient step.
         learning_rate: Step size of Adam at the start; it falls to 0 on a half cosine.
         window_epochs: Passes of the sliding window's CNN over the training crops.
-        validation: Share of the training digits and photographs to hold out and to test
-            on instead of the test data. Use it to choose settings.
+        validation: Share of the training digits or faces to hold out, with half of the
+            photographs, and to test on instead of the test data. Use it to choose
+            settings.
         seed: Seed of all random draws, except for the test canvases.
         output_dir: Folder for the results; runs/detection-<backend>-<seed> if not
             given.
@@ -193,7 +258,13 @@ def main(
     )
     checks.check("detection", run.config, ACCEPTED)
     train, test, names = load_data(
-        train_canvases, test_canvases, canvas_size, max_digits, validation, seed
+        train_canvases,
+        test_canvases,
+        canvas_size,
+        max_objects,
+        validation,
+        seed,
+        objects,
     )
     model = kit.detector(
         train.images.shape[1:],
@@ -260,51 +331,63 @@ def main(
 
 def draw_canvases(
     number: int,
-    digits: np.ndarray,
+    patches: np.ndarray,
     labels: np.ndarray,
     photos: list[np.ndarray],
     size: int,
-    max_digits: int,
+    max_objects: int,
     rng: np.random.Generator,
     change: RandomAffine | None = None,
+    opaque: bool = False,
 ) -> Canvases:
-    """Puts digits on crops of photographs.
+    """Puts digits, or other patches, on crops of photographs.
 
     Args:
         number: N, canvases to draw.
-        digits: Images (n, 28, 28) of white digits on black, uint8.
-        labels: Their classes (n,).
+        patches: Images (n, height, width) of white digits on black, uint8.
+        labels: Their classes (n,); -1 for patches without an object.
         photos: Grey photographs (height, width), uint8.
         size: Pixels in a canvas' side.
-        max_digits: M, largest number of digits on a canvas.
+        max_objects: M, largest number of patches on a canvas.
         rng: Generator of all draws, except for those of `change`.
-        change: Layer that changes the digits at random. Defaults to `None`.
+        change: Layer that changes the patches at random. Defaults to `None`.
+        opaque: Whether patches are pictures, of which ellipses are pasted, instead of
+            digits on a transparent ground. Defaults to `False`.
 
     Returns:
-        The canvases. A box encloses its digit's ink.
+        The canvases. A box encloses its digit's ink, or its ellipse.
     """
-    chosen = rng.integers(0, len(digits), (number, max_digits))
-    ink = digits[chosen].reshape(-1, *digits.shape[1:], 1)
+    chosen = rng.integers(0, len(patches), (number, max_objects))
+    ink = patches[chosen].reshape(-1, *patches.shape[1:], 1)
     if change is not None:
         parts = np.array_split(ink, math.ceil(len(ink) / 1000))
         parts = [keras.ops.convert_to_numpy(change(x, training=True)) for x in parts]
         ink = np.concatenate(parts).round().astype("uint8")
-    ink = ink.reshape(number, max_digits, *digits.shape[1:])
+    ink = ink.reshape(number, max_objects, *patches.shape[1:])
 
     canvases = np.zeros((number, size, size, 1), "uint8")
-    boxes = np.zeros((number, max_digits, 4), "float32")
-    classes = np.full((number, max_digits), -1, "int32")
+    boxes = np.zeros((number, max_objects, 4), "float32")
+    classes = np.full((number, max_objects), -1, "int32")
     for i in range(number):
-        canvas = 0.5 * background(photos, size, rng)
-        for j in range(rng.integers(1, max_digits + 1)):
-            digit = resized(ink[i, j], rng.uniform(*LENGTHS))
-            box = free_place(digit.shape, boxes[i, :j][classes[i, :j] >= 0], size, rng)
+        canvas = (1.0 if opaque else 0.5) * background(photos, size, rng)
+        taken = np.zeros((0, 4), "float32")
+        for j in range(rng.integers(1, max_objects + 1)):
+            length = rng.uniform(*LENGTHS)
+            picture, mask = (
+                ellipse(ink[i, j], length)
+                if opaque
+                else (None, resized(ink[i, j], length))
+            )
+            box = free_place(mask.shape, taken, size, rng)
             if box is None:
                 continue
+            taken = np.concatenate([taken, box[None]])
             x, y = box[:2].astype(int)
-            area = canvas[y : y + digit.shape[0], x : x + digit.shape[1]]
-            area += (rng.uniform(200, 255) - area) * digit
-            boxes[i, j], classes[i, j] = box, labels[chosen[i, j]]
+            area = canvas[y : y + mask.shape[0], x : x + mask.shape[1]]
+            ink_value = rng.uniform(200, 255) if picture is None else picture
+            area += (ink_value - area) * mask
+            if labels[chosen[i, j]] >= 0:
+                boxes[i, j], classes[i, j] = box, labels[chosen[i, j]]
         canvases[i, ..., 0] = canvas
     return Canvases(canvases, boxes, classes)
 
@@ -332,6 +415,21 @@ def resized(digit: np.ndarray, length: float) -> np.ndarray:
     height, width = (max(1, round(scale * n)) for n in digit.shape)
     image = Image.fromarray(digit).resize((width, height), Image.Resampling.BILINEAR)
     return trimmed(np.asarray(image)) / 255.0
+
+
+def ellipse(patch: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scales a square patch to `length`; returns it, and the mask of an ellipse in it.
+
+    The mask (length, 0.8 length) is 1 inside and falls to 0 at the rim.
+    """
+    height, width = round(length), round(0.8 * length)
+    scaled = Image.fromarray(patch).resize((height, height), Image.Resampling.BILINEAR)
+    left = (height - width) // 2
+    y, x = (np.linspace(-1.0, 1.0, n) for n in (height, width))
+    radius = np.hypot(y[:, None], x[None])
+    return np.asarray(scaled, "float64")[:, left : left + width], np.clip(
+        (1.0 - radius) / 0.15, 0.0, 1.0
+    )
 
 
 def free_place(

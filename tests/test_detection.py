@@ -372,7 +372,7 @@ TINY = {
     "train_canvases": 40,
     "test_canvases": 3,
     "canvas_size": 32,
-    "max_digits": 2,
+    "max_objects": 2,
     "filters": (4, 8),
     "epochs": 1,
     "batch_size": 20,
@@ -447,7 +447,7 @@ def test_train_and_test_share_nothing(recipe, few_digits, monkeypatch):
     monkeypatch.setattr(recipe, "_photographs", lambda: photos)
     used = []
 
-    def note(number, digits, labels, photos, *args):
+    def note(number, digits, labels, photos, *args, **options):
         used.append((digits, np.concatenate([p.ravel() for p in photos])))
 
     monkeypatch.setattr(recipe, "draw_canvases", note)
@@ -464,6 +464,45 @@ def test_train_and_test_share_nothing(recipe, few_digits, monkeypatch):
         else:
             np.testing.assert_array_equal(test, few_digits.x_test[..., 0])
             strips = set(train_greys)
+
+
+@pytest.mark.once
+def test_faces_have_boxes_and_other_patches_have_none(recipe, monkeypatch):
+    faces = np.full((100, 25, 25), 0.9)
+    monkeypatch.setattr(
+        recipe, "lfw_subset", lambda: np.concatenate([faces, np.full_like(faces, 0.4)])
+    )
+    black = {name: np.zeros((80, 90, 3), "uint8") for name in ("a", "b", "astronaut")}
+    monkeypatch.setattr(recipe, "photographs", lambda part: black)
+    train, test, names = recipe.load_data(30, 10, 64, 4, 0.0, 0, "faces")
+    assert names == ["face"]
+    for canvases in (train, test):
+        assert set(np.unique(canvases.labels)) == {-1, 0}
+        others = 0
+        for image, boxes, labels in zip(*canvases, strict=True):
+            left = image[..., 0].copy()
+            for x1, y1, x2, y2 in boxes[labels >= 0].astype(int):
+                assert image[(y1 + y2) // 2, (x1 + x2) // 2, 0] in range(225, 232)
+                assert x2 - x1 == pytest.approx(0.8 * (y2 - y1), abs=0.91)
+                left[y1:y2, x1:x2] = 0
+            others += left.max() in (101, 102)  # a patch that shows something else
+            assert left.max() <= 102
+        assert others >= 3
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("validation", [0.0, 0.3])
+def test_no_face_is_in_both_parts(recipe, validation):
+    (train, labels, photos), (test, test_labels, test_photos) = recipe.face_parts(
+        validation
+    )
+    assert len(test) == 2 * (30 if validation == 0 else 21)
+    assert len(train) == 4 * (70 if validation == 0 else 49)  # with mirror images
+    both = [{x.tobytes() for x in part} for part in (train, test)]
+    assert not both[0] & both[1]
+    assert labels.mean() == test_labels.mean() == -0.5
+    both = [{x.tobytes() for x in part} for part in (photos, test_photos)]
+    assert both[0] and both[1] and not both[0] & both[1]
 
 
 @pytest.mark.once
@@ -524,6 +563,7 @@ def test_window_by_hand(recipe):
         ({"learning_rate": 0.0}, "`learning_rate` must be .*received 0.0"),
         ({"validation": 1.0}, r"`validation` must be .*\[0, 1\), received 1.0"),
         ({"canvas_size": 34}, "multiples of 4.*34"),
+        ({"objects": "faces", "validation": 0.999}, "`validation` must leave"),
         ({"stride": 3}, "stride.*3"),
     ],
 )
