@@ -7,25 +7,26 @@ new character requires computing the whole text before it again.
 
     KERAS_BACKEND=jax python recipes/transformer.py
     KERAS_BACKEND=torch python recipes/transformer.py --positions learned --lstm
-    KERAS_BACKEND=jax python recipes/transformer.py --text mine.txt --prompt "It was "
+    KERAS_BACKEND=jax python recipes/transformer.py --text mine.txt --prompt "It was"
 
-Text, split and windows are those of recipes/lstm.py: Python's documentation,
-1.2 million characters, whole chapters and modules held out.
+Text and split are those of recipes/lstm.py: Python's documentation, 1.2 million
+characters, whole chapters and modules held out. Tokens are 1,024 subwords
+(`kit/data/subwords.py`), of which the text has a third as many as characters.
 
-Expected result: 1.720 bits per character (JAX, seed 0), after ten epochs of four
-minutes each on one slow core. The LSTM reaches 1.728 in eight epochs of two minutes,
-the best n-gram 1.743. For lower scores, train longer: 20 epochs with Adam reach 1.70
-(JAX, TensorFlow) or 1.68 (PyTorch).
+Expected result with seed 0: 1.694 bits per character (JAX)@@OTHERS@@, in six epochs
+@@TIME@@. The best n-gram of characters reaches 1.743. On characters, training takes
+longer: 1.720 (JAX) after ten epochs of four minutes on one slow core, and 1.703 after 20
+with Adam.
 
-    KERAS_BACKEND=jax python recipes/transformer.py --optimizer adam \
-        --learning-rate 3e-3 --epochs 20
+    KERAS_BACKEND=jax python recipes/transformer.py --tokenizer characters \
+        --sequence-length 128 --optimizer adam --learning-rate 3e-3 --epochs 20
 
 To use the trained model elsewhere:
 
     model = keras.saving.load_model("runs/transformer-jax-0/model.keras")
-    vocabulary = kit.data.Characters.load("runs/transformer-jax-0/vocabulary.json")
-    prompt = vocabulary.encode("A list is ")[None]
-    tokens = kit.transformer.generate(model, prompt, 300, temperature=0.7, top_k=20)
+    vocabulary = kit.data.Subwords.load("runs/transformer-jax-0/vocabulary.json")
+    prompt = vocabulary.encode("A list is")[None]
+    tokens = kit.transformer.generate(model, prompt, 100, temperature=0.7, top_k=20)
     print(vocabulary.decode(tokens[0]))
 
 Papers: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; Radford et al., 2019
