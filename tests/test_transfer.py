@@ -207,6 +207,7 @@ def test_recipe_leaves_what_it_promises(recipe, tmp_path, folder, capsys):
         ({"num_images": 100, "batch_size": 101}, r"`batch_size` must be .*\[1, 100\]"),
         ({"fine_tuning_rate": 0.0}, r"`fine_tuning_rate` must be .*received 0\.0"),
         ({"filters": ()}, r"`filters` must be"),
+        ({"validation": True}, "`validation` takes other photographs.*leave it out"),
         ({"num_images": 3}, r"`num_images` must be .*\[64, .*received 3"),
     ],
 )

@@ -254,5 +254,5 @@ print(vocabulary.decode(np.asarray(tokens)[0]))
 
 # %%
 # 800 gradient steps are a beginning: `recipes/transformer.py` trains longer, with a
-# larger network and subwords, and reaches 1.69 bits. :doc:`Its page </algorithms/transformer>` says
-# what each setting does.
+# larger network and subwords, and reaches 1.69 bits.
+# :doc:`Its page </algorithms/transformer>` says what each setting does.
