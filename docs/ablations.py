@@ -8,8 +8,8 @@ Each hyper-parameter has three values; the others stay as they are below. Agents
 in environments of `kit.envs`, with seeds 30 to 34, on which nothing was chosen; a curve
 is the mean over these seeds, a band its 95 % interval. Networks have seeds 30 to 32 and
 are measured on validation data. docs/images/ has the pictures, docs/images/ablations/
-the numbers. (Six pictures are older: of those, ablations.json has the last values. Five
-of the last six aren't drawn yet.)
+the numbers. (Six pictures are older: of those, ablations.json has the last values.
+Translation and A3C aren't drawn yet: their runs take an hour each.)
 """
 
 import functools

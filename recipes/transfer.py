@@ -27,11 +27,11 @@ pretrain on your own pictures, too, see `load_pretraining`.
 Expected result (JAX, seeds 0 to 4, test patches; mean, and of the gains over `scratch`
 the 95 % interval in percentage points):
 
-| labels a class | scratch | frozen | fine_tuned | svc   | frozen's gain | fine_tuned's |
-|----------------|---------|--------|------------|-------|---------------|--------------|
-| 2              | 0.623   | 0.658  | 0.685      | 0.547 | -4.3 to 11.4  | 1.0 to 11.5  |
-| 5              | 0.759   | 0.774  | 0.799      | 0.614 | -3.4 to 6.6   | 1.2 to 6.9   |
-| 20             | 0.835   | 0.824  | 0.835      | 0.699 | -4.6 to 2.6   | -3.2 to 3.3  |
+| labels | scratch | frozen | fine_tuned | svc   | frozen's gain | fine_tuned's |
+|--------|---------|--------|------------|-------|---------------|--------------|
+| 2      | 0.623   | 0.658  | 0.685      | 0.547 | -4.3 to 11.4  | 1.0 to 11.5  |
+| 5      | 0.759   | 0.774  | 0.799      | 0.614 | -3.4 to 6.6   | 1.2 to 6.9   |
+| 20     | 0.835   | 0.824  | 0.835      | 0.699 | -4.6 to 2.6   | -3.2 to 3.3  |
 
 Pretraining helps where labels are fewest. A run pretrains one network and trains 45
 classifiers, in twelve minutes on one core that does other work, too. The classes are
