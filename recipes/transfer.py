@@ -367,7 +367,7 @@ def main(
                 scores[way][count].append(float(found[1]))
             scores["svc"][count].append(score_colours(x, y, data))
             line = ", ".join(f"{way} {x[count][-1]:.3f}" for way, x in scores.items())
-            run.console.print(f"seed {draw}, {count} labels a class: {line}")
+            run.console.print(f"seed {draw}, {count} labels: {line}")
     models["fine_tuned"].save(run.output_dir / "model.keras")  # of the last draw
 
     # 4. The comparison.
