@@ -33,7 +33,8 @@ from sklearn.preprocessing import StandardScaler
 import kit
 from kit.lab.run import Run, command_line
 
-DAY, WEEK = 24, 168  # hours
+STEP = pd.Timedelta(hours=1)  # between two rows
+DAY, WEEK = 24, 168  # rows
 
 # Read by `python -m kit compare`: how to judge runs, and the arguments of --quick.
 COMPARISON = {
@@ -80,6 +81,7 @@ def main(
     """
     run = Run("rnn", seed=seed, output_dir=output_dir, resume=resume, config=locals())
     series = load_series()
+    check_series(series)
     ends = check_and_split(len(series), window, horizon)
     features = make_features(series)
     # For each span: the windows, and the indices of their last hours.
@@ -153,7 +155,9 @@ def load_series() -> pd.DataFrame:
 
     Returns:
         A row for each hour, without gaps: `target`, the series to forecast, and
-        optionally further columns that are known up to the present.
+        optionally further columns that are known up to the present. The index has the
+        times. For rows that aren't hours, change `STEP`, `DAY` and `WEEK`, and the
+        hour of the day in `make_features`.
 
     Raises:
         ImportError: If bokeh-sampledata isn't installed.
@@ -167,6 +171,28 @@ def load_series() -> pd.DataFrame:
         ) from error
     hours = sea_surface_temperature["temperature"].resample("1h").mean()
     return hours.interpolate().to_frame("target")  # 11 of 9,625 hours are missing
+
+
+def check_series(series: pd.DataFrame) -> None:
+    """Raises a ValueError if the series isn't as `load_series` says."""
+    if not len(series.columns) or series.columns[0] != "target":
+        raise ValueError(
+            f"load_series: the first column must be `target`, received the columns "
+            f"{series.columns.tolist()}."
+        )
+    if not np.isfinite(series.to_numpy("float64")).all():
+        raise ValueError(
+            "load_series: all values must be finite numbers; interpolate gaps, for "
+            "example by pandas' `interpolate`."
+        )
+    steps = np.diff(series.index.to_numpy())
+    if not isinstance(series.index, pd.DatetimeIndex) or (steps != STEP).any():
+        row = 1 + int(np.argmax(steps != STEP))
+        raise ValueError(
+            f"load_series: the index must be times {STEP} apart (`STEP`, `DAY` and "
+            f"`WEEK` belong together), received {series.index[row]} in row {row} after "
+            f"{series.index[row - 1]}."
+        )
 
 
 def check_and_split(size: int, window: int, horizon: int) -> tuple[int, int]:

@@ -42,6 +42,7 @@ Papers: Yosinski et al., 2014, https://arxiv.org/abs/1411.1792 (which layers tra
 Donahue et al., 2014, https://arxiv.org/abs/1310.1531 (frozen features).
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,12 @@ def load_pretraining(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return cut_patches(pictures, number // len(pictures), seed)
 
 
-def load_data(images: Path | None, number: int, validation: bool) -> Split:
-    """Returns the task's pictures (N, 32, 32, 3), floats in [0, 1], and their classes.
+def load_data(
+    images: Path | None, number: int, validation: bool
+) -> tuple[Split, list[str]]:
+    """Returns the task's pictures, their classes, and the classes' names.
+
+    Pictures are (N, 32, 32, 3), floats in [0, 1].
 
     Labelled pictures are drawn from `x_train`.
     """
@@ -98,13 +103,14 @@ def load_data(images: Path | None, number: int, validation: bool) -> Split:
                 f"images={str(images)!r}, leave it out."
             )
         return load_folder(images)
-    pictures = list(photographs("validation" if validation else "test").values())
+    named = photographs("validation" if validation else "test")
+    pictures = list(named.values())
     # Left and right halves: no pixel is in both.
     parts = [
         cut_patches([half(picture, part) for picture in pictures], number, part)
         for part in (0, 1)
     ]
-    return Split(*parts[0], *parts[1])
+    return Split(*parts[0], *parts[1]), list(named)
 
 
 def half(picture: np.ndarray, part: int) -> np.ndarray:
@@ -137,8 +143,8 @@ def cut_patches(
     return x, y
 
 
-def load_folder(folder: Path) -> Split:
-    """Returns a folder's pictures; each third one of a class is for the test."""
+def load_folder(folder: Path) -> tuple[Split, list[str]]:
+    """Returns a folder's pictures, each third one for the test, and classes' names."""
     pictures = {Path(name): x for name, x in read_images(folder).items()}
     names = sorted({path.parts[0] for path in pictures if len(path.parts) > 1})
     if len(names) < 2 or len(names) < len({path.parts[0] for path in pictures}):
@@ -164,7 +170,7 @@ def load_folder(folder: Path) -> Split:
     # The number of a picture within its class.
     place = np.array([np.sum(y[:i] == y[i]) for i in range(len(y))])
     test = place % 3 == 2
-    return Split(x[~test], y[~test], x[test], y[test])
+    return Split(x[~test], y[~test], x[test], y[test]), names
 
 
 def augmentation(seed: int) -> keras.Sequential:
@@ -274,8 +280,10 @@ def main(
     """Pretrains a CNN, transfers it to a task with few labels, and compares the ways.
 
     Args:
-        images: Folder of your own pictures, with one folder for each class.
-        labels: Numbers of labelled pictures of each class.
+        images: Folder of your own pictures, with one folder for each class. Each third
+            picture is for the test.
+        labels: Numbers of labelled pictures of each class. Of your own pictures, 20
+            labels need 29 in each class.
         num_patches: Patches to pretrain on.
         num_images: Changed copies of the labelled pictures in an epoch.
         filters: Number of filters of each convolution.
@@ -303,7 +311,7 @@ def main(
     )
     checks.check("transfer", run.config, ACCEPTED)
     labels = tuple(sorted(labels))
-    data = load_data(images, max(200, *labels), validation)
+    data, names = load_data(images, max(200, *labels), validation)
     num_classes = check_labels(data, run.config)
     options: Any = {"batch_size": batch_size, "verbose": 2 * (verbose == 2)}
 
@@ -369,6 +377,8 @@ def main(
             line = ", ".join(f"{way} {x[count][-1]:.3f}" for way, x in scores.items())
             run.console.print(f"seed {draw}, {count} labels: {line}")
     models["fine_tuned"].save(run.output_dir / "model.keras")  # of the last draw
+    # The model numbers the classes; their names are for those who use it.
+    (run.output_dir / "classes.json").write_text(json.dumps(names), encoding="utf-8")
 
     # 4. The comparison.
     draw_comparison(run, scores, data, num_classes)
@@ -425,7 +435,7 @@ def figures(scores: Mapping[str, Any], name: str) -> tuple[dict, dict]:
 
     def add(where: dict[str, Any], key: str, values: Any) -> None:
         where[key], half_width = mean_and_half_width(values)
-        if len(values) > 1:
+        if len(values) > 2:  # of two, it would be wider than all possible values
             where[f"{key}_low"] = where[key] - half_width
             where[f"{key}_high"] = where[key] + half_width
 

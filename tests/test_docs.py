@@ -23,6 +23,18 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.once
+def test_no_figure_is_left_to_be_filled_in():
+    files = [
+        *DOCS.rglob("*.md"),
+        *(DOCS.parent / "recipes").glob("*.py"),
+        DOCS.parent / "README.md",
+    ]
+    assert len(files) > 50
+    marks = [path for path in files if "@@" in path.read_text(encoding="utf-8")]
+    assert not marks
+
+
+@pytest.mark.once
 def test_every_page_is_in_a_table_of_contents():
     index = (DOCS / "index.md").read_text("utf-8")
     listed = re.findall(r"^(?!auto_steps)[\w/]+$", index, re.MULTILINE)

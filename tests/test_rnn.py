@@ -128,6 +128,27 @@ def test_recipe_refuses_what_does_not_fit(recipe, wrong, message, tmp_path):
         recipe.main(output_dir=tmp_path, **TINY, **wrong)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda x: x.resample("1D").mean(),
+            "must be times 0 days 01:00:00 apart.*row 1",
+        ),
+        (lambda x: x.drop(x.index[5]), "received .* in row 5 after"),
+        (lambda x: x.reset_index(drop=True), "the index must be times"),
+        (lambda x: x.assign(more=np.nan), "must be finite numbers"),
+        (lambda x: x.rename(columns={"target": "t"}), r"`target`, received .*\['t'\]"),
+    ],
+)
+def test_recipe_refuses_other_series(recipe, monkeypatch, tmp_path, change, message):
+    series = change(recipe.load_series())
+    monkeypatch.setattr(recipe, "load_series", lambda: series)
+    with pytest.raises(ValueError, match=message):
+        recipe.main(output_dir=tmp_path, **TINY)
+
+
 def test_missing_data_names_the_package(recipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "bokeh_sampledata.sea_surface_temperature", None)
     with pytest.raises(ImportError, match="pip install bokeh-sampledata"):

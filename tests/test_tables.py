@@ -71,6 +71,11 @@ def test_new_rows_are_encoded_as_the_old_ones():
         ("a,b\n1,x\n2,y\n", "c", "`target` must be .*'a', 'b'; received 'c'"),
         ("a,b\n1,x\n2,\n", "b", "without gaps.*'b'.*row 1"),
         ("a,b\n1,x\n,y\n", "b", "no value in column 'a', row 1"),
+        (
+            "a,b,c,d\n1,x,2,\n1,y,,\n2,x,,3\n",
+            "b",
+            r"'c', row 1 \(2 in all\); column 'd', row 0 \(2 in all\)\. .*line 2",
+        ),
         ("a,b\n1,x\ninf,y\n", "b", "infinite number in column 'a', row 1"),
         ("a,b\n1,x\n2,x\n", "b", "different values; 'b' is always 'x'"),
         ("b\nx\ny\n", "b", "a column or more"),

@@ -70,7 +70,8 @@ def test_labelled_and_test_patches_are_of_different_halves(recipe, monkeypatch):
         return {"a": picture, "b": picture}
 
     monkeypatch.setattr(recipe, "photographs", pictures)
-    data = recipe.load_data(None, 5, False)
+    data, names = recipe.load_data(None, 5, False)
+    assert names == ["a", "b"]
     assert data.x_train.max() == 0.0 and data.x_test.min() == 1.0
     assert data.y_test.tolist() == [0] * 5 + [1] * 5
     recipe.load_data(None, 5, True)
@@ -80,7 +81,8 @@ def test_labelled_and_test_patches_are_of_different_halves(recipe, monkeypatch):
 
 @pytest.mark.once
 def test_a_folder_gives_each_third_picture_to_the_test(recipe, folder):
-    data = recipe.load_data(folder, 200, False)
+    data, names = recipe.load_data(folder, 200, False)
+    assert names == ["bird", "cat"]
     assert data.x_train.shape == (8, 32, 32, 3) and data.x_test.shape == (4, 32, 32, 3)
     reds = (data.x_train[:, 0, 0, 0] * 255 / 20).round().astype(int)
     assert sorted(reds) == [0, 1, 2, 3, 6, 7, 8, 9]
@@ -149,16 +151,17 @@ def test_colours_are_counted_by_hand(recipe):
 @pytest.mark.once
 def test_gains_are_of_the_same_labelled_pictures(recipe):
     scores = {
-        "scratch": {2: [0.5, 0.7]},
-        "frozen": {2: [0.6, 0.8]},
-        "fine_tuned": {2: [0.7, 0.7]},
-        "svc": {2: [0.4, 0.6]},
+        "scratch": {2: [0.5, 0.7, 0.6], 5: [0.5, 0.7]},
+        "frozen": {2: [0.6, 0.8, 0.7], 5: [0.5, 0.7]},
+        "fine_tuned": {2: [0.7, 0.7, 0.7], 5: [0.5, 0.7]},
+        "svc": {2: [0.4, 0.6, 0.5], 5: [0.5, 0.7]},
     }
     metrics, baselines = recipe.figures(scores, "test_accuracy")
     assert metrics["frozen_gain"] == pytest.approx(0.1)  # exactly, for both draws
     assert metrics["frozen_gain_low"] == pytest.approx(metrics["frozen_gain_high"])
     assert metrics["fine_tuned_gain"] == pytest.approx(0.1)
     assert metrics["fine_tuned_gain_low"] < 0
+    assert "frozen_gain_5_low" not in metrics  # two draws have no interval
     assert metrics["fine_tuned_test_accuracy"] == pytest.approx(0.7)
     assert baselines["svc_test_accuracy"] == pytest.approx(0.5)
 
@@ -173,6 +176,7 @@ def test_recipe_leaves_what_it_promises(recipe, tmp_path, folder, capsys):
     assert {path.name for path in out.iterdir()} == {
         "model.keras",
         "pretrained.keras",
+        "classes.json",
         "history.csv",
         "metrics.json",
         "transfer.png",
@@ -180,7 +184,7 @@ def test_recipe_leaves_what_it_promises(recipe, tmp_path, folder, capsys):
     assert json.loads((out / "metrics.json").read_text()) == record
     metrics, baselines = record["metrics"], record["baselines"]
     for end in ("", "_3"):  # one label is the fewest: without a number
-        assert {f"frozen_gain{end}_low", f"fine_tuned_gain{end}"} <= set(metrics)
+        assert {f"frozen_gain{end}", f"fine_tuned_gain{end}"} <= set(metrics)
         assert f"scratch_test_accuracy{end}" in baselines
     assert recipe.COMPARISON["score"] in metrics
     with (out / "history.csv").open() as file:

@@ -137,8 +137,8 @@ def make_table(
             f"make_table: `y` must hold {kind}, received values from {low} to {high}."
         )
     columns = {}
+    _check_gaps(frame)
     for name in frame.columns:
-        _check_gaps(frame[name])
         is_number = pd.api.types.is_numeric_dtype(frame[name])
         columns[str(name)] = [] if is_number else sorted(set(map(str, frame[name])))
         if len(columns[str(name)]) > MAX_TEXTS:
@@ -180,9 +180,9 @@ def encode(frame: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> np.ndar
             f"{list(map(str, frame.columns))}."
         )
     parts = []
+    _check_gaps(frame[list(columns)])
     for name, texts in columns.items():
         values = frame[name]
-        _check_gaps(values)
         if texts:
             parts.append(values.to_numpy(str)[:, None] == np.array(texts))
             continue
@@ -193,18 +193,25 @@ def encode(frame: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> np.ndar
                 f"encode: `frame` must have numbers in column {name!r}: {error}"
             ) from error
         if not np.isfinite(numbers).all():
-            _raise_gap(name, int(np.isfinite(numbers).argmin()), "an infinite number")
+            row = int(np.isfinite(numbers).argmin())
+            raise ValueError(
+                f"The table has an infinite number in column {name!r}, row {row} (the "
+                "first one is row 0): replace it, or leave such rows out."
+            )
         parts.append(numbers[:, None])
     return np.concatenate(parts, axis=1).astype("float32")
 
 
-def _check_gaps(values: pd.Series) -> None:
-    if values.isna().any():
-        _raise_gap(values.name, int(values.isna().to_numpy().argmax()), "no value")
-
-
-def _raise_gap(name: Any, row: int, what: str) -> None:
-    raise ValueError(
-        f"The table has {what} in column {name!r}, row {row} (the first one is row 0): "
-        "fill gaps in, or leave such rows out."
-    )
+def _check_gaps(frame: pd.DataFrame) -> None:
+    """Raises a ValueError that names all columns with gaps."""
+    gaps = frame.isna()
+    found = [
+        f"column {name!r}, row {int(gap.argmax())} ({gap.sum()} in all)"
+        for name, gap in zip(frame.columns, gaps.to_numpy().T, strict=True)
+        if gap.any()
+    ]
+    if found:
+        raise ValueError(
+            f"The table has no value in {'; '.join(found)}. Row 0 is line 2 of a CSV "
+            "file. Fill gaps in, or leave such rows or columns out."
+        )
