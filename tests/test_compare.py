@@ -221,6 +221,50 @@ def test_each_seed_runs_under_its_backend(tmp_path):
     assert calls(tmp_path) == [f"small-{BACKEND}-{i} {BACKEND}" for i in range(2)]
 
 
+TINY = """
+from pathlib import Path
+
+from kit.lab.run import Run, command_line
+
+COMPARISON = {"title": "Tiny", "score": "score", "larger_is_better": True}
+
+
+def main(*, seed: int = 0, output_dir: Path | None = None) -> dict:
+    run = Run("tiny", seed=seed, output_dir=output_dir, config=locals())
+    return run.finish(metrics={"score": 2.5}, baselines={}, throughput=(1.0, "x/s"))
+
+
+if __name__ == "__main__":
+    command_line(main)
+"""
+
+
+@pytest.mark.once
+def test_the_last_thing_is_the_report(tmp_path, capsys):
+    (tmp_path / "tiny.py").write_text(TINY)
+    assert run(tmp_path, str(tmp_path / "tiny.py"), seeds=2) == 0
+    names = ("backends.md", "backends.html", "backends.json")
+    pages = [(tmp_path / "reports" / name).read_text() for name in names]
+    assert all("2.5" in page for page in pages) and "No report" not in str(
+        capsys.readouterr()
+    )
+
+
+@pytest.mark.once
+def test_without_the_packages_of_the_report_runs_are_kept(
+    tmp_path, capsys, monkeypatch
+):
+    def refuse(*packages):
+        raise ImportError("jinja2 isn't installed")
+
+    monkeypatch.setattr("kit.tools.report.require", refuse)
+    assert run(tmp_path, write_recipe(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "No report was written: jinja2 isn't installed" in printed
+    assert "To write it later: python -m kit report --output-dir" in printed
+    assert (tmp_path / "reports" / "runs" / f"small-{BACKEND}-0").is_dir()
+
+
 # --- Going on -----------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@
 Each run is a separate process, `python recipes/dqn.py --seed 0 --output-dir
 reports/runs/dqn-jax-0` with `KERAS_BACKEND=jax`. In addition to the recipe's files, its
 folder has `log.txt`, the recipe's output, and `run.json`, with its arguments and how it
-ended. `python -m kit report` reads these folders.
+ended. After the last run, the report is written, as by `python -m kit report`:
+`backends.md`, `backends.html` and `backends.json`.
 
 After an interruption, the same command continues. A run isn't repeated if it has a
 `metrics.json` and had the same arguments, signature and versions. If another run
@@ -120,6 +121,8 @@ def compare(
     require("rich")
     from rich.console import Console
 
+    from kit.tools.report import report  # which imports this module
+
     console = Console(highlight=False)
     files = find_recipes(recipes)
     if parity:
@@ -151,11 +154,12 @@ def compare(
         return 130
     if failed:
         console.print(f"Failed: {', '.join(failed)}. Their log.txt says why.")
-    console.print(
-        f"Compare them: python -m kit report --output-dir {output_dir}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    try:
+        report(output_dir=Path(output_dir))
+    except (ImportError, ValueError) as error:  # runs are worth more than their report
+        console.print(f"No report was written: {error}", highlight=False)
+        command = f"python -m kit report --output-dir {output_dir}"
+        console.print(f"To write it later: {command}", highlight=False, soft_wrap=True)
     return 1 if failed or not installed else 0
 
 
